@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+# mustang: `make demo` shows the main job, `make test` runs all tests. `make help` lists the rest.
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := build
+
+GO      ?= go
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
+COMMIT  ?= $(shell git rev-parse --short HEAD 2>/dev/null || echo unknown)
+LDFLAGS := -s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT)
+
+include tests/bench.mk
+
+.PHONY: build check-host demo test test-full test-unit test-packets test-engine29 test-engine20 generate lint bench help
+
+build: check-go ## bin/mustang, a static binary; needs Go alone
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/mustang ./cmd/mustang
+
+.PHONY: check-go
+check-go:
+	@tests/tools/check-host go
+
+check-host:
+	@tests/tools/check-host all
+
+demo: check-host ## the main job, shown in a fake host (HOST=1: on this host's own engine)
+	@$(MAKE) --no-print-directory build engines
+	tests/demo
+
+test: check-host ## all tests that fit ten minutes, with all set-up
+	@$(MAKE) --no-print-directory build engines
+	@$(MAKE) --no-print-directory test-unit test-packets test-engine29 test-engine20
+
+test-unit: ## unit tests, no root needed
+	$(GO) test -race ./api/... ./cmd/... ./config/... ./driver/... ./ipam/... ./service/... ./state/...
+
+test-packets: ## packet tables through BPF_PROG_TEST_RUN, and verifier counts
+	unshare --mount --net $(GO) test -count=1 ./bpf/...
+
+test-engine29: ## scenarios on a current Docker engine
+	tests/scenarios/run --engine 29
+
+test-engine20: ## scenarios on Debian's Docker 20.10
+	tests/scenarios/run --engine 20
+
+test-full: check-host ## what is too long for `make test`: every scenario on both engines, fuzzing, lint
+	@$(MAKE) --no-print-directory build engines lint
+	tests/scenarios/run --engine 20 --all
+	tests/fuzz
+
+generate: ## the BPF objects and their Go mirrors; needs clang
+	$(MAKE) -C bpf -B
+
+lint: ## static checks of Go, C and shell, and that `make generate` leaves no diff
+	tests/tools/lint
+
+bench: check-host ## the figures of docs/BENCHMARKS.md: ratios of interleaved runs
+	@$(MAKE) --no-print-directory build engines
+	tests/bench/run
+
+help: ## this list
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18

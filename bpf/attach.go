@@ -1,0 +1,170 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package bpf
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+)
+
+// sockHooks are the hooks at the root of the cgroup2 tree, by program.
+var sockHooks = map[string]ebpf.AttachType{
+	"sock_connect4":     ebpf.AttachCGroupInet4Connect,
+	"sock_connect6":     ebpf.AttachCGroupInet6Connect,
+	"sock_sendmsg4":     ebpf.AttachCGroupUDP4Sendmsg,
+	"sock_sendmsg6":     ebpf.AttachCGroupUDP6Sendmsg,
+	"sock_recvmsg4":     ebpf.AttachCGroupUDP4Recvmsg,
+	"sock_recvmsg6":     ebpf.AttachCGroupUDP6Recvmsg,
+	"sock_getpeername4": ebpf.AttachCgroupInet4GetPeername,
+	"sock_getpeername6": ebpf.AttachCgroupInet6GetPeername,
+	"sock_bind4":        ebpf.AttachCGroupInet4Bind,
+	"sock_bind6":        ebpf.AttachCGroupInet6Bind,
+	"sock_ops":          ebpf.AttachCGroupSockOps,
+}
+
+// CgroupRoot finds where the unified cgroup tree is mounted, on unified and hybrid hosts.
+func CgroupRoot() (string, error) {
+	f, err := os.Open("/proc/self/mountinfo")
+	if err != nil {
+		return "", fmt.Errorf("find the cgroup2 tree: %w", err)
+	}
+	defer f.Close()
+	lines := bufio.NewScanner(f)
+	for lines.Scan() {
+		// 30 23 0:26 / /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw
+		before, after, ok := strings.Cut(lines.Text(), " - ")
+		fields := strings.Fields(before)
+		if ok && strings.HasPrefix(after, "cgroup2 ") && len(fields) > 4 && fields[3] == "/" {
+			return fields[4], nil
+		}
+	}
+	return "", errors.New("no cgroup2 tree is mounted: mount one with `mount -t cgroup2 none /sys/fs/cgroup/unified`")
+}
+
+// AttachSock attaches the socket hooks to a cgroup and pins them, or puts this build's programs in
+// the place of those found there.
+func (d *Datapath) AttachSock(cgroup string) error {
+	if err := d.Load(); err != nil {
+		return err
+	}
+	for name, at := range sockHooks {
+		prog := d.sock.Programs[name]
+		pin := filepath.Join(d.dir, "mst_link_"+name)
+		if replaced, err := replace(pin, prog); err != nil {
+			return err
+		} else if replaced {
+			continue
+		}
+		l, err := link.AttachCgroup(link.CgroupOptions{Path: cgroup, Attach: at, Program: prog})
+		if err != nil {
+			return fmt.Errorf("attach %s to the cgroup %s: %w", name, cgroup, explain(err))
+		}
+		if err := pinLink(l, pin); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// AttachLXC attaches lxc_ingress and lxc_egress to the host's end of an endpoint through TCX and pins
+// the links. An error that is [ErrNoTCX] leaves it to the caller to use clsact filters.
+func (d *Datapath) AttachLXC(ifname string, ifindex int) error {
+	if err := d.Load(); err != nil {
+		return err
+	}
+	for name, at := range map[string]ebpf.AttachType{
+		"lxc_ingress": ebpf.AttachTCXIngress,
+		"lxc_egress":  ebpf.AttachTCXEgress,
+	} {
+		prog := d.lxc.Programs[name]
+		pin := d.lxcPin(ifname, name)
+		if replaced, err := replace(pin, prog); err != nil {
+			return err
+		} else if replaced {
+			continue
+		}
+		l, err := link.AttachTCX(link.TCXOptions{Interface: ifindex, Program: prog, Attach: at})
+		if errors.Is(err, ebpf.ErrNotSupported) {
+			return ErrNoTCX
+		}
+		if err != nil {
+			return fmt.Errorf("attach %s to %s: %w", name, ifname, explain(err))
+		}
+		if err := pinLink(l, pin); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// ErrNoTCX says that the kernel has no TCX links (they came with 6.6).
+var ErrNoTCX = errors.New("this kernel has no TCX links")
+
+// DetachLXC undoes AttachLXC; nothing attached is no error.
+func (d *Datapath) DetachLXC(ifname string) error {
+	for _, name := range []string{"lxc_ingress", "lxc_egress"} {
+		if err := os.Remove(d.lxcPin(ifname, name)); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return fmt.Errorf("detach %s from %s: %w", name, ifname, err)
+		}
+	}
+	return nil
+}
+
+// AttachedLXC lists the devices with links of ours, by name.
+func (d *Datapath) AttachedLXC() ([]string, error) {
+	pins, err := filepath.Glob(d.lxcPin("*", "lxc_ingress"))
+	if err != nil {
+		return nil, err
+	}
+	for i, p := range pins {
+		_, ifname, _ := strings.Cut(filepath.Base(p), "-")
+		pins[i] = strings.ReplaceAll(ifname, "%", ".")
+	}
+	return pins, nil
+}
+
+// LXCPrograms are the file descriptors of lxc_ingress and lxc_egress once they are loaded, for clsact
+// filters.
+func (d *Datapath) LXCPrograms() (ingress, egress int) {
+	return d.lxc.Programs["lxc_ingress"].FD(), d.lxc.Programs["lxc_egress"].FD()
+}
+
+// lxcPin is mst_link_lxc_ingress-IFNAME; bpffs refuses dots, which names of VLAN devices have.
+func (d *Datapath) lxcPin(ifname, program string) string {
+	return filepath.Join(d.dir, "mst_link_"+program+"-"+strings.ReplaceAll(ifname, ".", "%"))
+}
+
+// replace updates the program of a pinned link. A pin of a device that is gone is removed.
+func replace(pin string, prog *ebpf.Program) (bool, error) {
+	l, err := link.LoadPinnedLink(pin, nil)
+	if errors.Is(err, os.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("open the pinned link %s: %w", pin, err)
+	}
+	defer l.Close()
+	if err := l.Update(prog); err != nil {
+		// the device or cgroup it was attached to is gone
+		if err := l.Unpin(); err != nil {
+			return false, fmt.Errorf("remove the dead link %s: %w", pin, err)
+		}
+		return false, nil
+	}
+	return true, nil
+}
+
+func pinLink(l link.Link, pin string) error {
+	defer l.Close()
+	if err := l.Pin(pin); err != nil {
+		return fmt.Errorf("pin %s: %w", pin, err)
+	}
+	return nil
+}

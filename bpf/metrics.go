@@ -1,0 +1,95 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package bpf
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+)
+
+// reasons explain every way in which the datapath refuses a packet or a connection.
+var reasons = map[uint32][2]string{
+	reasonMalformed:      {"malformed", "headers that are cut, or lie about lengths"},
+	reasonVlan:           {"vlan", "tagged frame from a container"},
+	reasonSpoofed:        {"spoofed", "the source is no address of the endpoint"},
+	reasonIsolated:       {"isolated", "the destination is not in the sender's network"},
+	reasonNoRoute:        {"no-route", "the destination is neither endpoint, VIP nor gateway"},
+	reasonNoFragmentHead: {"no-fragment-head", "fragment of a flow whose head was not seen"},
+	reasonNoService:      {"no-service", "port of a VIP that no service has"},
+	reasonNoBackend:      {"no-backend", "service without a running backend"},
+	reasonNotMember:      {"not-member", "VIP of a network the sandbox is not in"},
+	reasonNoFlow:         {"no-flow", "mid-flow TCP segment without conntrack"},
+	reasonCtFull:         {"ct-full", "conntrack could not be written"},
+	reasonCtCollision:    {"ct-collision", "two hairpin flows with one reply tuple"},
+	reasonNatFailed:      {"nat-failed", "the kernel refused a rewrite"},
+	reasonMulticast:      {"multicast", "multicast and broadcast end at the endpoint"},
+}
+
+// directions name where a refusal happened.
+var directions = map[uint32]string{fromContainer: "from-container", toContainer: "to-container", socket: "socket"}
+
+// Drop counts what was refused for one reason at one place.
+type Drop struct {
+	Reason    string
+	Meaning   string
+	Direction string // from-container, to-container or socket
+	IfIndex   int    // 0 for sockets
+	Packets   uint64
+	Bytes     uint64
+}
+
+// Drops reads the counters, most packets first.
+func (d *Datapath) Drops() ([]Drop, error) {
+	var out []Drop
+	var key mstMetricKey
+	var perCPU []mstMetric
+	entries := d.maps["metrics"].Iterate()
+	for entries.Next(&key, &perCPU) {
+		drop := Drop{Direction: directions[key.Dir], IfIndex: int(key.Ifindex)}
+		drop.Reason, drop.Meaning = fmt.Sprint(key.Reason), "unknown to this build"
+		if r, ok := reasons[key.Reason]; ok {
+			drop.Reason, drop.Meaning = r[0], r[1]
+		}
+		for _, m := range perCPU {
+			drop.Packets += m.Packets
+			drop.Bytes += m.Bytes
+		}
+		out = append(out, drop)
+	}
+	if err := entries.Err(); err != nil {
+		return nil, fmt.Errorf("read mst_metrics: %w", err)
+	}
+	slices.SortFunc(out, func(a, b Drop) int {
+		return cmp.Or(cmp.Compare(b.Packets, a.Packets), cmp.Compare(a.Reason, b.Reason), a.IfIndex-b.IfIndex)
+	})
+	return out, nil
+}
+
+// Fill says how full a map is.
+type Fill struct {
+	Name    string // without prefix and version: "services"
+	Entries int
+	Max     int
+}
+
+// Fill counts the entries of the maps that desired state fills. Caches, which make room by themselves,
+// are left out.
+func (d *Datapath) Fill() ([]Fill, error) {
+	var out []Fill
+	for _, name := range []string{"services", "backends", "endpoints", "interfaces", "sandboxes", "listeners"} {
+		m := d.maps[name]
+		key := make([]byte, m.KeySize())
+		value := make([]byte, m.ValueSize())
+		f := Fill{Name: name, Max: int(m.MaxEntries())}
+		entries := m.Iterate()
+		for entries.Next(&key, &value) {
+			f.Entries++
+		}
+		if err := entries.Err(); err != nil {
+			return nil, fmt.Errorf("count the entries of mst_%s: %w", name, err)
+		}
+		out = append(out, f)
+	}
+	return out, nil
+}

@@ -1,0 +1,127 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* ct.h - which backend a per-packet flow has, both ways. */
+#ifndef MST_CT_H
+#define MST_CT_H
+
+#include "maps.h"
+#include "parse.h"
+
+#define SEC_NS 1000000000ULL
+
+static __always_inline __u64 ct_timeout(const struct mst_ct *ct, __u8 proto)
+{
+	if (proto == IPPROTO_UDP)
+		return 60 * SEC_NS;
+	switch (ct->state) {
+	case MST_CT_NEW:
+		return 20 * SEC_NS;
+	case MST_CT_CLOSING:
+		return 30 * SEC_NS;
+	}
+	return 3600 * SEC_NS;
+}
+
+/* The live entry of the packet's tuple in this direction, refreshed. */
+static __always_inline struct mst_ct *ct_lookup(struct pkt *p, __u8 dir)
+{
+	__u64 now = bpf_ktime_get_ns();
+	struct mst_ct *ct;
+
+	p->t.dir = dir;
+	ct = bpf_map_lookup_elem(&mst_ct_v1, &p->t);
+	if (!ct || now - ct->seen > ct_timeout(ct, p->t.proto))
+		return NULL;
+	if (p->t.proto == IPPROTO_TCP) {
+		if ((p->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN) {
+			if (ct->state == MST_CT_CLOSING)
+				return NULL; /* the client reuses its port */
+		} else if (p->tcp_flags & (TCP_FIN | TCP_RST)) {
+			ct->state = MST_CT_CLOSING;
+		} else if (ct->state == MST_CT_NEW) {
+			ct->state = MST_CT_ESTABLISHED;
+		}
+	}
+	ct->seen = now;
+	return ct;
+}
+
+/*
+ * Enters the flow w->p.t -> w->now (the tuple after translation) with its way
+ * back. A reply tuple that another live flow has is a collision. Returns 0 or
+ * a reason.
+ */
+__noinline int ct_create(struct work *w, __u32 backend)
+{
+	const struct mst_tuple *request, *sent;
+	const struct mst_ct *had;
+	struct mst_tuple *key;
+	struct mst_ct *ct;
+	__u64 now = bpf_ktime_get_ns();
+
+	if (!w)
+		return MST_REASON_CT_FULL;
+	request = &w->p.t;
+	sent = &w->now;
+	key = &w->key;
+	ct = &w->ct;
+	__builtin_memset(key, 0, sizeof(*key));
+	key->saddr = sent->daddr;
+	key->daddr = sent->saddr;
+	key->sport = sent->dport;
+	key->dport = sent->sport;
+	key->proto = request->proto;
+	key->dir = MST_DIR_REPLY;
+	__builtin_memset(ct, 0, sizeof(*ct));
+	ct->saddr = request->daddr;
+	ct->daddr = request->saddr;
+	ct->sport = request->dport;
+	ct->dport = request->sport;
+	ct->backend = backend;
+	ct->seen = now;
+	had = bpf_map_lookup_elem(&mst_ct_v1, key);
+	if (had && (!addr_eq(&had->saddr, &ct->saddr) || had->sport != ct->sport) &&
+	    had->state != MST_CT_CLOSING &&
+	    now - had->seen < ct_timeout(had, request->proto))
+		return MST_REASON_CT_COLLISION;
+	if (bpf_map_update_elem(&mst_ct_v1, key, ct, BPF_ANY))
+		return MST_REASON_CT_FULL;
+	ct->saddr = sent->saddr;
+	ct->daddr = sent->daddr;
+	ct->sport = sent->sport;
+	ct->dport = sent->dport;
+	*key = *request;
+	key->dir = MST_DIR_REQUEST;
+	if (bpf_map_update_elem(&mst_ct_v1, key, ct, BPF_ANY))
+		return MST_REASON_CT_FULL;
+	return 0;
+}
+
+/* Later fragments of the packet p, as it arrived, go the way of now. */
+static __always_inline void frag_remember(const struct pkt *p,
+					  const struct mst_tuple *now)
+{
+	struct mst_frag_key key = {
+		.saddr = p->t.saddr,
+		.daddr = p->t.daddr,
+		.id = p->frag_id,
+		.proto = p->t.proto,
+	};
+	struct mst_frag f = { .saddr = now->saddr, .daddr = now->daddr };
+
+	if (p->frag == FRAG_FIRST)
+		bpf_map_update_elem(&mst_frags_v1, &key, &f, BPF_ANY);
+}
+
+static __always_inline const struct mst_frag *frag_lookup(const struct pkt *p)
+{
+	struct mst_frag_key key = {
+		.saddr = p->t.saddr,
+		.daddr = p->t.daddr,
+		.id = p->frag_id,
+		.proto = p->t.proto,
+	};
+
+	return bpf_map_lookup_elem(&mst_frags_v1, &key);
+}
+
+#endif /* MST_CT_H */

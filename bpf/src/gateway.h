@@ -1,0 +1,137 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/*
+ * gateway.h - neighbour discovery, answered where it is asked.
+ *
+ * A strict interface has no neighbour but us: the host's end answers ARP and
+ * ND for the gateway, the network's endpoints and the service pools. (The
+ * kernel's proxy_arp would delay the first packet and need routes.)
+ */
+#ifndef MST_GATEWAY_H
+#define MST_GATEWAY_H
+
+#include "answer.h"
+#include "lb.h"
+
+struct arp {
+	__be16 htype;
+	__be16 ptype;
+	__u8 hlen;
+	__u8 plen;
+	__be16 op;
+	__u8 smac[6];
+	__u8 sip[4];
+	__u8 tmac[6];
+	__u8 tip[4];
+};
+
+#define ARP_ETHERNET bpf_htons(1)
+#define ARP_REQUEST bpf_htons(1)
+#define ARP_REPLY bpf_htons(2)
+
+/* Does iface's host end stand in for target? */
+static __always_inline bool stands_for(const struct mst_interface *iface,
+				       const struct mst_addr *gateway,
+				       const struct mst_addr *target, __u32 self)
+{
+	const struct mst_endpoint *ep;
+
+	if (!addr_zero(gateway) && addr_eq(gateway, target))
+		return true;
+	ep = bpf_map_lookup_elem(&mst_endpoints_v1, target);
+	if (ep)
+		return ep->network == iface->network && ep->ifindex != self;
+	return lb_in_pool(target);
+}
+
+static __always_inline int answer_arp(struct __sk_buff *skb,
+				      const struct mst_interface *iface)
+{
+	struct mst_addr target;
+	struct {
+		__u8 dst[6];
+		__u8 src[6];
+		__be16 type;
+		struct arp arp;
+	} __attribute__((packed)) out;
+	struct arp in;
+	__be32 sip, tip;
+
+	if (bpf_skb_load_bytes(skb, L2_LEN, &in, sizeof(in)) ||
+	    in.htype != ARP_ETHERNET || in.ptype != bpf_htons(ETH_P_IP) ||
+	    in.hlen != 6 || in.plen != 4)
+		return drop(skb, MST_REASON_MALFORMED, MST_FROM_CONTAINER);
+	__builtin_memcpy(&sip, in.sip, sizeof(sip));
+	__builtin_memcpy(&tip, in.tip, sizeof(tip));
+	target = addr4(tip);
+	/* probes and announcements (RFC 5227) need no answer */
+	if (in.op != ARP_REQUEST || !sip || sip == tip ||
+	    !stands_for(iface, &iface->gateway4, &target, skb->ifindex))
+		return TC_DROP;
+	__builtin_memcpy(out.dst, in.smac, 6);
+	__builtin_memcpy(out.src, iface->mac, 6);
+	out.type = bpf_htons(ETH_P_ARP);
+	out.arp = in;
+	out.arp.op = ARP_REPLY;
+	__builtin_memcpy(out.arp.smac, iface->mac, 6);
+	__builtin_memcpy(out.arp.sip, in.tip, 4);
+	__builtin_memcpy(out.arp.tmac, in.smac, 6);
+	__builtin_memcpy(out.arp.tip, in.sip, 4);
+	if (bpf_skb_store_bytes(skb, 0, &out, sizeof(out), 0))
+		return TC_DROP;
+	return send_back(skb);
+}
+
+struct nd {
+	__u8 type;
+	__u8 code;
+	__be16 csum;
+	__be32 flags;
+	struct mst_addr target;
+	__u8 opt_type;
+	__u8 opt_len;
+	__u8 mac[6];
+};
+
+#define ND_TARGET_LLADDR 2
+#define ND_SOLICITED 0x40000000
+#define ND_OVERRIDE 0x20000000
+#define ND_ROUTER 0x80000000
+#define ND_HOP_LIMIT 255
+
+/* Answers the neighbour solicitation p (RFC 4861, 7.2.4). */
+static __noinline int answer_ns(struct __sk_buff *skb, struct pkt *p,
+				const struct mst_interface *iface)
+{
+	__u32 l4 = L2_LEN + sizeof(struct ipv6hdr);
+	__u8 hop_limit = ND_HOP_LIMIT, mac[6];
+	struct mst_addr target;
+	struct nd out = {};
+
+	if (!iface)
+		return TC_PASS;
+	if (bpf_skb_load_bytes(skb, p->l4 + 8, &target, sizeof(target)))
+		return drop(skb, MST_REASON_MALFORMED, MST_FROM_CONTAINER);
+	/* duplicate address detection needs no answer */
+	if (addr_zero(&p->t.saddr) ||
+	    !stands_for(iface, &iface->gateway6, &target, skb->ifindex))
+		return TC_DROP;
+	p->t.daddr = target;
+	out.type = ICMP6_NA;
+	out.flags = bpf_htonl(ND_SOLICITED | ND_OVERRIDE | ND_ROUTER);
+	out.target = target;
+	out.opt_type = ND_TARGET_LLADDR;
+	out.opt_len = 1;
+	__builtin_memcpy(out.mac, iface->mac, 6);
+	out.csum = fold(bpf_csum_diff(NULL, 0, (__be32 *)&out, sizeof(out),
+				      pseudo_sum(p, sizeof(out), IPPROTO_ICMPV6)));
+	__builtin_memcpy(mac, iface->mac, 6);
+	if (bpf_skb_change_tail(skb, l4 + sizeof(out), 0) || swap_macs(skb) ||
+	    bpf_skb_store_bytes(skb, 6, mac, sizeof(mac), 0) ||
+	    put_ip(skb, p, sizeof(out), IPPROTO_ICMPV6) ||
+	    bpf_skb_store_bytes(skb, L2_LEN + 7, &hop_limit, 1, 0) ||
+	    bpf_skb_store_bytes(skb, l4, &out, sizeof(out), 0))
+		return TC_DROP;
+	return send_back(skb);
+}
+
+#endif /* MST_GATEWAY_H */

@@ -1,0 +1,163 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* lb.h - from a frontend to one of its backends. */
+#ifndef MST_LB_H
+#define MST_LB_H
+
+#include "addr.h"
+#include "maps.h"
+
+#define LB_TRIES 16 /* slots looked at for a backend that listens */
+
+/* The head of addr if it is a VIP. */
+static __always_inline const struct mst_service *
+lb_head(struct mst_service_key *key, const struct mst_addr *addr)
+{
+	__builtin_memset(key, 0, sizeof(*key));
+	key->addr = *addr;
+	return bpf_map_lookup_elem(&mst_services_v1, key);
+}
+
+/*
+ * The service at port and proto of the VIP in key, most specific first. key
+ * is left at the frontend found, which is what its slots are looked up by.
+ */
+static __always_inline const struct mst_service *
+lb_service(struct mst_service_key *key, const struct mst_service *head,
+	   __be16 port, __u8 proto)
+{
+	const struct mst_service *svc;
+
+	key->port = port;
+	key->proto = proto;
+	svc = bpf_map_lookup_elem(&mst_services_v1, key);
+	if (svc)
+		return svc;
+	key->proto = 0;
+	svc = bpf_map_lookup_elem(&mst_services_v1, key);
+	if (svc)
+		return svc;
+	key->port = 0;
+	return head;
+}
+
+/* Is addr in a service pool, so that it must never leave the host? */
+static __always_inline bool lb_in_pool(const struct mst_addr *addr)
+{
+	const struct mst_config *cfg = config();
+
+	if (!cfg)
+		return false;
+	return addr_in(addr, &cfg->pool4, &cfg->mask4) ||
+	       addr_in(addr, &cfg->pool6, &cfg->mask6);
+}
+
+/*
+ * Does anything accept TCP at the backend? Engines tell of a dead process
+ * 10-170 ms after its socket closed; sock_ops knows at once. Backends whose
+ * listeners are not tracked are taken at their word.
+ */
+static __always_inline bool lb_listens(const struct mst_backend *be,
+				       __be16 port, __u8 proto)
+{
+	struct mst_sandbox_key skey = { .cookie = be->cookie };
+	struct mst_listener_key lkey = { .cookie = be->cookie };
+	const struct mst_sandbox *sb;
+
+	if (proto != IPPROTO_TCP || !be->cookie)
+		return true;
+	sb = bpf_map_lookup_elem(&mst_sandboxes_v1, &skey);
+	if (!sb || !(sb->flags & MST_SB_TRACKED))
+		return true;
+	lkey.port = be->port ? be->port : port;
+	return bpf_map_lookup_elem(&mst_listeners_v1, &lkey) != NULL;
+}
+
+struct lb_pick {
+	struct mst_service_key key; /* frontend, then slot after slot */
+	__u32 slots;
+	__u32 at; /* slot to look at, from 0 */
+	__u32 id;
+	bool found;
+	bool listens;
+	__u8 proto;
+	__be16 port;
+};
+
+static long lb_try(__u32 i, struct lb_pick *pick)
+{
+	const struct mst_backend *be;
+	const struct mst_service *slot;
+
+	pick->key.slot = pick->at + 1;
+	pick->at = pick->key.slot < pick->slots ? pick->key.slot : 0;
+	slot = bpf_map_lookup_elem(&mst_services_v1, &pick->key);
+	if (!slot)
+		return 0;
+	be = bpf_map_lookup_elem(&mst_backends_v1, &slot->backend);
+	if (!be)
+		return 0;
+	pick->listens = lb_listens(be, pick->port, pick->proto);
+	if (pick->listens || !pick->found)
+		pick->id = slot->backend;
+	pick->found = true;
+	return pick->listens;
+}
+
+/*
+ * Picks a backend for a new flow: a random slot, then the next ones until one
+ * listens. If none does the first is as good as any: its kernel refuses, as
+ * it would have done directly. NULL if the service has no backend. On return
+ * *id is the backend's.
+ */
+static __always_inline const struct mst_backend *
+lb_select(const struct mst_service_key *key, const struct mst_service *svc,
+	  __be16 port, __u8 proto, __u32 *id)
+{
+	struct lb_pick pick = {
+		.key = *key,
+		.slots = svc->count,
+		.port = port,
+		.proto = proto,
+	};
+
+	if (!pick.slots)
+		return NULL;
+	pick.at = bpf_get_prandom_u32() % pick.slots;
+	bpf_loop(pick.slots < LB_TRIES ? pick.slots : LB_TRIES, lb_try, &pick, 0);
+	if (!pick.found)
+		return NULL;
+	*id = pick.id;
+	return bpf_map_lookup_elem(&mst_backends_v1, id);
+}
+
+/* As lb_select, but a client with session affinity keeps the backend it had. */
+static __always_inline const struct mst_backend *
+lb_select_for(const struct mst_service_key *key, const struct mst_service *svc,
+	      const struct mst_addr *client, __be16 port, __u8 proto, __u32 *id)
+{
+	struct mst_affinity_key akey = { .client = *client, .service = svc->id };
+	struct mst_affinity a = { .seen = bpf_ktime_get_ns() };
+	const struct mst_affinity *had;
+	const struct mst_backend *be;
+	__u64 keep = (__u64)svc->affinity * 1000000000ULL;
+
+	if (!keep)
+		return lb_select(key, svc, port, proto, id);
+	had = bpf_map_lookup_elem(&mst_affinity_v1, &akey);
+	be = NULL;
+	if (had && a.seen - had->seen < keep) {
+		*id = had->backend;
+		be = bpf_map_lookup_elem(&mst_backends_v1, id);
+		if (be && !lb_listens(be, port, proto))
+			be = NULL;
+	}
+	if (!be)
+		be = lb_select(key, svc, port, proto, id);
+	if (be) {
+		a.backend = *id;
+		bpf_map_update_elem(&mst_affinity_v1, &akey, &a, BPF_ANY);
+	}
+	return be;
+}
+
+#endif /* MST_LB_H */

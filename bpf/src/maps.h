@@ -1,0 +1,146 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/*
+ * maps.h - the pinned maps, one set for the host.
+ *
+ * Names end in the version of their layout; libbpf (tc) and mustang pin them
+ * under the same name. Sizes are constants of the layout: a loader refuses to
+ * reuse a pin of another size.
+ */
+#ifndef MST_MAPS_H
+#define MST_MAPS_H
+
+#include "bpf.h"
+#include "mst.h"
+
+/* Frontends and their slots. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 524288);
+	__type(key, struct mst_service_key);
+	__type(value, struct mst_service);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} mst_services_v1 SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 131072);
+	__type(key, __u32);
+	__type(value, struct mst_backend);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} mst_backends_v1 SEC(".maps");
+
+/* Session affinity; an evicted client just picks anew. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 65536);
+	__type(key, struct mst_affinity_key);
+	__type(value, struct mst_affinity);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} mst_affinity_v1 SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 65536);
+	__type(key, struct mst_addr);
+	__type(value, struct mst_endpoint);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} mst_endpoints_v1 SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 65536);
+	__type(key, __u32);
+	__type(value, struct mst_interface);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} mst_interfaces_v1 SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 65536);
+	__type(key, struct mst_sandbox_key);
+	__type(value, struct mst_sandbox);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} mst_sandboxes_v1 SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 131072);
+	__type(key, struct mst_listener_key);
+	__type(value, __u32);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} mst_listeners_v1 SEC(".maps");
+
+/* Two entries a flow, one each way; the oldest flows go when it is full. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 131072);
+	__type(key, struct mst_tuple);
+	__type(value, struct mst_ct);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} mst_ct_v1 SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 4096);
+	__type(key, struct mst_frag_key);
+	__type(value, struct mst_frag);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} mst_frags_v1 SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct mst_config);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} mst_config_v1 SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 8192);
+	__type(key, struct mst_metric_key);
+	__type(value, struct mst_metric);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} mst_metrics_v1 SEC(".maps");
+
+static __always_inline const struct mst_config *config(void)
+{
+	__u32 zero = 0;
+
+	return bpf_map_lookup_elem(&mst_config_v1, &zero);
+}
+
+/* Counts one refusal; reasons are listed by `mustang status`. */
+static __noinline void count(__u32 reason, __u32 dir, __u32 ifindex,
+				  __u32 bytes)
+{
+	struct mst_metric_key key = {
+		.reason = reason,
+		.dir = dir,
+		.ifindex = ifindex,
+	};
+	struct mst_metric *m, one = { .packets = 1, .bytes = bytes };
+
+	m = bpf_map_lookup_elem(&mst_metrics_v1, &key);
+	if (!m && bpf_map_update_elem(&mst_metrics_v1, &key, &one, BPF_NOEXIST) == 0)
+		return;
+	if (!m) {
+		key.ifindex = 0;
+		m = bpf_map_lookup_elem(&mst_metrics_v1, &key);
+		if (!m) {
+			bpf_map_update_elem(&mst_metrics_v1, &key, &one, BPF_ANY);
+			return;
+		}
+	}
+	m->packets++;
+	m->bytes += bytes;
+}
+
+#endif /* MST_MAPS_H */

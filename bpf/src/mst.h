@@ -1,0 +1,234 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/*
+ * mst.h - what the programs and their users agree on.
+ *
+ * The only place where a struct or a constant of the maps is defined: the Go
+ * mirrors in ../mirror.go are generated from the BTF of the objects.
+ */
+#ifndef MST_H
+#define MST_H
+
+#include <linux/types.h>
+
+/*
+ * An address of either family in network byte order. IPv4 is mapped into IPv6
+ * as ::ffff:a.b.c.d (RFC 4291, 2.5.5.2), so that one code path serves both.
+ */
+struct mst_addr {
+	__be32 w[4];
+};
+
+/*
+ * mst_services: {addr, port, proto, 0} is a frontend, {…, n} its n-th slot.
+ * Port 0 and proto 0 stand for any. An address is a VIP if its head
+ * {addr, 0, 0, 0} exists; a head without slots refuses what no other frontend
+ * of the address serves.
+ */
+struct mst_service_key {
+	struct mst_addr addr;
+	__be16 port;
+	__u8 proto;
+	__u8 pad;
+	__u32 slot;
+};
+
+struct mst_service {
+	__u32 id;	/* of the service, the same in all of its frontends */
+	__u32 network;	/* whose members may reach it; 0: everybody */
+	__u32 count;	/* frontend: number of slots */
+	__u32 backend;	/* slot: key of mst_backends */
+	__u32 affinity; /* seconds a client keeps its backend; 0: none */
+};
+
+/* mst_backends: __u32 id -> where flows end. */
+struct mst_backend {
+	struct mst_addr addr;
+	__be16 port; /* 0 keeps the frontend's */
+	__u16 pad[3];
+	__u64 cookie; /* netns cookie of the backend's sandbox; 0: unknown */
+};
+
+/* mst_affinity: which backend a client had. */
+struct mst_affinity_key {
+	struct mst_addr client; /* address, or the netns cookie in w[2], w[3] */
+	__u32 service;
+};
+
+struct mst_affinity {
+	__u64 seen; /* ns, CLOCK_MONOTONIC */
+	__u32 backend;
+	__u32 pad;
+};
+
+/* mst_endpoints: address -> endpoint, the article's "ep" table. */
+struct mst_endpoint {
+	__u32 ifindex; /* of the host's end */
+	__u32 network;
+	__u32 flags;
+	__u8 mac[6];	  /* of the container's interface */
+	__u8 host_mac[6]; /* of the host's end */
+};
+
+enum mst_endpoint_flag {
+	MST_EP_REDIRECT = 1, /* may be delivered straight into the peer */
+	MST_EP_HOST = 2,     /* an address of the host itself */
+};
+
+/* mst_interfaces: ifindex of an endpoint's host end -> what it may do. */
+struct mst_interface {
+	__u32 network;
+	__u32 flags;
+	struct mst_addr gateway4; /* zero: none */
+	struct mst_addr gateway6;
+	__u8 mac[6]; /* of the host's end, which answers for the gateway */
+	__u8 pad[2];
+};
+
+enum mst_interface_flag {
+	MST_IF_STRICT = 1, /* sources must be its endpoints, destinations its network */
+};
+
+/*
+ * mst_sandboxes: {netns cookie, 0} switches the socket hooks on in a sandbox,
+ * {netns cookie, n} makes it a member of network n.
+ */
+struct mst_sandbox_key {
+	__u64 cookie;
+	__u32 network;
+	__u32 pad;
+};
+
+struct mst_sandbox {
+	__u32 flags;
+	__be16 dns_port; /* of our resolver on 127.0.0.11 in it; 0: none */
+	__u16 pad;
+};
+
+enum mst_sandbox_flag {
+	MST_SB_SOCKET_LB = 1,	 /* load-balance at connect time */
+	MST_SB_ALL_NETWORKS = 2, /* the host: member of every network */
+	MST_SB_TRACKED = 4,	 /* mst_listeners knows all of its listeners */
+};
+
+/* mst_listeners: how many TCP sockets listen, by sandbox and port. */
+struct mst_listener_key {
+	__u64 cookie;
+	__be16 port;
+	__u16 pad[3];
+};
+
+/* mst_ct: per-packet flows, by the tuple as it arrives. */
+struct mst_tuple {
+	struct mst_addr saddr;
+	struct mst_addr daddr;
+	__be16 sport;
+	__be16 dport;
+	__u8 proto;
+	__u8 dir; /* enum mst_dir */
+	__u16 pad;
+};
+
+enum mst_dir {
+	MST_DIR_REQUEST = 0,
+	MST_DIR_REPLY = 1,
+};
+
+/* The tuple that leaves, and how the flow stands. */
+struct mst_ct {
+	struct mst_addr saddr;
+	struct mst_addr daddr;
+	__be16 sport;
+	__be16 dport;
+	__u32 backend; /* key of mst_backends when the flow began */
+	__u64 seen;    /* ns, CLOCK_MONOTONIC */
+	__u8 state;    /* enum mst_ct_state */
+	__u8 pad[7];
+};
+
+enum mst_ct_state {
+	MST_CT_NEW = 0,
+	MST_CT_ESTABLISHED = 1,
+	MST_CT_CLOSING = 2,
+};
+
+/* mst_frags: non-first fragments follow their head. */
+struct mst_frag_key {
+	struct mst_addr saddr;
+	struct mst_addr daddr;
+	__be32 id;
+	__u32 proto;
+};
+
+struct mst_frag {
+	struct mst_addr saddr;
+	struct mst_addr daddr;
+};
+
+/* mst_socks: what a socket was translated to, for the way back. */
+#define MST_SOCK_FLOWS 4
+
+struct mst_sock_flow {
+	struct mst_addr vip;
+	struct mst_addr addr;
+	__be16 vport;
+	__be16 port;
+	__u32 backend;
+};
+
+struct mst_sock {
+	__u32 flags;
+	__u32 next; /* flow to replace next */
+	struct mst_sock_flow flow[MST_SOCK_FLOWS];
+};
+
+enum mst_sock_flag {
+	MST_SOCK_EXEMPT = 1, /* the daemon's own: never translated */
+};
+
+/* mst_config: one entry. */
+struct mst_config {
+	__u64 heartbeat;	/* ns, CLOCK_MONOTONIC: the daemon is alive */
+	struct mst_addr pool4;	/* service pools; zero mask: none */
+	struct mst_addr mask4;
+	struct mst_addr pool6;
+	struct mst_addr mask6;
+};
+
+/* mst_metrics: what was not forwarded, why, and where. */
+struct mst_metric_key {
+	__u32 reason;  /* enum mst_reason */
+	__u32 dir;     /* enum mst_metric_dir */
+	__u32 ifindex; /* 0: more interfaces than the map holds, or a socket */
+};
+
+struct mst_metric {
+	__u64 packets;
+	__u64 bytes;
+};
+
+enum mst_metric_dir {
+	MST_FROM_CONTAINER = 0,
+	MST_TO_CONTAINER = 1,
+	MST_SOCKET = 2,
+};
+
+/* Why a packet was dropped or a connection refused. Append only. */
+enum mst_reason {
+	MST_REASON_NONE = 0,
+	MST_REASON_MALFORMED = 1,	/* headers that are cut, or lie about lengths */
+	MST_REASON_VLAN = 2,		/* tagged frame from a container */
+	MST_REASON_SPOOFED = 3,		/* source is no address of the endpoint */
+	MST_REASON_ISOLATED = 4,	/* destination is not in the sender's network */
+	MST_REASON_NO_ROUTE = 5,	/* destination is neither endpoint, VIP nor gateway */
+	MST_REASON_NO_FRAGMENT_HEAD = 6, /* fragment of a flow whose head was not seen */
+	MST_REASON_NO_SERVICE = 7,	/* port of a VIP that no service has */
+	MST_REASON_NO_BACKEND = 8,	/* service without a running backend */
+	MST_REASON_NOT_MEMBER = 9,	/* VIP of another network */
+	MST_REASON_NO_FLOW = 10,	/* mid-flow TCP without conntrack */
+	MST_REASON_CT_FULL = 11,	/* conntrack could not be written */
+	MST_REASON_CT_COLLISION = 12,	/* two hairpin flows with one reply tuple */
+	MST_REASON_NAT_FAILED = 13,	/* the kernel refused a rewrite */
+	MST_REASON_MULTICAST = 14,	/* multicast and broadcast end at the endpoint */
+};
+
+#endif /* MST_H */

@@ -1,0 +1,152 @@
+// SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
+/*
+ * mst_lxc.c - the programs of an endpoint.
+ *
+ * lxc_ingress sees what comes from a container, lxc_egress what goes to it.
+ * On the host's end of an endpoint they are the device's ingress and egress;
+ * attached inside the sandbox they change places.
+ */
+#include "gateway.h"
+#include "svc.h"
+
+/* The interface the program guards; NULL inside a sandbox or by hand. */
+static __always_inline const struct mst_interface *
+guarded(const struct __sk_buff *skb, bool host_end)
+{
+	__u32 ifindex = skb->ifindex;
+
+	if (!host_end)
+		return NULL;
+	return bpf_map_lookup_elem(&mst_interfaces_v1, &ifindex);
+}
+
+static __always_inline bool is_multicast(const struct pkt *p)
+{
+	__be32 ip = p->t.daddr.w[3];
+
+	if (p->v6)
+		return (p->t.daddr.w[0] & bpf_htonl(0xff000000)) ==
+		       bpf_htonl(0xff000000);
+	return (ip & bpf_htonl(0xf0000000)) == bpf_htonl(0xe0000000) ||
+	       ip == 0xffffffff;
+}
+
+/* Straight into the destination's sandbox, past its host end. */
+static __always_inline int deliver(struct __sk_buff *skb,
+				   const struct mst_endpoint *dst)
+{
+	__u8 macs[12];
+
+	__builtin_memcpy(macs, dst->mac, 6);
+	__builtin_memcpy(macs + 6, dst->host_mac, 6);
+	if (bpf_skb_store_bytes(skb, 0, macs, sizeof(macs), 0))
+		return TC_PASS;
+	return bpf_redirect_peer(dst->ifindex, 0);
+}
+
+/*
+ * Where a packet of a strict interface may go: its own network's endpoints
+ * and the gateway, which is the host. What lxc_egress would check at the
+ * destination is checked here, because deliver() passes it by.
+ */
+static __always_inline int forward(struct __sk_buff *skb, struct work *w,
+				   const struct mst_interface *iface,
+				   bool translated)
+{
+	const struct mst_endpoint *dst;
+	const struct pkt *p = &w->p;
+	bool strict = iface && iface->flags & MST_IF_STRICT;
+
+	dst = bpf_map_lookup_elem(&mst_endpoints_v1, &p->t.daddr);
+	if (dst) {
+		if (dst->network != w->network && !translated)
+			return drop(skb, MST_REASON_ISOLATED, MST_FROM_CONTAINER);
+		if (dst->flags & MST_EP_REDIRECT && at_ingress(skb))
+			return deliver(skb, dst);
+		return TC_PASS;
+	}
+	if (!strict || translated ||
+	    addr_eq(&p->t.daddr, p->v6 ? &iface->gateway6 : &iface->gateway4))
+		return TC_PASS;
+	return refuse(skb, w, MST_REASON_NO_ROUTE, UNREACH_HOST);
+}
+
+SEC("lxc-ingress")
+int lxc_ingress(struct __sk_buff *skb)
+{
+	const struct mst_interface *iface = guarded(skb, at_ingress(skb));
+	bool strict = iface && iface->flags & MST_IF_STRICT;
+	const struct mst_endpoint *src;
+	struct work *w = work();
+	__u32 reason;
+	int verdict;
+
+	if (!w)
+		return TC_DROP;
+	if (strict && skb->vlan_present)
+		return drop(skb, MST_REASON_VLAN, MST_FROM_CONTAINER);
+	if (skb->protocol == bpf_htons(ETH_P_ARP))
+		return iface ? answer_arp(skb, iface) : TC_PASS;
+	if (skb->protocol != bpf_htons(ETH_P_IP) &&
+	    skb->protocol != bpf_htons(ETH_P_IPV6))
+		return strict ? drop(skb, MST_REASON_NO_ROUTE, MST_FROM_CONTAINER) :
+				TC_PASS;
+	reason = parse(skb, w);
+	if (reason)
+		return drop(skb, reason, MST_FROM_CONTAINER);
+	if (w->p.t.proto == IPPROTO_ICMPV6 && w->p.icmp_type == ICMP6_NS)
+		return answer_ns(skb, &w->p, iface);
+	if (strict && is_multicast(&w->p))
+		return drop(skb, MST_REASON_MULTICAST, MST_FROM_CONTAINER);
+	src = bpf_map_lookup_elem(&mst_endpoints_v1, &w->p.t.saddr);
+	if (strict && (!src || src->ifindex != skb->ifindex))
+		return drop(skb, MST_REASON_SPOOFED, MST_FROM_CONTAINER);
+	w->network = src ? src->network : 0;
+	verdict = svc_reply(skb, w);
+	if (verdict == SVC_UNTOUCHED)
+		verdict = svc_request(skb, w);
+	if (verdict >= 0)
+		return verdict;
+	return forward(skb, w, iface, verdict == SVC_TRANSLATED);
+}
+
+SEC("lxc-egress")
+int lxc_egress(struct __sk_buff *skb)
+{
+	const struct mst_interface *iface = guarded(skb, !at_ingress(skb));
+	__u32 from = skb->ingress_ifindex, reason;
+	const struct mst_endpoint *src;
+	struct work *w = work();
+	int verdict;
+
+	if (!w)
+		return TC_DROP;
+	if (skb->protocol != bpf_htons(ETH_P_IP) &&
+	    skb->protocol != bpf_htons(ETH_P_IPV6))
+		return TC_PASS;
+	reason = parse(skb, w);
+	if (reason)
+		return drop(skb, reason, MST_TO_CONTAINER);
+	src = bpf_map_lookup_elem(&mst_endpoints_v1, &w->p.t.saddr);
+	verdict = svc_reply(skb, w);
+	if (verdict >= 0)
+		return verdict;
+	if (!iface || !(iface->flags & MST_IF_STRICT))
+		return TC_PASS;
+	if (verdict == SVC_TRANSLATED || !from)
+		return TC_PASS; /* a reply to us, or from the host itself */
+	if (src && src->network == iface->network && src->ifindex == from)
+		return TC_PASS;
+	return drop(skb, MST_REASON_ISOLATED, MST_TO_CONTAINER);
+}
+
+char LICENSE[] SEC("license") = "Dual BSD/GPL";
+
+/* Keeps types that only their users see in the object's BTF. */
+const enum mst_reason *mst_keep_reason __attribute__((unused));
+const enum mst_metric_dir *mst_keep_metric_dir __attribute__((unused));
+const enum mst_endpoint_flag *mst_keep_endpoint_flag __attribute__((unused));
+const enum mst_interface_flag *mst_keep_interface_flag __attribute__((unused));
+const enum mst_sandbox_flag *mst_keep_sandbox_flag __attribute__((unused));
+const enum mst_sock_flag *mst_keep_sock_flag __attribute__((unused));
+const struct mst_sock *mst_keep_sock __attribute__((unused));

@@ -1,0 +1,415 @@
+// SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
+/*
+ * mst_sock.c - services at connect time.
+ *
+ * Attached to the root of the cgroup2 tree. A socket of one of our sandboxes
+ * that connects or sends to a VIP goes to a backend instead: no packet of it
+ * is ever translated, so the VIP costs nothing over a direct connection.
+ * Sockets of other sandboxes return after one lookup.
+ */
+#include "lb.h"
+
+#define ALLOW 1
+#define DENY 0
+
+#define DNS_PORT bpf_htons(53)
+#define DNS_IP bpf_htonl(0x7f00000b) /* 127.0.0.11, the engine's resolver */
+#define HEARTBEAT_MAX (2 * 1000000000ULL)
+
+#define BIND_SLOTS 256 /* slots looked at for the sandbox's own backend */
+
+struct {
+	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, int);
+	__type(value, struct mst_sock);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} mst_socks_v1 SEC(".maps");
+
+static __always_inline struct mst_sock *sock_state(struct bpf_sock_addr *ctx,
+						   bool create)
+{
+	if (!ctx->sk)
+		return NULL;
+	return bpf_sk_storage_get(&mst_socks_v1, ctx->sk, NULL,
+				  create ? BPF_SK_STORAGE_GET_F_CREATE : 0);
+}
+
+static __always_inline const struct mst_sandbox *sandbox(__u64 cookie,
+							 __u32 network)
+{
+	struct mst_sandbox_key key = { .cookie = cookie, .network = network };
+
+	return bpf_map_lookup_elem(&mst_sandboxes_v1, &key);
+}
+
+static __always_inline void get_dst(const struct bpf_sock_addr *ctx, bool v6,
+				    struct mst_addr *dst)
+{
+	if (!v6) {
+		*dst = addr4(ctx->user_ip4);
+		return;
+	}
+	dst->w[0] = ctx->user_ip6[0];
+	dst->w[1] = ctx->user_ip6[1];
+	dst->w[2] = ctx->user_ip6[2];
+	dst->w[3] = ctx->user_ip6[3];
+}
+
+static __always_inline void set_dst(struct bpf_sock_addr *ctx, bool v6,
+				    const struct mst_addr *dst, __be16 port)
+{
+	if (!v6) {
+		ctx->user_ip4 = dst->w[3];
+	} else {
+		ctx->user_ip6[0] = dst->w[0];
+		ctx->user_ip6[1] = dst->w[1];
+		ctx->user_ip6[2] = dst->w[2];
+		ctx->user_ip6[3] = dst->w[3];
+	}
+	ctx->user_port = port;
+}
+
+static __always_inline int refuse(int err, __u32 reason)
+{
+	count(reason, MST_SOCKET, 0, 0);
+	bpf_set_retval(-err);
+	return DENY;
+}
+
+/*
+ * Our resolver answers in place of the engine's while it listens in the
+ * sandbox and the daemon's heartbeat is fresh: killed, hung or absent, the
+ * engine answers as if we had never been there.
+ */
+static __always_inline bool dns_alive(struct bpf_sock_addr *ctx,
+				      const struct mst_sandbox *sb)
+{
+	struct bpf_sock_tuple tuple = {};
+	const struct mst_config *cfg = config();
+	struct bpf_sock *sk;
+
+	if (!sb->dns_port || !cfg ||
+	    bpf_ktime_get_ns() - cfg->heartbeat > HEARTBEAT_MAX)
+		return false;
+	tuple.ipv4.saddr = DNS_IP;
+	tuple.ipv4.sport = DNS_PORT;
+	tuple.ipv4.daddr = DNS_IP;
+	tuple.ipv4.dport = sb->dns_port;
+	if (ctx->protocol == IPPROTO_TCP)
+		sk = bpf_sk_lookup_tcp(ctx, &tuple, sizeof(tuple.ipv4),
+				       BPF_F_CURRENT_NETNS, 0);
+	else
+		sk = bpf_sk_lookup_udp(ctx, &tuple, sizeof(tuple.ipv4),
+				       BPF_F_CURRENT_NETNS, 0);
+	if (!sk)
+		return false;
+	bpf_sk_release(sk);
+	return true;
+}
+
+static __always_inline bool is_dns(const struct mst_addr *a)
+{
+	return a->w[3] == DNS_IP && addr_is4(a);
+}
+
+/* The flow of a socket to vip:vport, if its backend still exists. */
+static __always_inline const struct mst_sock_flow *
+known_flow(const struct mst_sock *st, const struct mst_addr *vip, __be16 vport)
+{
+	const struct mst_sock_flow *f;
+	int i;
+
+	for (i = 0; i < MST_SOCK_FLOWS; i++) {
+		f = &st->flow[i];
+		if (f->vport == vport && addr_eq(&f->vip, vip) &&
+		    bpf_map_lookup_elem(&mst_backends_v1, &f->backend))
+			return f;
+	}
+	return NULL;
+}
+
+static __always_inline void remember(struct mst_sock *st,
+				     const struct mst_addr *vip, __be16 vport,
+				     const struct mst_addr *addr, __be16 port,
+				     __u32 backend)
+{
+	struct mst_sock_flow *f;
+	__u32 at = st->next;
+
+	/* a flow of the same VIP whose backend is gone makes room first */
+	at &= MST_SOCK_FLOWS - 1;
+	f = &st->flow[at];
+	f->vip = *vip;
+	f->addr = *addr;
+	f->vport = vport;
+	f->port = port;
+	f->backend = backend;
+	st->next = at + 1;
+}
+
+/* connect and sendmsg: from a VIP to a backend. */
+static __always_inline int to_backend(struct bpf_sock_addr *ctx, bool v6,
+				      bool datagram)
+{
+	__u64 cookie = bpf_get_netns_cookie(ctx);
+	const struct mst_sandbox *sb = sandbox(cookie, 0);
+	const struct mst_service *head, *svc;
+	const struct mst_sock_flow *flow;
+	const struct mst_backend *be;
+	struct mst_service_key key;
+	struct mst_addr dst, vip, client;
+	struct mst_sock *st;
+	__be16 vport, port;
+	__u32 id;
+
+	if (!sb)
+		return ALLOW;
+	if (ctx->protocol != IPPROTO_TCP && ctx->protocol != IPPROTO_UDP)
+		return ALLOW; /* raw and ping sockets: per packet */
+	vport = (__be16)ctx->user_port;
+	get_dst(ctx, v6, &vip);
+	if (is_dns(&vip) && vport == DNS_PORT) {
+		st = sock_state(ctx, false);
+		if (st && st->flags & MST_SOCK_EXEMPT)
+			return ALLOW;
+		if (dns_alive(ctx, sb))
+			set_dst(ctx, v6, &vip, sb->dns_port);
+		return ALLOW;
+	}
+	if (!(sb->flags & MST_SB_SOCKET_LB))
+		return ALLOW;
+	head = lb_head(&key, &vip);
+	if (!head) {
+		if (lb_in_pool(&vip))
+			return refuse(EHOSTUNREACH, MST_REASON_NO_SERVICE);
+		return ALLOW;
+	}
+	if (head->network && !(sb->flags & MST_SB_ALL_NETWORKS) &&
+	    !sandbox(cookie, head->network))
+		return refuse(EHOSTUNREACH, MST_REASON_NOT_MEMBER);
+	st = NULL;
+	if (datagram) {
+		/* an unconnected socket keeps its backend while that lives */
+		st = sock_state(ctx, true);
+		flow = st ? known_flow(st, &vip, vport) : NULL;
+		if (flow) {
+			dst = flow->addr;
+			set_dst(ctx, v6, &dst, flow->port);
+			return ALLOW;
+		}
+	}
+	svc = lb_service(&key, head, vport, ctx->protocol);
+	client = addr4(0);
+	client.w[2] = cookie >> 32;
+	client.w[3] = (__u32)cookie;
+	be = lb_select_for(&key, svc, &client, vport, ctx->protocol, &id);
+	if (!be)
+		return refuse(ECONNREFUSED, svc == head && !key.port && !svc->id ?
+						    MST_REASON_NO_SERVICE :
+						    MST_REASON_NO_BACKEND);
+	dst = be->addr;
+	port = be->port ? be->port : vport;
+	if (!st)
+		st = sock_state(ctx, true);
+	if (st)
+		remember(st, &vip, vport, &dst, port, id);
+	set_dst(ctx, v6, &dst, port);
+	return ALLOW;
+}
+
+/* recvmsg and getpeername: the application sees whom it asked. */
+static __always_inline int to_frontend(struct bpf_sock_addr *ctx, bool v6)
+{
+	const struct mst_sock_flow *f;
+	const struct mst_sandbox *sb;
+	struct mst_addr src, vip;
+	struct mst_sock *st;
+	__be16 port;
+	int i;
+
+	port = (__be16)ctx->user_port;
+	get_dst(ctx, v6, &src);
+	if (is_dns(&src)) {
+		sb = sandbox(bpf_get_netns_cookie(ctx), 0);
+		if (sb && sb->dns_port && port == sb->dns_port)
+			set_dst(ctx, v6, &src, DNS_PORT);
+		return ALLOW;
+	}
+	st = sock_state(ctx, false);
+	if (!st)
+		return ALLOW;
+	for (i = 0; i < MST_SOCK_FLOWS; i++) {
+		f = &st->flow[i];
+		if (f->port == port && addr_eq(&f->addr, &src)) {
+			vip = f->vip;
+			set_dst(ctx, v6, &vip, f->vport);
+			break;
+		}
+	}
+	return ALLOW;
+}
+
+struct own_search {
+	struct mst_service_key key;
+	__u64 cookie;
+	struct mst_addr addr;
+	__u32 found;
+};
+
+static long own_backend(__u32 i, struct own_search *s)
+{
+	const struct mst_backend *be;
+	const struct mst_service *slot;
+
+	s->key.slot = i + 1;
+	slot = bpf_map_lookup_elem(&mst_services_v1, &s->key);
+	if (!slot)
+		return 1;
+	be = bpf_map_lookup_elem(&mst_backends_v1, &slot->backend);
+	if (!be || be->cookie != s->cookie)
+		return 0;
+	s->addr = be->addr;
+	s->found = 1;
+	return 1;
+}
+
+/*
+ * bind: a sandbox that backs a VIP may bind to it, which means its own
+ * address there (stacks whose members bind to the name of their service).
+ */
+static __always_inline int to_own(struct bpf_sock_addr *ctx, bool v6)
+{
+	struct own_search s = {};
+	const struct mst_service *head;
+	struct mst_addr addr;
+
+	s.cookie = bpf_get_netns_cookie(ctx);
+	if (!sandbox(s.cookie, 0))
+		return ALLOW;
+	get_dst(ctx, v6, &addr);
+	if (addr_zero(&addr))
+		return ALLOW;
+	head = lb_head(&s.key, &addr);
+	if (!head)
+		return ALLOW;
+	lb_service(&s.key, head, (__be16)ctx->user_port, ctx->protocol);
+	bpf_loop(BIND_SLOTS, own_backend, &s, 0);
+	if (s.found)
+		set_dst(ctx, v6, &s.addr, (__be16)ctx->user_port);
+	return ALLOW;
+}
+
+SEC("cgroup/connect4")
+int sock_connect4(struct bpf_sock_addr *ctx)
+{
+	return to_backend(ctx, false, false);
+}
+
+SEC("cgroup/connect6")
+int sock_connect6(struct bpf_sock_addr *ctx)
+{
+	return to_backend(ctx, true, false);
+}
+
+SEC("cgroup/sendmsg4")
+int sock_sendmsg4(struct bpf_sock_addr *ctx)
+{
+	return to_backend(ctx, false, true);
+}
+
+SEC("cgroup/sendmsg6")
+int sock_sendmsg6(struct bpf_sock_addr *ctx)
+{
+	return to_backend(ctx, true, true);
+}
+
+SEC("cgroup/recvmsg4")
+int sock_recvmsg4(struct bpf_sock_addr *ctx)
+{
+	return to_frontend(ctx, false);
+}
+
+SEC("cgroup/recvmsg6")
+int sock_recvmsg6(struct bpf_sock_addr *ctx)
+{
+	return to_frontend(ctx, true);
+}
+
+SEC("cgroup/getpeername4")
+int sock_getpeername4(struct bpf_sock_addr *ctx)
+{
+	return to_frontend(ctx, false);
+}
+
+SEC("cgroup/getpeername6")
+int sock_getpeername6(struct bpf_sock_addr *ctx)
+{
+	return to_frontend(ctx, true);
+}
+
+SEC("cgroup/bind4")
+int sock_bind4(struct bpf_sock_addr *ctx)
+{
+	return to_own(ctx, false);
+}
+
+SEC("cgroup/bind6")
+int sock_bind6(struct bpf_sock_addr *ctx)
+{
+	return to_own(ctx, true);
+}
+
+static __always_inline bool loopback(const struct bpf_sock_ops *ops)
+{
+	if (ops->family == AF_INET)
+		return (ops->local_ip4 & bpf_htonl(0xff000000)) ==
+		       bpf_htonl(0x7f000000);
+	return !ops->local_ip6[0] && !ops->local_ip6[1] && !ops->local_ip6[2] &&
+	       ops->local_ip6[3] == bpf_htonl(1);
+}
+
+/* Keeps mst_listeners: +1 at listen, -1 when the listening socket closes. */
+SEC("sockops")
+int sock_ops(struct bpf_sock_ops *ops)
+{
+	struct mst_listener_key key = {};
+	__u32 *n, one = 1;
+	bool closes;
+
+	switch (ops->op) {
+	case BPF_SOCK_OPS_TCP_LISTEN_CB:
+		closes = false;
+		break;
+	case BPF_SOCK_OPS_STATE_CB:
+		if (ops->args[0] != BPF_TCP_LISTEN)
+			return 1;
+		closes = true;
+		break;
+	case BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB:
+		/* accepted sockets inherit the flag of the listener */
+		if (ops->bpf_sock_ops_cb_flags & BPF_SOCK_OPS_STATE_CB_FLAG)
+			bpf_sock_ops_cb_flags_set(ops, 0);
+		return 1;
+	default:
+		return 1;
+	}
+	key.cookie = bpf_get_netns_cookie(ops);
+	if (loopback(ops) || !sandbox(key.cookie, 0))
+		return 1;
+	key.port = bpf_htons((__u16)ops->local_port);
+	n = bpf_map_lookup_elem(&mst_listeners_v1, &key);
+	if (closes) {
+		if (n && __sync_fetch_and_add(n, -1) <= 1)
+			bpf_map_delete_elem(&mst_listeners_v1, &key);
+		return 1;
+	}
+	bpf_sock_ops_cb_flags_set(ops, BPF_SOCK_OPS_STATE_CB_FLAG);
+	if (n)
+		__sync_fetch_and_add(n, 1);
+	else
+		bpf_map_update_elem(&mst_listeners_v1, &key, &one, BPF_ANY);
+	return 1;
+}
+
+char LICENSE[] SEC("license") = "Dual BSD/GPL";

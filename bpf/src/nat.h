@@ -1,0 +1,129 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* nat.h - rewriting tuples, with every checksum that covers them. */
+#ifndef MST_NAT_H
+#define MST_NAT_H
+
+#include "parse.h"
+
+#define IP4_CSUM 10
+#define IP4_SADDR 12
+#define IP6_SADDR 8
+
+static __always_inline int l4_csum_offset(const struct pkt *p)
+{
+	switch (p->t.proto) {
+	case IPPROTO_TCP:
+		return 16;
+	case IPPROTO_UDP:
+		return 6;
+	case IPPROTO_ICMPV6:
+		return 2;
+	}
+	return -1;
+}
+
+/*
+ * Writes the addresses saddr and daddr into the IP header at l3, of either
+ * family, and returns the difference for checksums that cover them. The IPv4
+ * header's own checksum is done here.
+ */
+static __always_inline int nat_addrs(struct __sk_buff *skb, __u32 l3, bool v6,
+				     const struct mst_addr *old,
+				     const struct mst_addr *now, __s64 *diff)
+{
+	__be32 from[2], to[2];
+
+	if (v6) {
+		*diff = bpf_csum_diff((__be32 *)old, 32, (__be32 *)now, 32, 0);
+		return bpf_skb_store_bytes(skb, l3 + IP6_SADDR, now, 32, 0);
+	}
+	from[0] = old[0].w[3];
+	from[1] = old[1].w[3];
+	to[0] = now[0].w[3];
+	to[1] = now[1].w[3];
+	*diff = bpf_csum_diff(from, sizeof(from), to, sizeof(to), 0);
+	if (bpf_l3_csum_replace(skb, l3 + IP4_CSUM, 0, *diff, 0))
+		return -1;
+	return bpf_skb_store_bytes(skb, l3 + IP4_SADDR, to, sizeof(to), 0);
+}
+
+/*
+ * Makes the packet's tuple w->now, and w->p.t with it. A later fragment has
+ * no ports to write. Returns 0, or -1 if the kernel refuses.
+ */
+__noinline int nat_tuple(struct __sk_buff *skb, struct work *w)
+{
+	const struct mst_tuple *now;
+	__u32 from, to, zero_is_none = 0;
+	struct pkt *p;
+	__s64 diff = 0;
+	int off;
+
+	if (!w)
+		return -1;
+	p = &w->p;
+	now = &w->now;
+	off = p->frag == FRAG_LATER ? -1 : l4_csum_offset(p);
+	if (nat_addrs(skb, p->l3, p->v6, &p->t.saddr, &now->saddr, &diff))
+		return -1;
+	if (off >= 0) {
+		if (p->t.proto == IPPROTO_UDP)
+			zero_is_none = BPF_F_MARK_MANGLED_0;
+		if (bpf_l4_csum_replace(skb, p->l4 + off, 0, diff,
+					BPF_F_PSEUDO_HDR | zero_is_none))
+			return -1;
+	}
+	from = p->t.sport | (__u32)p->t.dport << 16;
+	to = now->sport | (__u32)now->dport << 16;
+	if (off >= 0 && from != to) {
+		if (bpf_l4_csum_replace(skb, p->l4 + off, from, to,
+					sizeof(to) | zero_is_none) ||
+		    bpf_skb_store_bytes(skb, p->l4, &to, sizeof(to), 0))
+			return -1;
+	}
+	p->t.saddr = now->saddr;
+	p->t.daddr = now->daddr;
+	p->t.sport = now->sport;
+	p->t.dport = now->dport;
+	return 0;
+}
+
+/*
+ * Translates an ICMP error: its addresses become those of w->now, the tuple
+ * of the packet it quotes, w->inner, becomes w->known.
+ */
+__noinline int nat_icmp_error(struct __sk_buff *skb, struct work *w)
+{
+	const struct mst_tuple *outer, *quoted;
+	struct pkt *p, *inner;
+	__u32 from, to, csum;
+	__s64 diff = 0;
+
+	if (!w)
+		return -1;
+	p = &w->p;
+	inner = &w->inner;
+	outer = &w->now;
+	quoted = &w->known;
+	csum = p->l4 + 2;
+	if (nat_addrs(skb, inner->l3, p->v6, &inner->t.saddr, &quoted->saddr,
+		      &diff))
+		return -1;
+	/* in IPv4 the quoted header's checksum balances its addresses */
+	if (p->v6 && bpf_l4_csum_replace(skb, csum, 0, diff, 0))
+		return -1;
+	from = inner->t.sport | (__u32)inner->t.dport << 16;
+	to = quoted->sport | (__u32)quoted->dport << 16;
+	if (bpf_l4_csum_replace(skb, csum, from, to, sizeof(to)) ||
+	    bpf_skb_store_bytes(skb, inner->l4, &to, sizeof(to), 0))
+		return -1;
+	if (nat_addrs(skb, p->l3, p->v6, &p->t.saddr, &outer->saddr, &diff))
+		return -1;
+	if (p->v6 && bpf_l4_csum_replace(skb, csum, 0, diff, BPF_F_PSEUDO_HDR))
+		return -1;
+	p->t.saddr = outer->saddr;
+	p->t.daddr = outer->daddr;
+	return 0;
+}
+
+#endif /* MST_NAT_H */

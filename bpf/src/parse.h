@@ -1,0 +1,235 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* parse.h - from a frame to its tuple. */
+#ifndef MST_PARSE_H
+#define MST_PARSE_H
+
+#include <linux/if_ether.h>
+#include <linux/ip.h>
+#include <linux/ipv6.h>
+
+#include "addr.h"
+#include "maps.h"
+
+#define IP_MF 0x2000
+#define IP_OFFSET 0x1fff
+#define IP6_MF 0x0001
+#define IP6_OFFSET 0xfff8
+
+#define IPPROTO_HOPOPTS 0
+#define IPPROTO_ROUTING 43
+#define IPPROTO_FRAGMENT 44
+#define IPPROTO_DSTOPTS 60
+#define EXT_HEADERS 6 /* looked through; a longer chain is malformed */
+
+#define TCP_FIN 0x01
+#define TCP_SYN 0x02
+#define TCP_RST 0x04
+#define TCP_ACK 0x10
+
+#define ICMP4_ECHO_REPLY 0
+#define ICMP4_UNREACH 3
+#define ICMP4_ECHO 8
+#define ICMP4_TIME_EXCEEDED 11
+#define ICMP4_PARAM 12
+#define ICMP6_UNREACH 1
+#define ICMP6_TOO_BIG 2
+#define ICMP6_PARAM 4
+#define ICMP6_ECHO 128
+#define ICMP6_ECHO_REPLY 129
+#define ICMP6_MLD_QUERY 130
+#define ICMP6_NS 135
+#define ICMP6_NA 136
+
+enum frag {
+	FRAG_NONE,
+	FRAG_FIRST,
+	FRAG_LATER, /* has no ports */
+};
+
+/* Offsets are from the start of the frame. */
+struct pkt {
+	struct mst_tuple t; /* ports of TCP and UDP, 0 for all else */
+	__be32 frag_id;
+	__u16 l3;
+	__u16 l4;
+	__u8 v6;
+	__u8 frag;
+	__u8 tcp_flags;
+	__u8 icmp_type;
+};
+
+/*
+ * What one packet needs while it is looked at, in a per-CPU map: too much for
+ * the 512 bytes of stack that a chain of calls shares.
+ */
+struct work {
+	struct pkt p;
+	struct pkt inner;	/* what an ICMP error quotes */
+	struct mst_tuple now;	/* what p becomes */
+	struct mst_tuple known; /* what inner becomes */
+	struct mst_tuple key;
+	struct mst_ct ct;
+	struct mst_service_key service;
+	__u32 network; /* of the sender */
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct work);
+} mst_work SEC(".maps");
+
+static __always_inline struct work *work(void)
+{
+	__u32 zero = 0;
+
+	return bpf_map_lookup_elem(&mst_work, &zero);
+}
+
+#define L2_LEN ETH_HLEN
+
+static __always_inline __u32 parse4(struct __sk_buff *skb, struct pkt *p)
+{
+	struct iphdr ip;
+	__u32 len, hlen;
+
+	if (bpf_skb_load_bytes(skb, p->l3, &ip, sizeof(ip)))
+		return MST_REASON_MALFORMED;
+	hlen = ip.ihl * 4;
+	len = bpf_ntohs(ip.tot_len);
+	if (ip.version != 4 || hlen < sizeof(ip))
+		return MST_REASON_MALFORMED;
+	/* a segment over 64 KiB (BIG TCP) carries the length 0 */
+	if ((len || !skb->gso_size) && (len < hlen || p->l3 + len > skb->len))
+		return MST_REASON_MALFORMED;
+	p->t.saddr = addr4(ip.saddr);
+	p->t.daddr = addr4(ip.daddr);
+	p->t.proto = ip.protocol;
+	p->l4 = p->l3 + hlen;
+	if (ip.frag_off & bpf_htons(IP_OFFSET | IP_MF)) {
+		p->frag = ip.frag_off & bpf_htons(IP_OFFSET) ? FRAG_LATER :
+							       FRAG_FIRST;
+		p->frag_id = (__be32)ip.id;
+	}
+	return 0;
+}
+
+static __always_inline __u32 parse6(struct __sk_buff *skb, struct pkt *p)
+{
+	struct ipv6hdr ip;
+	struct {
+		__u8 next;
+		__u8 len;
+		__be16 off;
+		__be32 id;
+	} ext;
+	__u32 off = p->l3 + sizeof(ip);
+	__u8 next;
+	int i;
+
+	if (bpf_skb_load_bytes(skb, p->l3, &ip, sizeof(ip)) || ip.version != 6)
+		return MST_REASON_MALFORMED;
+	if (off + bpf_ntohs(ip.payload_len) > skb->len)
+		return MST_REASON_MALFORMED;
+	__builtin_memcpy(&p->t.saddr, &ip.saddr, sizeof(ip.saddr));
+	__builtin_memcpy(&p->t.daddr, &ip.daddr, sizeof(ip.daddr));
+	/* mapped addresses are ours to mean IPv4 and never on the wire */
+	if (addr_is4(&p->t.saddr) || addr_is4(&p->t.daddr))
+		return MST_REASON_MALFORMED;
+	next = ip.nexthdr;
+	for (i = 0; i < EXT_HEADERS; i++) {
+		if (next != IPPROTO_HOPOPTS && next != IPPROTO_ROUTING &&
+		    next != IPPROTO_DSTOPTS && next != IPPROTO_FRAGMENT)
+			break;
+		if (p->frag == FRAG_LATER)
+			break;
+		if (bpf_skb_load_bytes(skb, off, &ext, sizeof(ext)))
+			return MST_REASON_MALFORMED;
+		if (next == IPPROTO_FRAGMENT) {
+			p->frag_id = ext.id;
+			if (ext.off & bpf_htons(IP6_OFFSET))
+				p->frag = FRAG_LATER;
+			else if (ext.off & bpf_htons(IP6_MF))
+				p->frag = FRAG_FIRST;
+			off += 8;
+		} else {
+			off += (ext.len + 1) * 8;
+		}
+		next = ext.next;
+	}
+	if (i == EXT_HEADERS)
+		return MST_REASON_MALFORMED;
+	p->t.proto = next;
+	p->l4 = off;
+	return 0;
+}
+
+/* Fills w->p from the frame; a reason to drop it, or 0. */
+__noinline int parse(struct __sk_buff *skb, struct work *w)
+{
+	struct pkt *p;
+	__be16 ports[2];
+	__u32 reason;
+	__u8 tcp[20];
+
+	if (!w)
+		return MST_REASON_MALFORMED;
+	p = &w->p;
+	__builtin_memset(p, 0, sizeof(*p));
+	p->l3 = L2_LEN;
+	p->v6 = skb->protocol == bpf_htons(ETH_P_IPV6);
+	reason = p->v6 ? parse6(skb, p) : parse4(skb, p);
+	if (reason || p->frag == FRAG_LATER)
+		return reason;
+	switch (p->t.proto) {
+	case IPPROTO_TCP:
+		if (bpf_skb_load_bytes(skb, p->l4, tcp, sizeof(tcp)) ||
+		    (tcp[12] >> 4) < 5)
+			return MST_REASON_MALFORMED;
+		__builtin_memcpy(ports, tcp, sizeof(ports));
+		p->tcp_flags = tcp[13];
+		break;
+	case IPPROTO_UDP:
+		if (bpf_skb_load_bytes(skb, p->l4, tcp, 8))
+			return MST_REASON_MALFORMED;
+		__builtin_memcpy(ports, tcp, sizeof(ports));
+		break;
+	case IPPROTO_ICMP:
+	case IPPROTO_ICMPV6:
+		if (bpf_skb_load_bytes(skb, p->l4, tcp, 8))
+			return MST_REASON_MALFORMED;
+		p->icmp_type = tcp[0];
+		return 0;
+	default:
+		return 0;
+	}
+	p->t.sport = ports[0];
+	p->t.dport = ports[1];
+	return 0;
+}
+
+static __always_inline bool is_echo(const struct pkt *p)
+{
+	if (p->frag)
+		return false;
+	return p->v6 ? p->t.proto == IPPROTO_ICMPV6 && p->icmp_type == ICMP6_ECHO :
+		       p->t.proto == IPPROTO_ICMP && p->icmp_type == ICMP4_ECHO;
+}
+
+/* An ICMP message that quotes the packet it is about. */
+static __always_inline bool is_icmp_error(const struct pkt *p)
+{
+	if (p->frag)
+		return false;
+	if (p->v6)
+		return p->t.proto == IPPROTO_ICMPV6 &&
+		       p->icmp_type >= ICMP6_UNREACH &&
+		       p->icmp_type <= ICMP6_PARAM;
+	return p->t.proto == IPPROTO_ICMP &&
+	       (p->icmp_type == ICMP4_UNREACH ||
+		p->icmp_type == ICMP4_TIME_EXCEEDED ||
+		p->icmp_type == ICMP4_PARAM);
+}
+
+#endif /* MST_PARSE_H */

@@ -1,0 +1,220 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* svc.h - services per packet, for what no socket hook saw. */
+#ifndef MST_SVC_H
+#define MST_SVC_H
+
+#include "answer.h"
+#include "ct.h"
+#include "lb.h"
+#include "nat.h"
+
+/* What became of a packet. A value above PASS is a verdict for the hook. */
+#define SVC_UNTOUCHED -1
+#define SVC_TRANSLATED -2
+
+/* Reads the packet that an ICMP error quotes; false if it is no flow of ours. */
+static __always_inline bool quoted(struct __sk_buff *skb, struct work *w)
+{
+	const struct pkt *p = &w->p;
+	struct pkt *inner = &w->inner;
+	__be16 ports[2];
+	struct iphdr ip4;
+	struct ipv6hdr ip6;
+
+	__builtin_memset(inner, 0, sizeof(*inner));
+	inner->l3 = p->l4 + 8;
+	inner->v6 = p->v6;
+	if (p->v6) {
+		if (bpf_skb_load_bytes(skb, inner->l3, &ip6, sizeof(ip6)) ||
+		    ip6.version != 6)
+			return false;
+		__builtin_memcpy(&inner->t.saddr, &ip6.saddr, 16);
+		__builtin_memcpy(&inner->t.daddr, &ip6.daddr, 16);
+		inner->t.proto = ip6.nexthdr;
+		inner->l4 = inner->l3 + sizeof(ip6);
+	} else {
+		if (bpf_skb_load_bytes(skb, inner->l3, &ip4, sizeof(ip4)) ||
+		    ip4.version != 4 || ip4.ihl < 5 ||
+		    ip4.frag_off & bpf_htons(IP_OFFSET))
+			return false;
+		inner->t.saddr = addr4(ip4.saddr);
+		inner->t.daddr = addr4(ip4.daddr);
+		inner->t.proto = ip4.protocol;
+		inner->l4 = inner->l3 + ip4.ihl * 4;
+	}
+	if (inner->t.proto != IPPROTO_TCP && inner->t.proto != IPPROTO_UDP)
+		return false;
+	if (bpf_skb_load_bytes(skb, inner->l4, ports, sizeof(ports)))
+		return false;
+	inner->t.sport = ports[0];
+	inner->t.dport = ports[1];
+	return true;
+}
+
+/*
+ * An ICMP error from a backend (or a router on the way to it) about a packet
+ * that we sent there, or from a client about a reply that we translated. The
+ * quoted packet is one that left us: turned round it is the key of the flow's
+ * other direction, whose entry says what the receiver knows the flow by.
+ */
+__noinline int svc_icmp_error(struct __sk_buff *skb, struct work *w)
+{
+	const struct mst_ct *ct;
+	struct mst_tuple *key;
+
+	if (!w || !quoted(skb, w))
+		return SVC_UNTOUCHED;
+	key = &w->key;
+	__builtin_memset(key, 0, sizeof(*key));
+	key->saddr = w->inner.t.daddr;
+	key->daddr = w->inner.t.saddr;
+	key->sport = w->inner.t.dport;
+	key->dport = w->inner.t.sport;
+	key->proto = w->inner.t.proto;
+	key->dir = MST_DIR_REPLY;
+	ct = bpf_map_lookup_elem(&mst_ct_v1, key);
+	if (!ct) {
+		key->dir = MST_DIR_REQUEST;
+		ct = bpf_map_lookup_elem(&mst_ct_v1, key);
+	}
+	if (!ct)
+		return SVC_UNTOUCHED;
+	w->known.saddr = ct->daddr;
+	w->known.daddr = ct->saddr;
+	w->known.sport = ct->dport;
+	w->known.dport = ct->sport;
+	w->now.saddr = w->p.t.saddr;
+	/* only the other end itself hides behind the translated address */
+	if (addr_eq(&w->p.t.saddr, &w->inner.t.daddr))
+		w->now.saddr = ct->saddr;
+	w->now.daddr = ct->daddr;
+	if (nat_icmp_error(skb, w))
+		return drop(skb, MST_REASON_NAT_FAILED, MST_FROM_CONTAINER);
+	return SVC_TRANSLATED;
+}
+
+static __always_inline int svc_translate(struct __sk_buff *skb, struct work *w,
+					 const struct mst_ct *ct)
+{
+	w->now.saddr = ct->saddr;
+	w->now.daddr = ct->daddr;
+	w->now.sport = ct->sport;
+	w->now.dport = ct->dport;
+	frag_remember(&w->p, &w->now);
+	if (nat_tuple(skb, w))
+		return drop(skb, MST_REASON_NAT_FAILED, MST_FROM_CONTAINER);
+	return SVC_TRANSLATED;
+}
+
+/* A later fragment of a translated flow. */
+static __always_inline int svc_fragment(struct __sk_buff *skb, struct work *w)
+{
+	const struct mst_frag *f = frag_lookup(&w->p);
+
+	if (!f)
+		return SVC_UNTOUCHED;
+	w->now.saddr = f->saddr;
+	w->now.daddr = f->daddr;
+	w->now.sport = 0;
+	w->now.dport = 0;
+	if (nat_tuple(skb, w))
+		return drop(skb, MST_REASON_NAT_FAILED, MST_FROM_CONTAINER);
+	return SVC_TRANSLATED;
+}
+
+/* From a backend: gives a reply the VIP as its source. */
+__noinline int svc_reply(struct __sk_buff *skb, struct work *w)
+{
+	const struct mst_ct *ct;
+
+	if (!w)
+		return SVC_UNTOUCHED;
+	if (w->p.frag == FRAG_LATER)
+		return svc_fragment(skb, w);
+	if (is_icmp_error(&w->p))
+		return svc_icmp_error(skb, w);
+	if (w->p.t.proto != IPPROTO_TCP && w->p.t.proto != IPPROTO_UDP)
+		return SVC_UNTOUCHED;
+	ct = ct_lookup(&w->p, MST_DIR_REPLY);
+	if (!ct)
+		return SVC_UNTOUCHED;
+	return svc_translate(skb, w, ct);
+}
+
+/* A flow without backend yet: chooses one and enters the flow. */
+__noinline int svc_new_flow(struct __sk_buff *skb, struct work *w)
+{
+	const struct mst_service *head, *svc;
+	const struct mst_backend *be;
+	struct mst_addr client;
+	struct mst_tuple *t, *sent;
+	__u32 id = 0, reason;
+
+	if (!w)
+		return TC_DROP;
+	t = &w->p.t;
+	sent = &w->now;
+	head = lb_head(&w->service, &t->daddr);
+	if (!head)
+		return TC_DROP;
+	svc = lb_service(&w->service, head, t->dport, t->proto);
+	if (t->proto == IPPROTO_TCP &&
+	    (w->p.tcp_flags & (TCP_SYN | TCP_ACK)) != TCP_SYN)
+		return refuse(skb, w, MST_REASON_NO_FLOW, UNREACH_PORT);
+	client = t->saddr;
+	be = lb_select_for(&w->service, svc, &client, t->dport, t->proto, &id);
+	if (!be)
+		return refuse(skb, w,
+			      svc->id ? MST_REASON_NO_BACKEND :
+					MST_REASON_NO_SERVICE,
+			      UNREACH_PORT);
+	sent->saddr = t->saddr;
+	sent->daddr = be->addr;
+	sent->sport = t->sport;
+	sent->dport = be->port ? be->port : t->dport;
+	/* a member that calls its own VIP: the reply must come back to us */
+	if (addr_eq(&be->addr, &t->saddr))
+		sent->saddr = t->daddr;
+	reason = ct_create(w, id);
+	if (reason)
+		return drop(skb, reason, MST_FROM_CONTAINER);
+	frag_remember(&w->p, sent);
+	if (nat_tuple(skb, w))
+		return drop(skb, MST_REASON_NAT_FAILED, MST_FROM_CONTAINER);
+	return SVC_TRANSLATED;
+}
+
+/* To a VIP: gives a packet of a member of w->network its backend's address. */
+__noinline int svc_request(struct __sk_buff *skb, struct work *w)
+{
+	const struct mst_service *head;
+	struct mst_ct *ct;
+
+	if (!w)
+		return SVC_UNTOUCHED;
+	head = lb_head(&w->service, &w->p.t.daddr);
+	if (!head) {
+		if (lb_in_pool(&w->p.t.daddr))
+			return refuse(skb, w, MST_REASON_NO_SERVICE,
+				      UNREACH_HOST);
+		return SVC_UNTOUCHED;
+	}
+	if (head->network && head->network != w->network)
+		return refuse(skb, w, MST_REASON_NOT_MEMBER, UNREACH_HOST);
+	if (is_echo(&w->p))
+		return answer_echo(skb, w);
+	if (w->p.frag == FRAG_LATER)
+		return drop(skb, MST_REASON_NO_FRAGMENT_HEAD, MST_FROM_CONTAINER);
+	if (w->p.t.proto != IPPROTO_TCP && w->p.t.proto != IPPROTO_UDP)
+		return refuse(skb, w, MST_REASON_NO_SERVICE, UNREACH_PORT);
+	ct = ct_lookup(&w->p, MST_DIR_REQUEST);
+	/* datagrams move on when their backend is gone, streams cannot */
+	if (ct && w->p.t.proto == IPPROTO_UDP &&
+	    !bpf_map_lookup_elem(&mst_backends_v1, &ct->backend))
+		ct = NULL;
+	if (!ct)
+		return svc_new_flow(skb, w);
+	return svc_translate(skb, w, ct);
+}
+
+#endif /* MST_SVC_H */

@@ -1,0 +1,88 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"net"
+	"net/netip"
+	"sync/atomic"
+	"syscall"
+
+	"github.com/mustang-net/mustang/bpf"
+	"github.com/mustang-net/mustang/driver/link"
+	"github.com/mustang-net/mustang/ipam"
+	"github.com/mustang-net/mustang/service"
+	"github.com/mustang-net/mustang/service/dns"
+)
+
+// The engine's resolver, and the address that ours listens on, in every sandbox.
+var resolverAddr = netip.AddrFrom4([4]byte{127, 0, 0, 11})
+
+// enginePools gives the engine's IPAM calls the leases of ipam.
+type enginePools struct{ ipam *ipam.IPAM }
+
+func (p enginePools) RequestPool(space, pool, subPool string, v6 bool) (string, netip.Prefix, error) {
+	got, err := p.ipam.RequestPool(ipam.Request{Space: space, Pool: pool, SubPool: subPool, IPv6: v6})
+	return got.ID, got.Subnet, err
+}
+
+func (p enginePools) ReleasePool(id string) error { return p.ipam.ReleasePool(id) }
+
+func (p enginePools) RequestAddress(id string, addr netip.Addr, gateway bool, owner string) (netip.Prefix, error) {
+	return p.ipam.RequestAddress(id, addr, ipam.AddressOptions{Gateway: gateway, Owner: owner})
+}
+
+func (p enginePools) ReleaseAddress(id string, addr netip.Addr) error {
+	return p.ipam.ReleaseAddress(id, addr)
+}
+
+// watcherState is what `mustang status` says of the watcher.
+type watcherState struct{ synced atomic.Bool }
+
+// engineContainers tells the services of containers.
+type engineContainers struct {
+	*service.Manager
+	host *host
+}
+
+func (c engineContainers) Sync() error { return c.host.synced() }
+
+// sandboxNetwork opens the resolvers' sockets inside sandboxes.
+type sandboxNetwork struct {
+	links    link.Host
+	datapath *bpf.Datapath
+}
+
+func (n sandboxNetwork) Listen(s dns.Sandbox) (udp net.PacketConn, tcp net.Listener, err error) {
+	err = n.links.Do(s.Key, func() error {
+		udp, tcp, err = dns.Listen(resolverAddr)
+		return err
+	})
+	return udp, tcp, err
+}
+
+// Dial reaches the engine's resolver past our own hook, which sends everybody else to us.
+func (n sandboxNetwork) Dial(ctx context.Context, s dns.Sandbox, network string) (conn net.Conn, err error) {
+	dialer := net.Dialer{Control: func(_, _ string, raw syscall.RawConn) error {
+		var exempt error
+		if err := raw.Control(func(fd uintptr) { exempt = n.datapath.Exempt(int(fd)) }); err != nil {
+			return err
+		}
+		return exempt
+	}}
+	err = n.links.Do(s.Key, func() error {
+		conn, err = dialer.DialContext(ctx, network, netip.AddrPortFrom(resolverAddr, 53).String())
+		return err
+	})
+	return conn, err
+}
+
+// sandboxResolver starts and stops resolvers as endpoints come and go.
+type sandboxResolver struct{ server *dns.Server }
+
+func (r sandboxResolver) Add(cookie uint64, path string) (uint16, error) {
+	return r.server.Add(dns.Sandbox{Cookie: cookie, Key: path})
+}
+
+func (r sandboxResolver) Remove(cookie uint64) { r.server.Remove(cookie) }

@@ -1,0 +1,180 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"strings"
+
+	"github.com/mustang-net/mustang/api"
+	"github.com/mustang-net/mustang/driver"
+	"github.com/mustang-net/mustang/service"
+)
+
+var _ api.Host = (*host)(nil)
+
+// Services implements [api.Host].
+func (h *host) Services(context.Context) ([]service.View, error) { return h.services.List(), nil }
+
+// AddService implements [api.Host].
+func (h *host) AddService(_ context.Context, spec service.Spec) (service.View, error) {
+	return h.services.Add(spec)
+}
+
+// RemoveService implements [api.Host].
+func (h *host) RemoveService(_ context.Context, ref string) error { return h.services.Remove(ref) }
+
+// ApplyServices implements [api.Host].
+func (h *host) ApplyServices(_ context.Context, specs []service.Spec) (a api.Applied, err error) {
+	a.Added, a.Changed, a.Removed, a.Unchanged, err = h.services.Apply(specs)
+	return a, err
+}
+
+// Drain implements [api.Host].
+func (h *host) Drain(_ context.Context, ref string, undo bool) error {
+	return h.services.Drain(ref, undo)
+}
+
+// Endpoints implements [api.Host].
+func (h *host) Endpoints(context.Context) ([]api.Endpoint, error) {
+	networks := map[string]driver.Network{}
+	for _, n := range h.driver.Networks() {
+		networks[n.ID] = n
+	}
+	containers := map[string]string{}
+	for _, s := range h.services.List() {
+		for _, b := range s.Backends {
+			containers[b.Addr.Addr().String()] = b.Container
+		}
+	}
+	var out []api.Endpoint
+	for i, e := range h.driver.Endpoints() {
+		out = append(out, api.Endpoint{
+			Endpoint: e, Number: uint32(i + 1), NetworkName: networks[e.NetworkID].Name,
+			Container: cmp.Or(containers[e.IPv4.Addr().String()], containers[e.IPv6.Addr().String()]),
+		})
+	}
+	return out, nil
+}
+
+// AddEndpoint implements [api.Host].
+func (h *host) AddEndpoint(ctx context.Context, ifname, netns string) (api.Endpoint, error) {
+	e, err := h.driver.AddByHand(ctx, ifname, netns)
+	return api.Endpoint{Endpoint: e, Number: uint32(len(h.driver.Endpoints()))}, err
+}
+
+// RemoveEndpoint implements [api.Host].
+func (h *host) RemoveEndpoint(ctx context.Context, ref string) error {
+	return h.driver.RemoveByHand(ctx, ref)
+}
+
+// Networks implements [api.Host].
+func (h *host) Networks(context.Context) ([]api.Network, error) {
+	endpoints, services := map[string]int{}, map[string]int{}
+	for _, e := range h.driver.Endpoints() {
+		endpoints[e.NetworkID]++
+	}
+	for _, s := range h.services.List() {
+		services[s.Network]++
+	}
+	var out []api.Network
+	for _, n := range h.driver.Networks() {
+		out = append(out, api.Network{
+			ID: n.ID, Name: n.Name, Number: n.Number, Mode: n.Options.Mode,
+			Subnets: texts(n.Subnets()), VIPs: texts(n.VIPs), Internal: n.Internal, Options: n.Raw,
+			Endpoints: endpoints[n.ID], Services: services[cmp.Or(n.Name, n.ID)],
+		})
+	}
+	return out, nil
+}
+
+func texts[T fmt.Stringer](in []T) []string {
+	out := make([]string, len(in))
+	for i, v := range in {
+		out[i] = v.String()
+	}
+	return out
+}
+
+// Status implements [api.Host].
+func (h *host) Status(context.Context) (api.Status, error) {
+	version, _ := versionAndCommit()
+	s := api.Status{Version: version, Daemon: h.daemon, Ready: true}
+	for _, sub := range []api.Subsystem{
+		h.statusDatapath(), h.statusDrops(), h.statusServices(), h.statusDriver(), h.statusIPAM(), h.statusWatcher(),
+	} {
+		s.Ready = s.Ready && sub.State != "failed"
+		s.Subsystems = append(s.Subsystems, sub)
+	}
+	return s, nil
+}
+
+func (h *host) statusDatapath() api.Subsystem {
+	fill, err := h.datapath.Fill()
+	if err != nil {
+		return failed("datapath", err)
+	}
+	var parts []string
+	for _, f := range fill {
+		parts = append(parts, fmt.Sprintf("%s %d/%d", f.Name, f.Entries, f.Max))
+	}
+	return api.Subsystem{Name: "datapath", State: "ok", Detail: strings.Join(parts, ", ")}
+}
+
+func (h *host) statusDrops() api.Subsystem {
+	drops, err := h.datapath.Drops()
+	if err != nil {
+		return failed("drops", err)
+	}
+	totals := map[string]uint64{}
+	var order []string
+	for _, d := range drops {
+		if totals[d.Reason] == 0 {
+			order = append(order, d.Reason)
+		}
+		totals[d.Reason] += d.Packets
+	}
+	var parts []string
+	for _, reason := range order {
+		parts = append(parts, fmt.Sprintf("%s %d", reason, totals[reason]))
+	}
+	return api.Subsystem{Name: "drops", State: "ok", Detail: cmp.Or(strings.Join(parts, ", "), "none")}
+}
+
+func (h *host) statusServices() api.Subsystem {
+	if err := h.services.Err(); err != nil {
+		return failed("services", err)
+	}
+	return api.Subsystem{Name: "services", State: "ok", Detail: fmt.Sprintf("%d services", len(h.services.List()))}
+}
+
+func (h *host) statusDriver() api.Subsystem {
+	return api.Subsystem{Name: "driver", State: "ok", Detail: fmt.Sprintf("%d networks, %d endpoints",
+		len(h.driver.Networks()), len(h.driver.Endpoints()))}
+}
+
+func (h *host) statusIPAM() api.Subsystem {
+	pools, leases := h.ipam.Pools(), 0
+	for _, p := range pools {
+		leases += p.Leases
+	}
+	return api.Subsystem{Name: "ipam", State: "ok", Detail: fmt.Sprintf("%d pools, %d leases", len(pools), leases)}
+}
+
+func (h *host) statusWatcher() api.Subsystem {
+	switch {
+	case !h.daemon:
+		return api.Subsystem{Name: "daemon", State: "off", Detail: "not running: the datapath goes on, Docker's changes wait"}
+	case h.cfg.DockerSocket == "":
+		return api.Subsystem{Name: "docker", State: "off", Detail: "docker_socket is off"}
+	case !h.watcher.synced.Load():
+		return api.Subsystem{Name: "docker", State: "degraded", Detail: "waiting for the engine at " + h.cfg.DockerSocket}
+	}
+	return api.Subsystem{Name: "docker", State: "ok", Detail: "following the engine at " + h.cfg.DockerSocket}
+}
+
+func failed(name string, err error) api.Subsystem {
+	return api.Subsystem{Name: name, State: "failed", Detail: err.Error()}
+}

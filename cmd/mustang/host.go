@@ -1,0 +1,155 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/sirupsen/logrus"
+
+	"github.com/mustang-net/mustang/api"
+	"github.com/mustang-net/mustang/bpf"
+	"github.com/mustang-net/mustang/config"
+	"github.com/mustang-net/mustang/driver"
+	"github.com/mustang-net/mustang/driver/link"
+	"github.com/mustang-net/mustang/ipam"
+	"github.com/mustang-net/mustang/service"
+	"github.com/mustang-net/mustang/service/dns"
+	"github.com/mustang-net/mustang/state"
+)
+
+// host is mustang on one machine, wired: the daemon's, or a command's that found no daemon.
+type host struct {
+	cfg      config.Config
+	log      *logrus.Logger
+	store    state.Store
+	datapath *bpf.Datapath
+	links    link.Host
+	ipam     *ipam.IPAM
+	services *service.Manager
+	driver   *driver.Manager
+	resolver *dns.Server // nil without a daemon
+	watcher  watcherState
+	daemon   bool
+}
+
+// openHost returns the Host of a running daemon, or else one that works on the state and the maps
+// itself, with the function that lets go of it.
+func openHost(_ context.Context, cfg config.Config) (api.Host, func() error, error) {
+	client, err := api.Dial(cfg.Socket)
+	if err == nil {
+		return client, func() error { return nil }, nil
+	}
+	if !errors.Is(err, api.ErrNoDaemon) {
+		return nil, nil, err
+	}
+	log := logrus.New()
+	log.SetOutput(io.Discard)
+	h, err := newHost(cfg, log, false)
+	if err != nil {
+		return nil, nil, err
+	}
+	return h, h.close, nil
+}
+
+// newHost opens the state and the maps. Nothing but missing maps is created in the kernel.
+func newHost(cfg config.Config, log *logrus.Logger, daemon bool) (*host, error) {
+	h := &host{cfg: cfg, log: log, daemon: daemon}
+	if err := h.open(); err != nil {
+		return nil, errors.Join(err, h.close())
+	}
+	return h, nil
+}
+
+func (h *host) open() (err error) {
+	if h.store, err = state.Open(filepath.Join(h.cfg.StateDir, "state.db"), state.Options{}); err != nil {
+		return err
+	}
+	if h.datapath, err = bpf.Open(h.cfg.BPFFS); err != nil {
+		return err
+	}
+	if err := h.setPools(); err != nil {
+		return err
+	}
+	if h.ipam, err = ipam.New(h.store, h.ipamOptions()); err != nil {
+		return err
+	}
+	h.services, err = service.New(h.store, h.datapath, service.Options{
+		Pools: h.cfg.ServicePools, HostAddr: h.links.HasAddr, Log: h.log,
+	})
+	if err != nil {
+		return err
+	}
+	cfg := driver.Config{
+		Store: h.store, Links: h.links, Datapath: h.datapath, Services: h.services,
+		Pools: h.cfg.ServicePools, Log: h.log,
+	}
+	if h.daemon {
+		h.resolver = dns.New(h.services, sandboxNetwork{h.links, h.datapath})
+		cfg.Resolver = sandboxResolver{h.resolver}
+	}
+	h.driver, err = driver.New(cfg)
+	return err
+}
+
+// setPools tells the datapath the first service pool of each family.
+func (h *host) setPools() error {
+	var pools [2]netip.Prefix
+	for _, p := range h.cfg.ServicePools {
+		family := 0
+		if p.Addr().Is6() {
+			family = 1
+		}
+		if pools[family].IsValid() {
+			return fmt.Errorf("service_pools has more than one pool of a family (%s and %s): keep one of each", pools[family], p)
+		}
+		pools[family] = p
+	}
+	return h.datapath.SetPools(pools[0], pools[1])
+}
+
+func (h *host) ipamOptions() ipam.Options {
+	o := ipam.Options{HostRoutes: h.links.Routes, Reserved: h.cfg.ServicePools, BootID: bootID()}
+	for _, p := range h.cfg.AddressPools {
+		o.DefaultPools = append(o.DefaultPools, p.Pool)
+		if p.Pool.Addr().Is4() {
+			o.DefaultSize4 = p.Size
+		} else {
+			o.DefaultSize6 = p.Size
+		}
+	}
+	return o
+}
+
+// bootID tells boots apart (random(4)); "" where the kernel does not tell.
+func bootID() string {
+	id, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return ""
+	}
+	return strings.TrimSpace(string(id))
+}
+
+// close lets go of what open took; the datapath goes on by itself.
+func (h *host) close() error {
+	if h.driver != nil {
+		h.driver.Close()
+	}
+	if h.resolver != nil {
+		h.resolver.Close()
+	}
+	if h.datapath != nil {
+		h.datapath.Close()
+	}
+	if h.store != nil {
+		return h.store.Close()
+	}
+	return nil
+}

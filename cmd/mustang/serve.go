@@ -1,0 +1,166 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"sync"
+	"time"
+
+	"github.com/sirupsen/logrus"
+
+	"github.com/mustang-net/mustang/api"
+	"github.com/mustang-net/mustang/bpf"
+	"github.com/mustang-net/mustang/config"
+	"github.com/mustang-net/mustang/driver/docker"
+	"github.com/mustang-net/mustang/driver/docker/watch"
+)
+
+// The datapath trusts our resolvers for 2 s after a beat.
+const heartbeat = 400 * time.Millisecond
+
+// retryEvery is how long a failed write to the maps waits for another try.
+const retryEvery = 5 * time.Second
+
+// runDaemon serves Docker and the command line until ctx ends.
+func runDaemon(ctx context.Context, cfg config.Config, log *logrus.Logger) error {
+	control, err := api.Listen(cfg.Socket)
+	if err != nil {
+		return err
+	}
+	defer control.Close()
+	h, err := newHost(cfg, log, true)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err := h.close(); err != nil {
+			log.WithError(err).Warn("close the state")
+		}
+	}()
+	if err := h.start(); err != nil {
+		return err
+	}
+	return h.serve(ctx, control)
+}
+
+// start makes the kernel agree with the state.
+func (h *host) start() error {
+	cgroup := h.cfg.Cgroup
+	if cgroup == "" {
+		var err error
+		if cgroup, err = bpf.CgroupRoot(); err != nil {
+			return err
+		}
+	}
+	if err := h.datapath.AttachSock(cgroup); err != nil {
+		return err
+	}
+	cookie, err := h.links.Cookie("")
+	if err != nil {
+		return err
+	}
+	if err := h.datapath.PutSandbox(bpf.Sandbox{Cookie: cookie, SocketLB: true, AllNetworks: true}); err != nil {
+		return err
+	}
+	if err := h.datapath.Beat(); err != nil {
+		return err
+	}
+	if err := h.driver.Restore(); err != nil {
+		// one endpoint that cannot be mended must not keep the others from being served
+		h.log.WithError(err).Error("restore networks and endpoints")
+	}
+	return nil
+}
+
+// serve runs everything that serves until ctx ends or one of them fails.
+func (h *host) serve(ctx context.Context, control net.Listener) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	var group sync.WaitGroup
+	run := func(name string, fn func(context.Context) error) {
+		group.Go(func() {
+			if err := fn(ctx); err != nil && ctx.Err() == nil {
+				cancel(fmt.Errorf("%s: %w", name, err))
+			}
+		})
+	}
+	plugin := docker.New(docker.Options{
+		Driver: h.driver, Pools: enginePools{h.ipam}, Containers: h.services, Log: h.log,
+	})
+	run("beat", h.beat)
+	run("retry", h.retry)
+	run("serve the command line", func(ctx context.Context) error { return api.Serve(ctx, control, h, h.log) })
+	if h.cfg.DockerSocket == "" {
+		if err := h.synced(); err != nil {
+			h.log.WithError(err).Warn("write services to the maps")
+		}
+	} else {
+		socket, err := docker.Listen(h.cfg.PluginSocket)
+		if err != nil {
+			cancel(err)
+		} else {
+			run("serve Docker", func(context.Context) error { return plugin.Serve(socket) })
+			run("watch Docker", h.watch)
+		}
+	}
+	<-ctx.Done()
+	err := plugin.Close()
+	group.Wait()
+	if cause := context.Cause(ctx); !errors.Is(cause, context.Canceled) {
+		return cause
+	}
+	return err
+}
+
+// beat tells the datapath that our resolvers answer.
+func (h *host) beat(ctx context.Context) error {
+	return every(ctx, heartbeat, h.datapath.Beat)
+}
+
+// retry repeats writes to the maps that failed.
+func (h *host) retry(ctx context.Context) error {
+	return every(ctx, retryEvery, func() error {
+		if h.services.Err() == nil {
+			return nil
+		}
+		if err := h.services.Reconcile(); err != nil {
+			h.log.WithError(err).Warn("write services to the maps")
+		}
+		return nil
+	})
+}
+
+func every(ctx context.Context, interval time.Duration, fn func() error) error {
+	ticks := time.NewTicker(interval)
+	defer ticks.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-ticks.C:
+			if err := fn(); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+func (h *host) watch(ctx context.Context) error {
+	w := watch.New(watch.Options{
+		Client:     watch.NewClient(h.cfg.DockerSocket),
+		Containers: engineContainers{h.services, h},
+		Networks:   h.driver,
+		Log:        h.log,
+	})
+	return w.Run(ctx)
+}
+
+// synced says that all containers are known, so that leftovers in the maps can go.
+func (h *host) synced() error {
+	h.watcher.synced.Store(true)
+	return h.services.Sync()
+}

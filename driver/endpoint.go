@@ -1,0 +1,261 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package driver
+
+import (
+	"cmp"
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+
+	"github.com/mustang-net/mustang/bpf"
+	"github.com/mustang-net/mustang/driver/link"
+	"github.com/mustang-net/mustang/service"
+)
+
+// Sources of endpoints.
+const (
+	SourceDocker = "docker"
+	SourceHand   = "ep" // `mustang ep add`
+)
+
+// idBytes of an endpoint's id go into the names of its devices, which have room for 15 bytes.
+const idBytes = 11
+
+// addrs are the endpoint's addresses, of the families it has.
+func (e *Endpoint) addrs() []netip.Addr {
+	var out []netip.Addr
+	for _, p := range []netip.Prefix{e.IPv4, e.IPv6} {
+		if p.IsValid() {
+			out = append(out, p.Addr())
+		}
+	}
+	return out
+}
+
+func (e *Endpoint) service() service.Endpoint {
+	s := service.Endpoint{ID: e.ID, Network: e.NetworkID, Cookie: e.Cookie, Options: e.Options}
+	if e.IPv4.IsValid() {
+		s.IPv4 = e.IPv4.Addr()
+	}
+	if e.IPv6.IsValid() {
+		s.IPv6 = e.IPv6.Addr()
+	}
+	return s
+}
+
+// CreateEndpoint creates the devices of an endpoint and makes its addresses known to the datapath.
+// Creating it again as it is returns it as it is.
+func (m *Manager) CreateEndpoint(_ context.Context, cfg EndpointConfig) (Endpoint, error) {
+	if err := checkEndpointOptions(cfg.Options); err != nil {
+		return Endpoint{}, err
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	n, ok := m.networks[cfg.NetworkID]
+	if !ok {
+		return Endpoint{}, fmt.Errorf("network %s: %w", cfg.NetworkID, ErrNotFound)
+	}
+	if had, ok := m.endpoints[cfg.ID]; ok {
+		if had.IPv4 != cfg.IPv4 || had.IPv6 != cfg.IPv6 {
+			return Endpoint{}, fmt.Errorf("create endpoint %s: it exists with the addresses %v", cfg.ID, had.addrs())
+		}
+		return *had, m.setUpEndpoint(n, had)
+	}
+	e, err := newEndpoint(n, cfg)
+	if err != nil {
+		return Endpoint{}, err
+	}
+	for _, other := range m.endpoints {
+		for _, a := range other.addrs() {
+			if slices.Contains(e.addrs(), a) {
+				return Endpoint{}, fmt.Errorf("create endpoint %s: its address %s belongs to the endpoint %s", cfg.ID, a, other.ID)
+			}
+		}
+	}
+	// the record comes first: whatever happens after it can be undone by DeleteEndpoint
+	if err := m.put(bucketEndpoints, e.ID, e); err != nil {
+		return Endpoint{}, fmt.Errorf("record the endpoint %s: %w", e.ID, err)
+	}
+	m.endpoints[e.ID] = e
+	if err := m.setUpEndpoint(n, e); err != nil {
+		return Endpoint{}, errors.Join(err, m.tearDownEndpoint(e))
+	}
+	if err := m.put(bucketEndpoints, e.ID, e); err != nil {
+		return Endpoint{}, errors.Join(fmt.Errorf("record the endpoint %s: %w", e.ID, err), m.tearDownEndpoint(e))
+	}
+	return *e, nil
+}
+
+func newEndpoint(n *Network, cfg EndpointConfig) (*Endpoint, error) {
+	e := &Endpoint{
+		ID: cfg.ID, NetworkID: cfg.NetworkID, Source: SourceDocker, IPv4: cfg.IPv4, IPv6: cfg.IPv6,
+		MAC: cfg.MAC, Options: cfg.Options, IfName: cfg.Options["com.docker.network.endpoint.ifname"],
+	}
+	if len(e.ID) < idBytes {
+		return nil, fmt.Errorf("create endpoint %q: its id must have at least %d characters", e.ID, idBytes)
+	}
+	if len(e.addrs()) == 0 {
+		return nil, fmt.Errorf("create endpoint %s: it needs an address", e.ID)
+	}
+	for _, a := range e.addrs() {
+		if _, ok := n.subnetOf(a); !ok {
+			return nil, fmt.Errorf("create endpoint %s: its address %s is in none of the network's subnets %v", e.ID, a, n.Subnets())
+		}
+	}
+	if e.MAC == "" {
+		e.MAC = newMAC(e.addrs()[0]).String()
+	}
+	mac, err := net.ParseMAC(e.MAC)
+	if err != nil || len(mac) != 6 || mac[0]&1 != 0 {
+		return nil, fmt.Errorf("create endpoint %s: %q is no MAC address of an interface (six bytes, the first even)", e.ID, e.MAC)
+	}
+	e.HostIf, e.PeerIf = "mst"+e.ID[:idBytes], "msp"+e.ID[:idBytes]
+	return e, nil
+}
+
+// newMAC makes the MAC that Docker's own drivers would give an IPv4 address, or a random local one.
+func newMAC(addr netip.Addr) net.HardwareAddr {
+	mac := net.HardwareAddr{0x02, 0x42, 0, 0, 0, 0}
+	if addr.Is4() {
+		copy(mac[2:], addr.AsSlice())
+	} else {
+		_, _ = rand.Read(mac[2:]) // never fails (crypto/rand)
+	}
+	return mac
+}
+
+// setUpEndpoint makes the kernel agree with the record; repeating it changes nothing.
+func (m *Manager) setUpEndpoint(n *Network, e *Endpoint) error {
+	mac, err := net.ParseMAC(e.MAC)
+	if err != nil {
+		return fmt.Errorf("endpoint %s: %w", e.ID, err)
+	}
+	mtu := n.Options.MTU
+	if mtu == 0 {
+		mtu = m.links.UplinkMTU()
+	}
+	dev, err := m.links.CreateVeth(link.Veth{Owner: e.ID, Host: e.HostIf, Peer: e.PeerIf, MTU: mtu, MAC: mac})
+	if err != nil {
+		return err
+	}
+	e.Index, e.HostMAC = dev.Index, dev.MAC.String()
+	if err := m.links.Connect(e.HostIf, e.addrs(), m.gateways(n, e), mac); err != nil {
+		return err
+	}
+	// the maps come before the programs, and these before the engine moves the peer: no packet is
+	// ever judged by less than all of it
+	if err := m.putDatapath(n, e, dev.MAC, mac); err != nil {
+		return err
+	}
+	if err := m.attach(e); err != nil {
+		return err
+	}
+	if err := m.services.PutEndpoint(e.service()); err != nil {
+		return fmt.Errorf("tell the services of the endpoint %s: %w", e.ID, err)
+	}
+	return nil
+}
+
+// gateways are the gateway addresses that belong to the endpoint's subnets.
+func (m *Manager) gateways(n *Network, e *Endpoint) []netip.Addr {
+	var out []netip.Addr
+	for _, a := range e.addrs() {
+		if s, ok := n.subnetOf(a); ok && s.Gateway.IsValid() {
+			out = append(out, s.Gateway.Addr())
+		}
+	}
+	return out
+}
+
+func (m *Manager) putDatapath(n *Network, e *Endpoint, hostMAC, mac net.HardwareAddr) error {
+	iface := bpf.Interface{IfIndex: e.Index, Network: n.Number, Strict: true, MAC: hostMAC}
+	for _, gw := range m.gateways(n, e) {
+		if gw.Is4() {
+			iface.Gateway4 = gw
+		} else {
+			iface.Gateway6 = gw
+		}
+	}
+	if err := m.datapath.PutInterface(iface); err != nil {
+		return err
+	}
+	for _, a := range e.addrs() {
+		err := m.datapath.PutEndpoint(bpf.Endpoint{
+			Addr: a, IfIndex: e.Index, Network: n.Number, Redirect: true, MAC: mac, HostMAC: hostMAC,
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// attach attaches the endpoint's programs: TCX, or clsact filters where the kernel has none.
+func (m *Manager) attach(e *Endpoint) error {
+	err := m.datapath.AttachLXC(e.HostIf, e.Index)
+	if !errors.Is(err, bpf.ErrNoTCX) {
+		return err
+	}
+	ingress, egress := m.datapath.LXCPrograms()
+	return m.links.AttachClsact(e.HostIf, ingress, egress)
+}
+
+// DeleteEndpoint removes an endpoint; a missing one is no error.
+func (m *Manager) DeleteEndpoint(_ context.Context, _, id string) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	e, ok := m.endpoints[id]
+	if !ok {
+		return nil
+	}
+	return m.tearDownEndpoint(e)
+}
+
+// tearDownEndpoint undoes setUpEndpoint in reverse and forgets the endpoint.
+func (m *Manager) tearDownEndpoint(e *Endpoint) error {
+	err := errors.Join(m.leave(e), m.services.RemoveEndpoint(e.ID), m.datapath.DetachLXC(e.HostIf))
+	for _, a := range e.addrs() {
+		err = errors.Join(err, m.datapath.DeleteEndpoint(a))
+	}
+	if e.Source == SourceDocker {
+		err = errors.Join(err, m.datapath.DeleteInterface(e.Index), m.links.Delete(e.HostIf))
+	}
+	if err != nil {
+		return fmt.Errorf("remove the endpoint %s: %w", e.ID, err)
+	}
+	if err := m.remove(bucketEndpoints, e.ID); err != nil {
+		return fmt.Errorf("forget the endpoint %s: %w", e.ID, err)
+	}
+	delete(m.endpoints, e.ID)
+	return nil
+}
+
+// Endpoint returns an endpoint, or an error that is [ErrNotFound].
+func (m *Manager) Endpoint(_ context.Context, _, id string) (Endpoint, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	e, ok := m.endpoints[id]
+	if !ok {
+		return Endpoint{}, fmt.Errorf("endpoint %s: %w", id, ErrNotFound)
+	}
+	return *e, nil
+}
+
+// Endpoints lists the endpoints by ifindex, which is the order in which they came.
+func (m *Manager) Endpoints() []Endpoint {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	out := make([]Endpoint, 0, len(m.endpoints))
+	for _, e := range m.endpoints {
+		out = append(out, *e)
+	}
+	slices.SortFunc(out, func(a, b Endpoint) int {
+		return cmp.Or(cmp.Compare(a.Index, b.Index), cmp.Compare(a.ID, b.ID))
+	})
+	return out
+}

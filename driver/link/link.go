@@ -1,0 +1,285 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package link is the only speaker of rtnetlink: devices, addresses, neighbours, routes and namespaces.
+package link
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"strings"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// alias marks a device as ours; the endpoint's id follows.
+const alias = "mustang:"
+
+// protocol marks our routes in the kernel's tables (rtm_protocol; values below 192 are taken or
+// listed in /etc/iproute2/rt_protos).
+const protocol = 205
+
+// Host changes the network namespace that the process runs in.
+type Host struct{}
+
+// Veth describes a pair: its host's end and the end that an engine moves into a sandbox.
+type Veth struct {
+	Owner string // endpoint id, kept in the host end's alias
+	Host  string // device names, at most 15 bytes
+	Peer  string
+	MTU   int              // bytes
+	MAC   net.HardwareAddr // of the peer
+}
+
+// Device is a device as the kernel knows it.
+type Device struct {
+	Index int
+	MAC   net.HardwareAddr
+	MTU   int
+}
+
+// CreateVeth creates the pair and returns its host's end, which is up, has no link-local address and
+// forwards nothing. A pair of the same owner that is there already is taken as it is.
+func (Host) CreateVeth(v Veth) (Device, error) {
+	pair := &netlink.Veth{
+		LinkAttrs:        netlink.LinkAttrs{Name: v.Host, MTU: v.MTU},
+		PeerName:         v.Peer,
+		PeerHardwareAddr: v.MAC,
+	}
+	err := netlink.LinkAdd(pair)
+	if errors.Is(err, unix.EEXIST) {
+		found, findErr := netlink.LinkByName(v.Host)
+		if findErr == nil && found.Attrs().Alias == alias+v.Owner {
+			return device(found), nil
+		}
+	}
+	if err != nil {
+		return Device{}, fmt.Errorf("create the veth pair %s, %s: %w", v.Host, v.Peer, err)
+	}
+	dev, err := setUp(v)
+	if err != nil {
+		return Device{}, errors.Join(err, netlink.LinkDel(pair))
+	}
+	return dev, nil
+}
+
+func setUp(v Veth) (Device, error) {
+	host, err := netlink.LinkByName(v.Host)
+	if err != nil {
+		return Device{}, fmt.Errorf("find the new device %s: %w", v.Host, err)
+	}
+	if err := netlink.LinkSetAlias(host, alias+v.Owner); err != nil {
+		return Device{}, fmt.Errorf("mark %s as ours: %w", v.Host, err)
+	}
+	// no link-local address: nothing on the host shall talk to the container behind our back
+	if err := netlink.LinkSetIP6AddrGenMode(host, 1); err != nil && !errors.Is(err, unix.EAFNOSUPPORT) {
+		return Device{}, fmt.Errorf("switch address generation off on %s: %w", v.Host, err)
+	}
+	if err := netlink.LinkSetUp(host); err != nil {
+		return Device{}, fmt.Errorf("set %s up: %w", v.Host, err)
+	}
+	return device(host), nil
+}
+
+func device(l netlink.Link) Device {
+	a := l.Attrs()
+	return Device{Index: a.Index, MAC: a.HardwareAddr, MTU: a.MTU}
+}
+
+// Delete removes a device, and with it its addresses, neighbours and routes; a missing one is no error.
+func (Host) Delete(name string) error {
+	l, err := netlink.LinkByName(name)
+	if isNotFound(err) {
+		return nil
+	}
+	if err == nil {
+		err = netlink.LinkDel(l)
+	}
+	if err != nil && !errors.Is(err, unix.ENODEV) {
+		return fmt.Errorf("remove the device %s: %w", name, err)
+	}
+	return nil
+}
+
+// Owned lists the devices of ours, name to owner.
+func (Host) Owned() (map[string]string, error) {
+	links, err := netlink.LinkList()
+	if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
+		return nil, fmt.Errorf("list the devices: %w", err)
+	}
+	out := map[string]string{}
+	for _, l := range links {
+		if owner, ok := strings.CutPrefix(l.Attrs().Alias, alias); ok {
+			out[l.Attrs().Name] = owner
+		}
+	}
+	return out, nil
+}
+
+// Find returns a device by name.
+func (Host) Find(name string) (Device, error) {
+	l, err := netlink.LinkByName(name)
+	if err != nil {
+		return Device{}, fmt.Errorf("find the device %s: %w", name, err)
+	}
+	return device(l), nil
+}
+
+// Connect routes the addresses to the device, tells the kernel the MAC behind them, and gives the
+// device the gateways' addresses, which are the source of what the host sends there.
+func (Host) Connect(name string, addrs, gateways []netip.Addr, mac net.HardwareAddr) error {
+	l, err := netlink.LinkByName(name)
+	if err != nil {
+		return fmt.Errorf("find the device %s: %w", name, err)
+	}
+	for _, gw := range gateways {
+		a := &netlink.Addr{IPNet: hostNet(gw), Scope: unix.RT_SCOPE_LINK, Flags: unix.IFA_F_NODAD}
+		if err := netlink.AddrReplace(l, a); err != nil {
+			return fmt.Errorf("give %s the gateway address %s: %w", name, gw, err)
+		}
+	}
+	for _, addr := range addrs {
+		neigh := &netlink.Neigh{
+			LinkIndex: l.Attrs().Index, IP: addr.AsSlice(), HardwareAddr: mac, State: netlink.NUD_PERMANENT,
+		}
+		if err := netlink.NeighSet(neigh); err != nil {
+			return fmt.Errorf("set the neighbour %s on %s: %w", addr, name, err)
+		}
+		route := &netlink.Route{
+			LinkIndex: l.Attrs().Index, Dst: hostNet(addr), Scope: netlink.SCOPE_LINK, Protocol: protocol,
+		}
+		for _, gw := range gateways {
+			if gw.Is4() == addr.Is4() {
+				route.Src = gw.AsSlice()
+			}
+		}
+		if err := netlink.RouteReplace(route); err != nil {
+			return fmt.Errorf("route %s to %s: %w", addr, name, err)
+		}
+	}
+	return nil
+}
+
+// Refuse makes a prefix unreachable except where a more specific route leads: packets to addresses
+// that no endpoint has must not leave the host.
+func (Host) Refuse(p netip.Prefix) error {
+	if err := netlink.RouteReplace(unreachable(p)); err != nil {
+		return fmt.Errorf("make %s unreachable: %w", p, err)
+	}
+	return nil
+}
+
+// Unrefuse undoes Refuse; a missing route is no error.
+func (Host) Unrefuse(p netip.Prefix) error {
+	if err := netlink.RouteDel(unreachable(p)); err != nil && !errors.Is(err, unix.ESRCH) {
+		return fmt.Errorf("remove the unreachable route %s: %w", p, err)
+	}
+	return nil
+}
+
+// Refused lists the prefixes that Refuse made unreachable.
+func (Host) Refused() ([]netip.Prefix, error) {
+	var out []netip.Prefix
+	filter := &netlink.Route{Protocol: protocol, Type: unix.RTN_UNREACHABLE}
+	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
+		routes, err := netlink.RouteListFiltered(family, filter, netlink.RT_FILTER_PROTOCOL|netlink.RT_FILTER_TYPE)
+		if err != nil {
+			return nil, fmt.Errorf("list the routes: %w", err)
+		}
+		for _, r := range routes {
+			if p, ok := prefixOf(r.Dst); ok {
+				out = append(out, p)
+			}
+		}
+	}
+	return out, nil
+}
+
+// unreachable has the worst metric: any route that the user sets for the same prefix wins.
+func unreachable(p netip.Prefix) *netlink.Route {
+	return &netlink.Route{
+		Dst: &net.IPNet{
+			IP:   p.Masked().Addr().AsSlice(),
+			Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen()),
+		},
+		Type: unix.RTN_UNREACHABLE, Protocol: protocol, Priority: 4278198272,
+	}
+}
+
+// Routes lists the destinations that the host has routes to, without default routes and ours.
+func (Host) Routes() ([]netip.Prefix, error) {
+	var out []netip.Prefix
+	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
+		routes, err := netlink.RouteList(nil, family)
+		if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
+			return nil, fmt.Errorf("list the routes: %w", err)
+		}
+		for _, r := range routes {
+			if p, ok := prefixOf(r.Dst); ok && p.Bits() > 0 && int(r.Protocol) != protocol && !p.Addr().IsLinkLocalUnicast() {
+				out = append(out, p)
+			}
+		}
+	}
+	return out, nil
+}
+
+// HasAddr tells whether addr is an address of the host.
+func (Host) HasAddr(addr netip.Addr) bool {
+	addrs, err := netlink.AddrList(nil, netlink.FAMILY_ALL)
+	if err != nil {
+		return false
+	}
+	for _, a := range addrs {
+		if got, ok := netip.AddrFromSlice(a.IP); ok && got.Unmap() == addr {
+			return true
+		}
+	}
+	return false
+}
+
+// UplinkMTU is the MTU of the device that the default route leads to, or 1500 without one.
+func (Host) UplinkMTU() int {
+	const ethernet = 1500
+	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
+		routes, err := netlink.RouteList(nil, family)
+		if err != nil {
+			continue
+		}
+		for _, r := range routes {
+			if p, ok := prefixOf(r.Dst); ok && p.Bits() > 0 {
+				continue
+			}
+			if l, err := netlink.LinkByIndex(r.LinkIndex); err == nil {
+				return l.Attrs().MTU
+			}
+		}
+	}
+	return ethernet
+}
+
+func hostNet(a netip.Addr) *net.IPNet {
+	return &net.IPNet{IP: a.AsSlice(), Mask: net.CIDRMask(a.BitLen(), a.BitLen())}
+}
+
+// prefixOf reads a route's destination; a nil one is the default route of some family.
+func prefixOf(n *net.IPNet) (netip.Prefix, bool) {
+	if n == nil {
+		return netip.Prefix{}, false
+	}
+	addr, ok := netip.AddrFromSlice(n.IP)
+	if !ok {
+		return netip.Prefix{}, false
+	}
+	bits, size := n.Mask.Size()
+	if addr.Is4In6() && size == 32 {
+		addr = addr.Unmap()
+	}
+	return netip.PrefixFrom(addr, bits), true
+}
+
+func isNotFound(err error) bool {
+	var notFound netlink.LinkNotFoundError
+	return errors.As(err, &notFound)
+}

@@ -1,0 +1,114 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package link
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+
+	"github.com/containernetworking/plugins/pkg/ns"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// Do runs fn in the network namespace at path, on a thread of its own. Sockets that fn opens stay there.
+func (Host) Do(path string, fn func() error) error {
+	return ns.WithNetNSPath(path, func(ns.NetNS) error { return fn() })
+}
+
+// Cookie reads the namespace's netns cookie: unique on this boot, 0 never (SO_NETNS_COOKIE, Linux 5.14).
+// An empty path means the namespace of the process.
+func (h Host) Cookie(path string) (cookie uint64, err error) {
+	read := func() error {
+		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			return err
+		}
+		defer unix.Close(fd)
+		cookie, err = unix.GetsockoptUint64(fd, unix.SOL_SOCKET, unix.SO_NETNS_COOKIE)
+		return err
+	}
+	if path == "" {
+		err = read()
+	} else {
+		err = h.Do(path, read)
+	}
+	if err != nil {
+		return 0, fmt.Errorf("read the cookie of the network namespace %s: %w", path, err)
+	}
+	return cookie, nil
+}
+
+// Listens tells whether any TCP socket listens in the namespace, other than on a loopback address
+// (where engines keep their resolver).
+func (h Host) Listens(path string) (bool, error) {
+	found := false
+	err := h.Do(path, func() error {
+		for _, family := range []uint8{unix.AF_INET, unix.AF_INET6} {
+			sockets, err := netlink.SocketDiagTCP(family)
+			if err != nil {
+				return err
+			}
+			for _, s := range sockets {
+				if s.State == netlink.TCP_LISTEN && !s.ID.Source.IsLoopback() {
+					found = true
+				}
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return false, fmt.Errorf("list the listeners of the network namespace %s: %w", path, err)
+	}
+	return found, nil
+}
+
+// Inside is a device inside a sandbox and its other end.
+type Inside struct {
+	Device
+	Peer  int // ifindex of the other end on the host; 0 if there is none
+	Addrs []netip.Prefix
+}
+
+// FindInside looks at a device of the namespace at path.
+func (h Host) FindInside(path, name string) (Inside, error) {
+	var out Inside
+	err := h.Do(path, func() error {
+		l, err := netlink.LinkByName(name)
+		if err != nil {
+			return fmt.Errorf("find the device %s: %w", name, err)
+		}
+		out.Device = device(l)
+		if l.Type() == "veth" || l.Type() == "netkit" {
+			out.Peer = l.Attrs().ParentIndex
+		}
+		addrs, err := netlink.AddrList(l, netlink.FAMILY_ALL)
+		if err != nil {
+			return fmt.Errorf("list the addresses of %s: %w", name, err)
+		}
+		for _, a := range addrs {
+			if p, ok := prefixOf(a.IPNet); ok && !p.Addr().IsLinkLocalUnicast() {
+				out.Addrs = append(out.Addrs, p)
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		var missing ns.NSPathNotExistErr
+		if errors.As(err, &missing) {
+			err = errors.New("there is no such network namespace")
+		}
+		return out, fmt.Errorf("look into the sandbox %s: %w", path, err)
+	}
+	return out, nil
+}
+
+// Name returns the name of a device by ifindex.
+func (Host) Name(index int) (string, error) {
+	l, err := netlink.LinkByIndex(index)
+	if err != nil {
+		return "", fmt.Errorf("find the device with index %d: %w", index, err)
+	}
+	return l.Attrs().Name, nil
+}

@@ -1,0 +1,161 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package driver
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"sync"
+
+	"github.com/sirupsen/logrus"
+
+	"github.com/mustang-net/mustang/bpf"
+	"github.com/mustang-net/mustang/driver/link"
+	"github.com/mustang-net/mustang/service"
+	"github.com/mustang-net/mustang/state"
+)
+
+// Links is what the driver asks of the kernel's devices and namespaces; [link.Host] is the real one.
+type Links interface {
+	CreateVeth(link.Veth) (link.Device, error)
+	Delete(name string) error
+	Owned() (map[string]string, error)
+	Connect(name string, addrs, gateways []netip.Addr, mac net.HardwareAddr) error
+	Refuse(netip.Prefix) error
+	Unrefuse(netip.Prefix) error
+	Refused() ([]netip.Prefix, error)
+	UplinkMTU() int
+	AttachClsact(name string, ingress, egress int) error
+	HasClsact(name string) bool
+	Namespaces
+}
+
+// Namespaces is what the driver asks of sandboxes.
+type Namespaces interface {
+	Cookie(path string) (uint64, error)
+	Listens(path string) (bool, error)
+	FindInside(path, name string) (link.Inside, error)
+	Name(index int) (string, error)
+	Find(name string) (link.Device, error)
+}
+
+// Datapath is what the driver writes to the eBPF maps and hooks; [bpf.Datapath] is the real one.
+type Datapath interface {
+	PutEndpoint(bpf.Endpoint) error
+	DeleteEndpoint(netip.Addr) error
+	Endpoints() ([]bpf.Endpoint, error)
+	PutInterface(bpf.Interface) error
+	DeleteInterface(ifindex int) error
+	Interfaces() ([]int, error)
+	PutSandbox(bpf.Sandbox) error
+	PutMember(cookie uint64, network uint32) error
+	DeleteMember(cookie uint64, network uint32) error
+	Sandboxes() (map[uint64][]uint32, error)
+	Sandbox(cookie uint64) (bpf.Sandbox, bool, error)
+	AttachLXC(ifname string, ifindex int) error
+	DetachLXC(ifname string) error
+	AttachedLXC() ([]string, error)
+	LXCPrograms() (ingress, egress int)
+}
+
+// Services is told of networks and endpoints; [service.Manager] is the real one.
+type Services interface {
+	AddNetwork(service.Network) ([]netip.Prefix, error)
+	RemoveNetwork(id string) error
+	PutEndpoint(service.Endpoint) error
+	RemoveEndpoint(id string) error
+	Gone(endpointID string)
+}
+
+// Resolver answers names inside sandboxes; nil if no daemon runs to answer.
+type Resolver interface {
+	// Add starts answering in the sandbox and returns the port it listens on there.
+	Add(cookie uint64, path string) (port uint16, err error)
+	Remove(cookie uint64)
+}
+
+// Manager creates and removes networks and endpoints. Its methods are idempotent and may be called at
+// the same time.
+type Manager struct {
+	store    state.Store
+	links    Links
+	datapath Datapath
+	services Services
+	resolver Resolver
+	pools    []netip.Prefix // service pools, unreachable but for VIPs
+	log      logrus.FieldLogger
+
+	mu        sync.Mutex // guards what follows and orders changes
+	networks  map[string]*Network
+	endpoints map[string]*Endpoint
+	waiting   map[string]context.CancelFunc // sandboxes awaited, by endpoint
+}
+
+// Config is what a Manager works with.
+type Config struct {
+	Store    state.Store
+	Links    Links
+	Datapath Datapath
+	Services Services
+	Resolver Resolver
+	Pools    []netip.Prefix // service pools: made unreachable on the host, but for what the hooks translate
+	Log      logrus.FieldLogger
+}
+
+// The state's buckets.
+const (
+	bucketNetworks  = "driver.networks"
+	bucketEndpoints = "driver.endpoints"
+	bucketCounter   = "driver.counter"
+)
+
+// ErrNotFound says that a network or endpoint is not ours, or not any more.
+var ErrNotFound = errors.New("not found")
+
+// New reads the state. The kernel is not touched until [Manager.Restore].
+func New(cfg Config) (*Manager, error) {
+	m := &Manager{
+		store: cfg.Store, links: cfg.Links, datapath: cfg.Datapath, services: cfg.Services,
+		resolver: cfg.Resolver, pools: cfg.Pools, log: cfg.Log,
+		networks: map[string]*Network{}, endpoints: map[string]*Endpoint{}, waiting: map[string]context.CancelFunc{},
+	}
+	err := m.store.View(func(tx state.Tx) error {
+		err := tx.Each(bucketNetworks, func(key string, decode func(any) error) error {
+			n := &Network{}
+			m.networks[key] = n
+			return decode(n)
+		})
+		if err != nil {
+			return err
+		}
+		return tx.Each(bucketEndpoints, func(key string, decode func(any) error) error {
+			e := &Endpoint{}
+			m.endpoints[key] = e
+			return decode(e)
+		})
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read the networks and endpoints: %w", err)
+	}
+	return m, nil
+}
+
+// Close stops waiting for sandboxes. The datapath goes on.
+func (m *Manager) Close() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, cancel := range m.waiting {
+		cancel()
+	}
+}
+
+func (m *Manager) put(bucket, key string, v any) error {
+	return m.store.Update(func(tx state.Tx) error { return tx.Put(bucket, key, v) })
+}
+
+func (m *Manager) remove(bucket, key string) error {
+	return m.store.Update(func(tx state.Tx) error { return tx.Delete(bucket, key) })
+}

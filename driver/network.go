@@ -1,0 +1,198 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package driver
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"github.com/mustang-net/mustang/service"
+	"github.com/mustang-net/mustang/state"
+)
+
+// Network is a network as the state keeps it.
+type Network struct {
+	ID       string            `json:"id"`
+	Name     string            `json:"name,omitempty"`
+	Number   uint32            `json:"number"` // in the maps; from 1, never used twice
+	Options  Options           `json:"options"`
+	Raw      map[string]string `json:"raw,omitempty"` // the options as given
+	IPv4     []Subnet          `json:"ipv4,omitempty"`
+	IPv6     []Subnet          `json:"ipv6,omitempty"`
+	Internal bool              `json:"internal,omitempty"`
+	VIPs     []netip.Prefix    `json:"vips,omitempty"` // its blocks of the service pool
+}
+
+// Subnets are the pools of both families.
+func (n *Network) Subnets() []netip.Prefix {
+	var out []netip.Prefix
+	for _, s := range slices.Concat(n.IPv4, n.IPv6) {
+		out = append(out, s.Pool)
+	}
+	return out
+}
+
+// subnetOf is the subnet that holds addr.
+func (n *Network) subnetOf(addr netip.Addr) (Subnet, bool) {
+	for _, s := range slices.Concat(n.IPv4, n.IPv6) {
+		if s.Pool.Contains(addr) {
+			return s, true
+		}
+	}
+	return Subnet{}, false
+}
+
+func (n *Network) service() service.Network {
+	return service.Network{
+		ID: n.ID, Number: n.Number, Name: n.Name,
+		IPv4: len(n.IPv4) > 0, IPv6: len(n.IPv6) > 0, VIP: n.Options.VIP,
+	}
+}
+
+// CreateNetwork creates a network. Creating it again as it is is no error.
+func (m *Manager) CreateNetwork(_ context.Context, cfg NetworkConfig) error {
+	opts, err := ParseOptions(cfg.Options)
+	if err != nil {
+		return err
+	}
+	if cfg.ID == "" || len(cfg.IPv4)+len(cfg.IPv6) == 0 {
+		return fmt.Errorf("create network %q: it needs an id and at least one subnet", cfg.ID)
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if had, ok := m.networks[cfg.ID]; ok {
+		if !slices.Equal(had.Subnets(), (&Network{IPv4: cfg.IPv4, IPv6: cfg.IPv6}).Subnets()) {
+			return fmt.Errorf("create network %s: it exists with the subnets %v", cfg.ID, had.Subnets())
+		}
+		return m.setUpNetwork(had)
+	}
+	n := &Network{
+		ID: cfg.ID, Name: cfg.Name, Options: opts, Raw: cfg.Options,
+		IPv4: cfg.IPv4, IPv6: cfg.IPv6, Internal: cfg.Internal,
+	}
+	if err := m.checkSubnets(n); err != nil {
+		return err
+	}
+	// the record comes first: whatever happens after it can be undone by DeleteNetwork
+	err = m.store.Update(func(tx state.Tx) error {
+		if _, err := tx.Get(bucketCounter, "network", &n.Number); err != nil {
+			return err
+		}
+		n.Number++
+		if err := tx.Put(bucketCounter, "network", n.Number); err != nil {
+			return err
+		}
+		return tx.Put(bucketNetworks, n.ID, n)
+	})
+	if err != nil {
+		return fmt.Errorf("record the network %s: %w", n.ID, err)
+	}
+	m.networks[n.ID] = n
+	if err := m.setUpNetwork(n); err != nil {
+		return errors.Join(err, m.tearDownNetwork(n))
+	}
+	return nil
+}
+
+// checkSubnets refuses what overlaps a network of ours: two networks with one subnet cannot be told apart.
+func (m *Manager) checkSubnets(n *Network) error {
+	for _, other := range m.networks {
+		for _, theirs := range other.Subnets() {
+			for _, ours := range n.Subnets() {
+				if ours.Overlaps(theirs) {
+					return fmt.Errorf("subnet %s overlaps %s of the network %s: choose another with --subnet",
+						ours, theirs, cmp.Or(other.Name, other.ID))
+				}
+			}
+		}
+	}
+	return nil
+}
+
+// setUpNetwork makes the kernel agree with the record; repeating it changes nothing.
+func (m *Manager) setUpNetwork(n *Network) error {
+	vips, err := m.services.AddNetwork(n.service())
+	if err != nil {
+		return fmt.Errorf("give the network %s its virtual IPs: %w", n.ID, err)
+	}
+	if !slices.Equal(vips, n.VIPs) {
+		n.VIPs = vips
+		if err := m.put(bucketNetworks, n.ID, n); err != nil {
+			return fmt.Errorf("record the network %s: %w", n.ID, err)
+		}
+	}
+	for _, p := range n.Subnets() {
+		if err := m.links.Refuse(p); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// tearDownNetwork undoes setUpNetwork and forgets the network.
+func (m *Manager) tearDownNetwork(n *Network) error {
+	var errs []error
+	for _, p := range n.Subnets() {
+		errs = append(errs, m.links.Unrefuse(p))
+	}
+	errs = append(errs, m.services.RemoveNetwork(n.ID))
+	if err := errors.Join(errs...); err != nil {
+		return err
+	}
+	if err := m.remove(bucketNetworks, n.ID); err != nil {
+		return fmt.Errorf("forget the network %s: %w", n.ID, err)
+	}
+	delete(m.networks, n.ID)
+	return nil
+}
+
+// DeleteNetwork removes a network and what is left of its endpoints; a missing one is no error.
+func (m *Manager) DeleteNetwork(_ context.Context, id string) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	n, ok := m.networks[id]
+	if !ok {
+		return nil
+	}
+	for _, e := range m.endpoints {
+		if e.NetworkID == id {
+			if err := m.tearDownEndpoint(e); err != nil {
+				return err
+			}
+		}
+	}
+	return m.tearDownNetwork(n)
+}
+
+// SetNetworkName records the name that people know a network by.
+func (m *Manager) SetNetworkName(id, name string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	n, ok := m.networks[id]
+	if !ok || n.Name == name {
+		return
+	}
+	n.Name = name
+	if err := m.put(bucketNetworks, id, n); err != nil {
+		m.log.WithError(err).WithField("network", name).Warn("record the name of a network")
+	}
+	if _, err := m.services.AddNetwork(n.service()); err != nil {
+		m.log.WithError(err).WithField("network", name).Warn("tell the services the name of a network")
+	}
+}
+
+// Networks lists the networks by number.
+func (m *Manager) Networks() []Network {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	out := make([]Network, 0, len(m.networks))
+	for _, n := range m.networks {
+		out = append(out, *n)
+	}
+	slices.SortFunc(out, func(a, b Network) int { return cmp.Compare(a.Number, b.Number) })
+	return out
+}

@@ -1,0 +1,100 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package driver
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// Options are what `docker network create --opt` can say about a network, validated.
+type Options struct {
+	Mode    string `json:"mode"`              // veth
+	LB      string `json:"lb"`                // auto, socket or packet
+	VIP     bool   `json:"vip"`               // names become services
+	Publish string `json:"publish,omitempty"` // gwbridge
+	MTU     int    `json:"mtu,omitempty"`     // bytes; 0 for the uplink's
+}
+
+// Where services of a network are translated.
+const (
+	LBAuto   = "auto"   // when sockets connect, and per packet for what no hook saw
+	LBSocket = "socket" // the same as auto: the per-packet path costs nothing when it has nothing to do
+	LBPacket = "packet" // per packet only
+)
+
+// minMTU is what IPv6 needs on every link (RFC 8200, 5).
+const (
+	minMTU = 1280
+	maxMTU = 65535
+)
+
+// option is one key of --opt: what it may be and where it goes.
+type option struct {
+	choices []string // nil: set judges the value
+	set     func(o *Options, value string) error
+}
+
+var options = map[string]option{
+	"mode": {[]string{"veth"}, func(o *Options, v string) error { o.Mode = v; return nil }},
+	"lb":   {[]string{LBAuto, LBSocket, LBPacket}, func(o *Options, v string) error { o.LB = v; return nil }},
+	"vip":  {[]string{"on", "off"}, func(o *Options, v string) error { o.VIP = v == "on"; return nil }},
+	"publish": {[]string{"gwbridge"}, func(o *Options, v string) error {
+		o.Publish = v
+		return nil
+	}},
+	"mtu":                           {nil, setMTU},
+	"com.docker.network.driver.mtu": {nil, setMTU},
+}
+
+func setMTU(o *Options, v string) error {
+	n, err := strconv.Atoi(v)
+	if err != nil || n < minMTU || n > maxMTU {
+		return fmt.Errorf("must be a number of bytes from %d to %d", minMTU, maxMTU)
+	}
+	if o.MTU != 0 && o.MTU != n {
+		return fmt.Errorf("contradicts the other MTU option, which says %d", o.MTU)
+	}
+	o.MTU = n
+	return nil
+}
+
+// ParseOptions validates the options of a network. An error names the key, the value and the choices.
+func ParseOptions(raw map[string]string) (Options, error) {
+	o := Options{Mode: "veth", LB: LBAuto, VIP: true, Publish: "gwbridge"}
+	for _, key := range slices.Sorted(maps.Keys(raw)) {
+		opt, ok := options[key]
+		if !ok {
+			return o, fmt.Errorf("unknown network option %q: the options are %s",
+				key, strings.Join(slices.Sorted(maps.Keys(options)), ", "))
+		}
+		value := raw[key]
+		if opt.choices != nil && !slices.Contains(opt.choices, value) {
+			return o, fmt.Errorf("network option %s=%q: choose one of %s", key, value, strings.Join(opt.choices, ", "))
+		}
+		if err := opt.set(&o, value); err != nil {
+			return o, fmt.Errorf("network option %s=%q %w", key, value, err)
+		}
+	}
+	return o, nil
+}
+
+// endpointOptions are the driver-opts of an endpoint: --network name=n,driver-opt=k=v.
+var endpointOptions = []string{
+	"com.docker.network.endpoint.ifname",
+	"mustang.service", "mustang.vip", "mustang.health", "mustang.weight",
+}
+
+func checkEndpointOptions(raw map[string]string) error {
+	for key := range raw {
+		// sysctls and the like are the engine's own
+		if strings.HasPrefix(key, "com.docker.network.endpoint.") || slices.Contains(endpointOptions, key) {
+			continue
+		}
+		return fmt.Errorf("unknown endpoint option %q: the options are %s", key, strings.Join(endpointOptions, ", "))
+	}
+	return nil
+}

@@ -1,0 +1,167 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package driver
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+)
+
+// Restore makes the kernel agree with the state after a start: what is missing is made again, running
+// endpoints get this build's programs without losing a packet, and what nobody knows is removed.
+// It goes on past errors and returns them all.
+func (m *Manager) Restore() error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	var errs []error
+	for _, p := range m.pools {
+		errs = append(errs, m.links.Refuse(p))
+	}
+	for _, n := range m.networks {
+		errs = append(errs, m.setUpNetwork(n))
+	}
+	for _, e := range m.endpoints {
+		if err := m.restoreEndpoint(e); err != nil {
+			errs = append(errs, fmt.Errorf("restore the endpoint %s: %w", e.ID, err))
+		}
+	}
+	return errors.Join(append(errs, m.prune())...)
+}
+
+func (m *Manager) restoreEndpoint(e *Endpoint) error {
+	if e.Source == SourceHand {
+		if cookie, err := m.links.Cookie(e.Sandbox); err != nil || cookie != e.Cookie {
+			return m.tearDownEndpoint(e) // its sandbox is gone
+		}
+		return m.setUpByHand(e)
+	}
+	n := m.networks[e.NetworkID]
+	if n == nil {
+		return m.tearDownEndpoint(e)
+	}
+	if err := m.setUpEndpoint(n, e); err != nil {
+		return err
+	}
+	if e.Sandbox == "" {
+		return nil
+	}
+	cookie, err := m.links.Cookie(e.Sandbox)
+	switch {
+	case err == nil && (e.Cookie == 0 || cookie == e.Cookie):
+		return m.enter(n, e, cookie)
+	case e.Cookie == 0:
+		m.await(e.ID, e.Sandbox)
+		return nil
+	default:
+		return m.leave(e) // it ended while nobody looked
+	}
+}
+
+// prune removes what carries our mark and no record explains.
+func (m *Manager) prune() error {
+	return errors.Join(m.pruneDevices(), m.pruneMaps(), m.pruneRoutes())
+}
+
+func (m *Manager) pruneDevices() error {
+	owned, err := m.links.Owned()
+	if err != nil {
+		return err
+	}
+	hostIfs := map[string]bool{}
+	for _, e := range m.endpoints {
+		hostIfs[e.HostIf] = true
+	}
+	var errs []error
+	for name, owner := range owned {
+		if m.endpoints[owner] == nil {
+			errs = append(errs, m.datapath.DetachLXC(name), m.links.Delete(name))
+		}
+	}
+	attached, err := m.datapath.AttachedLXC()
+	for _, name := range attached {
+		if !hostIfs[name] {
+			errs = append(errs, m.datapath.DetachLXC(name))
+		}
+	}
+	return errors.Join(append(errs, err)...)
+}
+
+func (m *Manager) pruneMaps() error {
+	addrs, indexes, cookies := map[netip.Addr]bool{}, map[int]bool{}, map[uint64]bool{m.hostCookie(): true}
+	members := map[[2]uint64]bool{}
+	for _, e := range m.endpoints {
+		for _, a := range e.addrs() {
+			addrs[a] = true
+		}
+		indexes[e.Index], cookies[e.Cookie] = true, true
+		if n := m.networks[e.NetworkID]; n != nil {
+			members[[2]uint64{e.Cookie, uint64(n.Number)}] = true
+		}
+	}
+	endpoints, err1 := m.datapath.Endpoints()
+	interfaces, err2 := m.datapath.Interfaces()
+	sandboxes, err3 := m.datapath.Sandboxes()
+	errs := []error{err1, err2, err3}
+	for _, e := range endpoints {
+		if !addrs[e.Addr] {
+			errs = append(errs, m.datapath.DeleteEndpoint(e.Addr))
+		}
+	}
+	for _, i := range interfaces {
+		if !indexes[i] {
+			errs = append(errs, m.datapath.DeleteInterface(i))
+		}
+	}
+	for cookie, networks := range sandboxes {
+		for _, number := range networks {
+			if !members[[2]uint64{cookie, uint64(number)}] {
+				errs = append(errs, m.datapath.DeleteMember(cookie, number))
+			}
+		}
+		if !cookies[cookie] {
+			errs = append(errs, m.datapath.DeleteMember(cookie, 0))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (m *Manager) pruneRoutes() error {
+	refused, err := m.links.Refused()
+	if err != nil {
+		return err
+	}
+	wanted := map[netip.Prefix]bool{}
+	for _, p := range m.pools {
+		wanted[p] = true
+	}
+	for _, n := range m.networks {
+		for _, p := range n.Subnets() {
+			wanted[p.Masked()] = true
+		}
+	}
+	var errs []error
+	for _, p := range refused {
+		if !wanted[p] {
+			errs = append(errs, m.links.Unrefuse(p))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (m *Manager) hostCookie() uint64 {
+	cookie, err := m.links.Cookie("")
+	if err != nil {
+		return 0
+	}
+	return cookie
+}
+
+func parseMAC(s string) net.HardwareAddr {
+	mac, err := net.ParseMAC(s)
+	if err != nil {
+		return nil
+	}
+	return mac
+}

@@ -1,0 +1,202 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package driver
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"time"
+
+	"github.com/mustang-net/mustang/bpf"
+)
+
+// Engines before 28 name a sandbox at Join that comes into being when the container's task starts.
+const (
+	sandboxWait = 60 * time.Second
+	sandboxPoll = 5 * time.Millisecond
+)
+
+// Join puts an endpoint into a sandbox, which may not exist yet. Joining again returns the same.
+func (m *Manager) Join(_ context.Context, _, id, sandbox string) (Join, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	e, ok := m.endpoints[id]
+	if !ok {
+		return Join{}, fmt.Errorf("endpoint %s: %w", id, ErrNotFound)
+	}
+	n, ok := m.networks[e.NetworkID]
+	if !ok {
+		return Join{}, fmt.Errorf("network %s of the endpoint %s: %w", e.NetworkID, id, ErrNotFound)
+	}
+	if e.Sandbox != "" && e.Sandbox != sandbox {
+		if err := m.leave(e); err != nil {
+			return Join{}, err
+		}
+	}
+	e.Sandbox = sandbox
+	if err := m.put(bucketEndpoints, e.ID, e); err != nil {
+		return Join{}, fmt.Errorf("record the endpoint %s: %w", e.ID, err)
+	}
+	if cookie, err := m.links.Cookie(sandbox); err == nil {
+		if err := m.enter(n, e, cookie); err != nil {
+			return Join{}, errors.Join(err, m.leave(e))
+		}
+	} else {
+		m.await(e.ID, sandbox)
+	}
+	return Join{
+		SrcName: e.PeerIf, DstPrefix: "eth", DstName: e.IfName,
+		Routes: m.routes(n, e), DisableGatewayService: n.Internal,
+	}, nil
+}
+
+// routes are what an endpoint reaches on-link besides its own subnet: the network's VIPs and its other
+// subnets, for which the host's end answers neighbour discovery.
+func (m *Manager) routes(n *Network, e *Endpoint) []netip.Prefix {
+	var out []netip.Prefix
+	for _, p := range append(n.VIPs, n.Subnets()...) {
+		has4, has6 := e.IPv4.IsValid(), e.IPv6.IsValid()
+		if p.Addr().Is4() && !has4 || p.Addr().Is6() && !has6 {
+			continue
+		}
+		if has4 && p.Contains(e.IPv4.Addr()) || has6 && p.Contains(e.IPv6.Addr()) {
+			continue
+		}
+		out = append(out, p)
+	}
+	return out
+}
+
+// await enters the sandbox as soon as it exists, unless the endpoint leaves before.
+func (m *Manager) await(id, sandbox string) {
+	ctx, cancel := context.WithTimeout(context.Background(), sandboxWait)
+	if before := m.waiting[id]; before != nil {
+		before()
+	}
+	m.waiting[id] = cancel
+	go func() {
+		defer cancel()
+		for tick := time.NewTicker(sandboxPoll); ; {
+			select {
+			case <-ctx.Done():
+				tick.Stop()
+				return
+			case <-tick.C:
+			}
+			cookie, err := m.links.Cookie(sandbox)
+			if err != nil {
+				continue
+			}
+			tick.Stop()
+			if err := m.entered(ctx, id, cookie); err != nil {
+				m.log.WithError(err).WithField("endpoint", id).Error("enter a sandbox")
+			}
+			return
+		}
+	}()
+}
+
+func (m *Manager) entered(ctx context.Context, id string, cookie uint64) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	e := m.endpoints[id]
+	if ctx.Err() != nil || e == nil {
+		return nil // it left while we looked
+	}
+	delete(m.waiting, id)
+	return m.enter(m.networks[e.NetworkID], e, cookie)
+}
+
+// enter makes a sandbox that exists a member of the network and starts answering names in it.
+func (m *Manager) enter(n *Network, e *Endpoint, cookie uint64) error {
+	e.Cookie = cookie
+	if err := m.put(bucketEndpoints, e.ID, e); err != nil {
+		return fmt.Errorf("record the endpoint %s: %w", e.ID, err)
+	}
+	sb, known, err := m.datapath.Sandbox(cookie)
+	if err != nil {
+		return err
+	}
+	if !known {
+		// a sandbox in which nothing listens yet will show every listener to the hook
+		listens, err := m.links.Listens(e.Sandbox)
+		sb.Tracked = err == nil && !listens
+	}
+	sb.Cookie, sb.SocketLB = cookie, n == nil || n.Options.LB != LBPacket
+	if m.resolver != nil && n != nil && n.Options.VIP {
+		if sb.DNSPort, err = m.resolver.Add(cookie, e.Sandbox); err != nil {
+			// names keep the engine's answers
+			m.log.WithError(err).WithField("endpoint", e.ID).Warn("answer names in a sandbox")
+		}
+	}
+	if err := m.datapath.PutSandbox(sb); err != nil {
+		return err
+	}
+	if n == nil {
+		return nil
+	}
+	if err := m.datapath.PutMember(cookie, n.Number); err != nil {
+		return err
+	}
+	return m.services.PutEndpoint(e.service())
+}
+
+// Leave takes an endpoint out of its sandbox. Leaving twice, or never having joined, is no error.
+func (m *Manager) Leave(_ context.Context, _, id string) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	e, ok := m.endpoints[id]
+	if !ok {
+		return nil
+	}
+	m.services.Gone(id)
+	return m.leave(e)
+}
+
+// leave undoes Join and enter.
+func (m *Manager) leave(e *Endpoint) error {
+	if cancel := m.waiting[e.ID]; cancel != nil {
+		cancel()
+		delete(m.waiting, e.ID)
+	}
+	if e.Sandbox == "" {
+		return nil
+	}
+	if e.Cookie != 0 {
+		if err := m.leaveSandbox(e); err != nil {
+			return fmt.Errorf("take the endpoint %s out of its sandbox: %w", e.ID, err)
+		}
+	}
+	e.Sandbox, e.Cookie = "", 0
+	if err := m.put(bucketEndpoints, e.ID, e); err != nil {
+		return fmt.Errorf("record the endpoint %s: %w", e.ID, err)
+	}
+	return nil
+}
+
+// leaveSandbox ends a membership, and the sandbox when it was the last one.
+func (m *Manager) leaveSandbox(e *Endpoint) error {
+	last, sameNetwork := true, false
+	for _, other := range m.endpoints {
+		if other.ID != e.ID && other.Cookie == e.Cookie {
+			last = false
+			sameNetwork = sameNetwork || other.NetworkID == e.NetworkID
+		}
+	}
+	if n := m.networks[e.NetworkID]; n != nil && !sameNetwork {
+		if err := m.datapath.DeleteMember(e.Cookie, n.Number); err != nil {
+			return err
+		}
+	}
+	if !last {
+		return nil
+	}
+	if m.resolver != nil {
+		m.resolver.Remove(e.Cookie)
+	}
+	return m.datapath.DeleteMember(e.Cookie, 0)
+}
+
+var _ Datapath = (*bpf.Datapath)(nil)

@@ -1,0 +1,63 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package driver
+
+import "net/netip"
+
+// NetworkConfig is what a network is made from. Options are the keys of `docker network create --opt`.
+type NetworkConfig struct {
+	ID       string // unique, chosen by the caller (Docker's network id)
+	Name     string // may be empty while the caller does not know it
+	Options  map[string]string
+	IPv4     []Subnet
+	IPv6     []Subnet
+	Internal bool
+}
+
+// Subnet is one pool of a network, with its gateway (an address and the pool's length) and the
+// auxiliary addresses kept free of endpoints.
+type Subnet struct {
+	Pool    netip.Prefix
+	Gateway netip.Prefix
+	Aux     map[string]netip.Addr
+}
+
+// EndpointConfig is what an endpoint is made from. Invalid prefixes and a nil MAC mean none given.
+type EndpointConfig struct {
+	ID        string
+	NetworkID string
+	IPv4      netip.Prefix
+	IPv6      netip.Prefix
+	MAC       string            // "02:42:…", "" lets the driver choose
+	Options   map[string]string // endpoint driver-opts
+}
+
+// Endpoint is one container's attachment to a network.
+type Endpoint struct {
+	ID        string            `json:"id"`
+	NetworkID string            `json:"network"`
+	Source    string            `json:"source"` // docker, cni or ep (made by `mustang ep add`)
+	IPv4      netip.Prefix      `json:"ipv4,omitzero"`
+	IPv6      netip.Prefix      `json:"ipv6,omitzero"`
+	MAC       string            `json:"mac"`      // of the container's interface
+	HostMAC   string            `json:"host_mac"` // of the host's end
+	HostIf    string            `json:"host_if"`  // name of the host's end
+	PeerIf    string            `json:"peer_if"`  // name of the container's end until the engine renames it
+	Index     int               `json:"index"`    // ifindex of the host's end
+	Sandbox   string            `json:"sandbox,omitempty"`
+	Cookie    uint64            `json:"cookie,omitempty"`  // netns cookie of the sandbox, once known
+	IfName    string            `json:"if_name,omitempty"` // wanted name inside (com.docker.network.endpoint.ifname)
+	Options   map[string]string `json:"options,omitempty"`
+}
+
+// Join is what the engine needs to move an endpoint into a sandbox.
+type Join struct {
+	SrcName   string
+	DstPrefix string
+	DstName   string // only when the user asked for a name
+	Gateway   netip.Addr
+	Gateway6  netip.Addr
+	// Routes are on-link (CONNECTED) destinations besides the endpoint's own subnet.
+	Routes                []netip.Prefix
+	DisableGatewayService bool
+}

@@ -1,0 +1,274 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package service
+
+import (
+	"encoding/binary"
+	"fmt"
+	"hash/maphash"
+	"slices"
+
+	"github.com/mustang-net/mustang/bpf"
+)
+
+// applied is what the maps hold for a frontend, as far as is known.
+type applied struct {
+	digest   uint64   // of the entry; 0 means it must be written
+	backends []uint32 // held for it: those in its slots and those that only keep their flows
+}
+
+var seed = maphash.MakeSeed()
+
+// digest stands for the content of an entry, so that 10,000 of them need not be kept twice.
+func digest(s bpf.Service) uint64 {
+	var h maphash.Hash
+	h.SetSeed(seed)
+	var b [4]byte
+	for _, v := range []uint32{s.ID, s.Network, s.Affinity} {
+		binary.NativeEndian.PutUint32(b[:], v)
+		h.Write(b[:])
+	}
+	for _, v := range s.Slots {
+		binary.NativeEndian.PutUint32(b[:], v)
+		h.Write(b[:])
+	}
+	return max(h.Sum64(), 1)
+}
+
+// observe reads the maps into the tables and returns the services found.
+func (m *Manager) observe() ([]bpf.Service, error) {
+	services, err := m.maps.Services()
+	if err != nil {
+		return nil, fmt.Errorf("read the services from the maps: %w", err)
+	}
+	backends, err := m.maps.Backends()
+	if err != nil {
+		return nil, fmt.Errorf("read the backends from the maps: %w", err)
+	}
+	m.backends.observe(backends)
+	before := m.applied
+	m.applied = make(map[bpf.Frontend]applied, len(services))
+	for _, s := range services {
+		a := applied{digest: digest(s), backends: unique(s.Slots)}
+		for _, id := range a.backends {
+			if !m.backends.byID[id].written {
+				a.digest = 0 // a slot leads nowhere, or to something we did not mean
+			}
+		}
+		a.backends = unique(append(a.backends, before[s.Frontend].backends...))
+		m.backends.hold(a.backends)
+		m.applied[s.Frontend] = a
+	}
+	return services, nil
+}
+
+// markAll marks every frontend that is wanted and, once in sync, every one that the maps hold.
+func (m *Manager) markAll() {
+	for f := range m.byFrontend {
+		m.mark(f)
+		m.mark(f.Head())
+	}
+	for vip := range m.nameVIPs {
+		m.mark(bpf.Frontend{Addr: vip})
+	}
+	if !m.synced {
+		return
+	}
+	for f := range m.applied {
+		m.mark(f)
+	}
+	m.backends.orphanAll()
+}
+
+func (m *Manager) mark(f bpf.Frontend) { m.dirty[f] = struct{}{} }
+
+// plan is an entry to write, with the backends held for it.
+type plan struct {
+	service  bpf.Service
+	backends []uint32
+}
+
+// flush makes the entries of the marked frontends as wanted. New backends come first and orphans go
+// last, so that at no moment a slot leads to a missing backend; what fails stays marked.
+func (m *Manager) flush() error {
+	var fails failures
+	plans, gone := m.plan()
+	clear(m.dirty)
+	missing := m.writeBackends(plans, &fails)
+	for _, p := range plans {
+		m.writeService(p, missing, &fails)
+	}
+	for _, f := range gone {
+		if err := m.maps.DeleteService(f); err != nil {
+			fails.add(fmt.Errorf("remove service %s from the maps: %w", text(f), err))
+			m.mark(f)
+			continue
+		}
+		m.backends.release(m.applied[f].backends)
+		delete(m.applied, f)
+	}
+	m.deleteOrphans(&fails)
+	return fails.err()
+}
+
+// plan splits the marked frontends into entries to write and entries to remove.
+func (m *Manager) plan() (plans []plan, gone []bpf.Frontend) {
+	for f := range m.dirty {
+		want, ok := m.desired(f)
+		if !ok {
+			if _, there := m.applied[f]; there {
+				gone = append(gone, f)
+			}
+			continue
+		}
+		plans = append(plans, m.number(want))
+	}
+	slices.SortFunc(plans, func(a, b plan) int { return headsLast(a.service.Frontend, b.service.Frontend) })
+	slices.SortFunc(gone, headsLast)
+	return plans, gone
+}
+
+// headsLast orders entries so that the head, which makes an address a VIP, comes after its ports and
+// goes after them: a new VIP refuses nothing that it will serve, and one that goes never leaks.
+func headsLast(a, b bpf.Frontend) int {
+	switch {
+	case (a == a.Head()) == (b == b.Head()):
+		return 0
+	case a == a.Head():
+		return 1
+	}
+	return -1
+}
+
+// number turns members into ids and slots.
+func (m *Manager) number(w desired) plan {
+	p := plan{service: w.service, backends: make([]uint32, len(w.members))}
+	for i, b := range w.members {
+		p.backends[i] = m.backends.acquire(b.key)
+	}
+	p.service.Slots = slots(w.members, p.backends, active(w.members, w.strict))
+	if keep := m.undecided(w); len(keep) > 0 {
+		m.backends.hold(keep)
+		p.backends = append(p.backends, keep...)
+		p.service.Slots = append(p.service.Slots, keep...)
+		slices.Sort(p.service.Slots)
+		was := m.found[w.service.Frontend]
+		if slices.Equal(unique(p.service.Slots), unique(was)) {
+			p.service.Slots = was
+		}
+	}
+	return p
+}
+
+// undecided are the backends that the maps gave a frontend at start and no source has told of yet:
+// they go on until one does.
+func (m *Manager) undecided(w desired) (keep []uint32) {
+	for _, id := range unique(m.found[w.service.Frontend]) {
+		e, ok := m.backends.byID[id]
+		if !ok || !e.written {
+			continue
+		}
+		ep := m.byAddr[e.key.address()]
+		if ep == nil || ep.container == nil && ep.gone.IsZero() && (ep.Cookie == 0 || ep.Cookie == e.key.cookie) {
+			keep = append(keep, id)
+		}
+	}
+	return keep
+}
+
+// writeBackends writes the backends that the maps lack and returns those it could not.
+func (m *Manager) writeBackends(plans []plan, fails *failures) map[uint32]bool {
+	var missing map[uint32]bool
+	for _, p := range plans {
+		for _, id := range p.backends {
+			e := m.backends.byID[id]
+			if e.written || missing[id] {
+				continue
+			}
+			if err := m.maps.PutBackend(e.key.backend(id)); err != nil {
+				fails.add(fmt.Errorf("write backend %d (%s) to the maps: %w", id, e.key.address(), err))
+				if missing == nil {
+					missing = map[uint32]bool{}
+				}
+				missing[id] = true
+				continue
+			}
+			m.backends.setWritten(id, true)
+		}
+	}
+	return missing
+}
+
+// writeService writes an entry if it differs. An entry that could not be written may hold its old or
+// its new slots, so the backends of both stay held.
+func (m *Manager) writeService(p plan, missing map[uint32]bool, fails *failures) {
+	f := p.service.Frontend
+	if slices.ContainsFunc(p.backends, func(id uint32) bool { return missing[id] }) {
+		m.backends.release(p.backends)
+		m.mark(f)
+		return
+	}
+	was := m.applied[f]
+	sum := digest(p.service)
+	if was.digest == sum {
+		m.backends.release(was.backends)
+		m.applied[f] = applied{sum, p.backends}
+		return
+	}
+	if err := m.maps.PutService(p.service); err != nil {
+		fails.add(fmt.Errorf("write service %s to the maps: %w", text(f), err))
+		m.applied[f] = applied{0, append(was.backends, p.backends...)}
+		m.mark(f)
+		return
+	}
+	m.backends.release(was.backends)
+	m.applied[f] = applied{sum, p.backends}
+}
+
+// deleteOrphans removes the backends that no entry needs any more.
+func (m *Manager) deleteOrphans(fails *failures) {
+	orphans := m.backends.orphans
+	m.backends.orphans = nil
+	for _, id := range orphans {
+		e, ok := m.backends.byID[id]
+		if !ok || e.refs > 0 {
+			continue
+		}
+		if e.written {
+			if err := m.maps.DeleteBackend(id); err != nil {
+				fails.add(fmt.Errorf("remove backend %d (%s) from the maps: %w", id, e.key.address(), err))
+				m.backends.orphans = append(m.backends.orphans, id)
+				continue
+			}
+		}
+		m.backends.forget(id)
+	}
+}
+
+// failures keeps the first of many errors, which tend to be the same.
+type failures struct {
+	first error
+	more  int
+}
+
+func (f *failures) add(err error) {
+	if f.first != nil {
+		f.more++
+		return
+	}
+	f.first = err
+}
+
+func (f *failures) err() error {
+	if f.more > 0 {
+		return fmt.Errorf("%w (and %d more)", f.first, f.more)
+	}
+	return f.first
+}
+
+// unique returns the ids sorted, each once, in a slice of its own.
+func unique(ids []uint32) []uint32 {
+	ids = slices.Clone(ids)
+	slices.Sort(ids)
+	return slices.Compact(ids)
+}

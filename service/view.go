@@ -1,0 +1,81 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package service
+
+import (
+	"cmp"
+	"net/netip"
+	"slices"
+
+	"github.com/mustang-net/mustang/bpf"
+)
+
+// List returns every service as it stands, by id.
+func (m *Manager) List() []View {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	views := make([]View, 0, len(m.hand)+len(m.nameVIPs))
+	for _, h := range m.hand {
+		views = append(views, m.viewHand(h))
+	}
+	for _, n := range m.networks {
+		for _, s := range n.names {
+			views = append(views, m.viewNamed(s))
+		}
+	}
+	slices.SortFunc(views, func(a, b View) int { return cmp.Compare(a.ID, b.ID) })
+	return views
+}
+
+// Spec is what [Manager.Add] or [Manager.Apply] would make this service from; it means nothing for
+// services that are not hand-made.
+func (v View) Spec() Spec {
+	s := Spec{Name: v.Name, Affinity: v.Affinity}
+	if len(v.Frontends) > 0 {
+		s.Frontend = v.Frontends[0]
+	}
+	for _, b := range v.Backends {
+		s.Backends = append(s.Backends, Target{Addr: b.Addr, Weight: b.Weight, Drain: b.State == PhaseDraining})
+	}
+	return s
+}
+
+func (m *Manager) viewHand(h *handService) View {
+	return View{
+		ID: h.id, Source: SourceHand, Name: h.Name, Affinity: h.Affinity,
+		Frontends: []bpf.Frontend{h.Frontend},
+		Backends:  m.viewMembers(h.members(), false),
+	}
+}
+
+func (m *Manager) viewNamed(s *named) View {
+	v := View{ID: s.id, Source: cmp.Or(s.source, SourceDocker), Name: s.name, Network: s.net.label()}
+	for family, vip := range s.vips {
+		if !vip.IsValid() {
+			continue
+		}
+		v.Frontends = append(v.Frontends, bpf.Frontend{Addr: vip})
+		v.Backends = append(v.Backends, m.viewMembers(s.backends(family), s.strict())...)
+	}
+	for i, b := range v.Backends {
+		if ep := m.byAddr[b.Addr.Addr()]; ep != nil && ep.container != nil {
+			v.Backends[i].Container = ep.container.Name
+		}
+	}
+	return v
+}
+
+func (m *Manager) viewMembers(members []member, strict bool) []BackendView {
+	tier := active(members, strict)
+	views := make([]BackendView, len(members))
+	for i, b := range members {
+		views[i] = BackendView{
+			ID:     m.backends.byKey[b.key],
+			Addr:   netip.AddrPortFrom(b.key.address(), b.key.port),
+			Weight: b.weight,
+			State:  b.phase,
+			Active: b.phase == tier,
+		}
+	}
+	return views
+}
