@@ -16,6 +16,10 @@ include tests/bench.mk
 build: check-go ## bin/mustang, a static binary; needs Go alone
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/mustang ./cmd/mustang
 
+.PHONY: test-programs
+test-programs: ## the programs that run inside the test image
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w' -o bin/tests/ ./tests/cmd/...
+
 .PHONY: check-go
 check-go:
 	@tests/tools/check-host go
@@ -24,11 +28,11 @@ check-host:
 	@tests/tools/check-host all
 
 demo: check-host ## the main job, shown in a fake host (HOST=1: on this host's own engine)
-	@$(MAKE) --no-print-directory build engines
+	@$(MAKE) --no-print-directory build test-programs engines
 	tests/demo
 
 test: check-host ## all tests that fit ten minutes, with all set-up
-	@$(MAKE) --no-print-directory build engines
+	@$(MAKE) --no-print-directory build test-programs engines
 	@$(MAKE) --no-print-directory test-unit test-packets test-engine29 test-engine20
 
 test-unit: ## unit tests, no root needed
@@ -44,7 +48,7 @@ test-engine20: ## scenarios on Debian's Docker 20.10
 	tests/scenarios/run --engine 20
 
 test-full: check-host ## what is too long for `make test`: every scenario on both engines, fuzzing, lint
-	@$(MAKE) --no-print-directory build engines lint
+	@$(MAKE) --no-print-directory build test-programs engines lint
 	tests/scenarios/run --engine 20 --all
 	tests/fuzz
 
@@ -55,7 +59,7 @@ lint: ## static checks of Go, C and shell, and that `make generate` leaves no di
 	tests/tools/lint
 
 bench: check-host ## the figures of docs/BENCHMARKS.md: ratios of interleaved runs
-	@$(MAKE) --no-print-directory build engines
+	@$(MAKE) --no-print-directory build test-programs engines
 	tests/bench/run
 
 help: ## this list

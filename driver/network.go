@@ -49,7 +49,7 @@ func (n *Network) subnetOf(addr netip.Addr) (Subnet, bool) {
 func (n *Network) service() service.Network {
 	return service.Network{
 		ID: n.ID, Number: n.Number, Name: n.Name,
-		IPv4: len(n.IPv4) > 0, IPv6: len(n.IPv6) > 0, VIP: n.Options.VIP,
+		IPv4: len(n.IPv4) > 0, IPv6: len(n.IPv6) > 0, VIP: n.Options.VIP, Internal: n.Internal,
 	}
 }
 

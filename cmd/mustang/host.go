@@ -95,8 +95,10 @@ func (h *host) open() (err error) {
 		h.resolver = dns.New(h.services, sandboxNetwork{h.links, h.datapath})
 		cfg.Resolver = sandboxResolver{h.resolver}
 	}
-	h.driver, err = driver.New(cfg)
-	return err
+	if h.driver, err = driver.New(cfg); err != nil {
+		return err
+	}
+	return h.services.Reconcile()
 }
 
 // setPools tells the datapath the first service pool of each family.

@@ -158,6 +158,10 @@ func (r *resolver) serveStream(conn net.Conn) {
 		if reply == nil {
 			return
 		}
+		// The answer may have taken long: its way back has a time of its own.
+		if err := conn.SetDeadline(time.Now().Add(idleTimeout)); err != nil {
+			return
+		}
 		if _, err := client.Write(reply); err != nil {
 			return
 		}

@@ -5,6 +5,7 @@ package watch
 import (
 	"context"
 	"errors"
+	"slices"
 	"time"
 )
 
@@ -55,9 +56,15 @@ func (w *Watcher) look(r *record) {
 	w.enqueue(r, &w.fresh)
 }
 
+// enqueue puts those first that have failed less often: one that was merely slow once does not wait
+// behind all those that hang.
 func (w *Watcher) enqueue(r *record, l *lane) {
 	r.look.stage = queued
-	l.waiting = append(l.waiting, r)
+	at := len(l.waiting)
+	for at > 0 && l.waiting[at-1].look.retries > r.look.retries {
+		at--
+	}
+	l.waiting = slices.Insert(l.waiting, at, r)
 	w.pump(l)
 }
 
@@ -71,11 +78,8 @@ func (w *Watcher) pump(l *lane) {
 		}
 		l.running++
 		r.look.stage, r.look.seq, r.look.again = running, r.seq, false
-		limit := w.timing.inspect
-		if l == &w.slow {
-			limit = w.timing.slow
-		}
-		go w.inspect(r, l, limit)
+		// Longer each time: an inspect that is given up goes on waiting in the engine.
+		go w.inspect(r, l, min(w.timing.inspect<<min(r.look.retries, 10), w.timing.slow))
 	}
 }
 

@@ -48,7 +48,7 @@ type Options struct {
 type timing struct {
 	call      time.Duration // of a call that takes no container's lock
 	inspect   time.Duration // of the first inspect: a container that takes longer joins the slow ones
-	slow      time.Duration // of an inspect of a slow one
+	slow      time.Duration // of a later one, to which it doubles
 	retryMin  time.Duration // doubles up to retryMax
 	retryMax  time.Duration
 	stop      time.Duration // least time-out of `docker stop`, which is the engine's default
@@ -58,7 +58,7 @@ type timing struct {
 var defaultTiming = timing{
 	call:      5 * time.Second,
 	inspect:   2 * time.Second,
-	slow:      15 * time.Second,
+	slow:      10 * time.Second,
 	retryMin:  100 * time.Millisecond,
 	retryMax:  time.Second,
 	stop:      10 * time.Second,
