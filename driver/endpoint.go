@@ -207,6 +207,7 @@ func (m *Manager) attach(e *Endpoint) error {
 
 // DeleteEndpoint removes an endpoint; a missing one is no error.
 func (m *Manager) DeleteEndpoint(_ context.Context, _, id string) error {
+	m.services.Gone(id) // after a crash of the engine no Leave need have come
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	e, ok := m.endpoints[id]

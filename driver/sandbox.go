@@ -145,13 +145,13 @@ func (m *Manager) enter(n *Network, e *Endpoint, cookie uint64) error {
 
 // Leave takes an endpoint out of its sandbox. Leaving twice, or never having joined, is no error.
 func (m *Manager) Leave(_ context.Context, _, id string) error {
+	m.services.Gone(id) // before anything waits: no new flow shall reach what is being taken down
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	e, ok := m.endpoints[id]
 	if !ok {
 		return nil
 	}
-	m.services.Gone(id)
 	return m.leave(e)
 }
 

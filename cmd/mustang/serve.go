@@ -88,9 +88,7 @@ func (h *host) serve(ctx context.Context, control net.Listener) error {
 			}
 		})
 	}
-	plugin := docker.New(docker.Options{
-		Driver: h.driver, Pools: enginePools{h.ipam}, Containers: h.services, Log: h.log,
-	})
+	plugin := docker.New(docker.Options{Driver: h.driver, Pools: enginePools{h.ipam}, Log: h.log})
 	run("beat", h.beat)
 	run("retry", h.retry)
 	run("serve the command line", func(ctx context.Context) error { return api.Serve(ctx, control, h, h.log) })

@@ -168,10 +168,6 @@ func (f *fakeHost) ReleaseAddress(id string, addr netip.Addr) error {
 	return nil
 }
 
-func (f *fakeHost) Gone(id string) {
-	defer f.note("gone %s", id)()
-}
-
 func (f *fakeHost) count() int {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -188,5 +184,5 @@ func (f *fakeHost) index(what string) int {
 func newPlugin(f *fakeHost) *Plugin {
 	log := logrus.New()
 	log.SetOutput(io.Discard)
-	return New(Options{Driver: f, Pools: f, Containers: f, Log: log})
+	return New(Options{Driver: f, Pools: f, Log: log})
 }

@@ -150,13 +150,10 @@ func (p *Plugin) endpointInfo(ctx context.Context, req endpointRequest) (any, un
 	return endpointInfoResponse{Value: map[string]any{}}, nil, nil
 }
 
-// deleteEndpoint takes the endpoint out of its services too: after a crash of the engine no Leave
-// need have come.
 func (p *Plugin) deleteEndpoint(ctx context.Context, req endpointRequest) error {
 	if err := endpointIDs(req); err != nil {
 		return err
 	}
-	p.containers.Gone(req.EndpointID)
 	return p.driver.DeleteEndpoint(ctx, req.NetworkID, req.EndpointID)
 }
 
@@ -191,7 +188,6 @@ func (p *Plugin) leave(ctx context.Context, req endpointRequest) error {
 	if err := endpointIDs(req); err != nil {
 		return err
 	}
-	p.containers.Gone(req.EndpointID) // first, so that no new flow reaches what is being taken down
 	return p.driver.Leave(ctx, req.NetworkID, req.EndpointID)
 }
 

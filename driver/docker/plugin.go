@@ -16,7 +16,7 @@ import (
 	"github.com/mustang-net/mustang/driver"
 )
 
-// Driver makes networks and endpoints. Every Delete and Leave of something missing succeeds, and a
+// Driver makes networks and endpoints; it takes an endpoint that leaves out of its services first. Every Delete and Leave of something missing succeeds, and a
 // repeated create answers as the first one did.
 type Driver interface {
 	CreateNetwork(ctx context.Context, c driver.NetworkConfig) error
@@ -37,18 +37,11 @@ type Pools interface {
 	ReleaseAddress(poolID string, addr netip.Addr) error
 }
 
-// Containers takes an endpoint out of its services at once, for good. It is quick: it counts against
-// the time in which a call is answered.
-type Containers interface {
-	Gone(endpointID string)
-}
-
 // Options is what a [Plugin] works with; all of it is needed.
 type Options struct {
-	Driver     Driver
-	Pools      Pools
-	Containers Containers
-	Log        logrus.FieldLogger
+	Driver Driver
+	Pools  Pools
+	Log    logrus.FieldLogger
 }
 
 // handlerDeadline bounds every answer: the engine itself has no time-out for unmanaged plugins and
@@ -57,12 +50,11 @@ const handlerDeadline = 5 * time.Second
 
 // Plugin answers the engine's NetworkDriver and IpamDriver calls on one socket.
 type Plugin struct {
-	driver     Driver
-	pools      Pools
-	containers Containers
-	log        logrus.FieldLogger
-	deadline   time.Duration
-	server     *http.Server
+	driver   Driver
+	pools    Pools
+	log      logrus.FieldLogger
+	deadline time.Duration
+	server   *http.Server
 }
 
 // New makes a plugin that serves nothing yet.
@@ -71,11 +63,10 @@ type Plugin struct {
 // neither closed nor given time-outs, and its decoder takes unbounded bodies.
 func New(o Options) *Plugin {
 	p := &Plugin{
-		driver:     o.Driver,
-		pools:      o.Pools,
-		containers: o.Containers,
-		log:        o.Log,
-		deadline:   handlerDeadline,
+		driver:   o.Driver,
+		pools:    o.Pools,
+		log:      o.Log,
+		deadline: handlerDeadline,
 	}
 	p.server = &http.Server{
 		Handler:           p.routes(),

@@ -235,13 +235,6 @@ func TestPanicIsAnError(t *testing.T) {
 	assert.Contains(t, log.String(), "request="+id, "the answer's id leads to the log")
 }
 
-func TestLeaveTellsServicesFirst(t *testing.T) {
-	f := newFakeHost()
-	p := newPlugin(f)
-	post(p, "NetworkDriver.Leave", `{"NetworkID":"n1","EndpointID":"e1"}`)
-	assert.Equal(t, []string{"gone e1", "leave e1"}, f.take())
-}
-
 // TestRevokeIsNoDeath has another network become the gateway of a container that goes on running.
 func TestRevokeIsNoDeath(t *testing.T) {
 	f := newFakeHost()

@@ -7,19 +7,22 @@
 //	mst-load -udp -n 100 web:53
 //	mst-load -hold -for 5s web:80      one flow, asked again and again
 //
-// It exits with 1 if a request failed. Its last line is "N requests, N failed, at most D without an answer".
+// SIGINT and SIGTERM end it early, with its report. It exits with 1 if a request failed. Its last line is "N requests, N failed, at most D without an answer".
 package main
 
 import (
 	"bufio"
+	"context"
 	"errors"
 	"flag"
 	"fmt"
 	"net"
 	"os"
+	"os/signal"
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 )
 
@@ -61,12 +64,14 @@ func main() {
 func run(o options, addr string) []result {
 	var mu sync.Mutex
 	var all []result
+	stop, cancel := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	defer cancel()
 	left := o.n
 	end := time.Now().Add(o.duration)
 	take := func() bool {
 		mu.Lock()
 		defer mu.Unlock()
-		if time.Now().After(end) || o.n > 0 && left == 0 {
+		if stop.Err() != nil || time.Now().After(end) || o.n > 0 && left == 0 {
 			return false
 		}
 		left--
