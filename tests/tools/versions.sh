@@ -7,6 +7,7 @@ MOBY_VERSION=v2.0.0-beta.24 # engine 29
 CONTAINERD_VERSION=v2.4.2
 RUNC_VERSION=v1.5.2       # as in runc/go.mod
 COMPOSE_VERSION=v5.5.0    # as in compose/go.mod
+GOLANGCI_VERSION=v2.15.0
 DEBIAN_DOCKER=20.10       # Debian 12's docker.io; never installed, only unpacked
 DEBIAN_BUSYBOX=1.35       # of Debian 12, for the image: unpacked too, because it conflicts with busybox-static
 
@@ -24,6 +25,7 @@ set_cache_paths() {
   ENGINE20=$CACHE/engine20-$DEBIAN_DOCKER
   BUSYBOX=$CACHE/busybox-$DEBIAN_BUSYBOX
   COMPOSE=$CACHE/compose-$COMPOSE_VERSION-$go
+  GOLANGCI=$CACHE/golangci-$GOLANGCI_VERSION-$go
 }
 
 # Every script fails through here: what went wrong, and what to do about it.
