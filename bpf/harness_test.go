@@ -439,6 +439,9 @@ func (r result) toClient(out frame) {
 // answered says that out goes back to the sender; a reason if that is a refusal.
 func (r result) answered(out frame, reason ...string) {
 	r.w.Helper()
+	if len(reason) > 0 {
+		out.id = 0 // a packet of its own
+	}
 	for i := range reason {
 		reason[i] += " from-container"
 	}

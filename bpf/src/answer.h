@@ -156,7 +156,7 @@ __noinline int answer_rst(struct __sk_buff *skb, struct work *w)
 	if (p->tcp_flags & TCP_ACK) {
 		out.seq = in.ack;
 	} else {
-		payload = skb->len - p->l4 - (in.off >> 4) * 4;
+		payload = p->end - p->l4 - (in.off >> 4) * 4;
 		if (p->tcp_flags & TCP_SYN)
 			payload++;
 		if (p->tcp_flags & TCP_FIN)

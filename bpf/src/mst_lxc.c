@@ -94,7 +94,7 @@ int lxc_ingress(struct __sk_buff *skb)
 	reason = parse(skb, w);
 	if (reason)
 		return drop(skb, reason, MST_FROM_CONTAINER);
-	if (w->p.t.proto == IPPROTO_ICMPV6 && w->p.icmp_type == ICMP6_NS)
+	if (w->p.v6 && w->p.t.proto == IPPROTO_ICMPV6 && w->p.icmp_type == ICMP6_NS)
 		return answer_ns(skb, &w->p, iface);
 	if (strict && is_multicast(&w->p))
 		return drop(skb, MST_REASON_MULTICAST, MST_FROM_CONTAINER);

@@ -50,6 +50,7 @@ enum frag {
 struct pkt {
 	struct mst_tuple t; /* ports of TCP and UDP, 0 for all else */
 	__be32 frag_id;
+	__u32 end; /* of the IP packet: Ethernet may have padded the frame */
 	__u16 l3;
 	__u16 l4;
 	__u8 v6;
@@ -107,6 +108,7 @@ static __always_inline __u32 parse4(struct __sk_buff *skb, struct pkt *p)
 	p->t.daddr = addr4(ip.daddr);
 	p->t.proto = ip.protocol;
 	p->l4 = p->l3 + hlen;
+	p->end = len ? p->l3 + len : skb->len;
 	if (ip.frag_off & bpf_htons(IP_OFFSET | IP_MF)) {
 		p->frag = ip.frag_off & bpf_htons(IP_OFFSET) ? FRAG_LATER :
 							       FRAG_FIRST;
@@ -130,20 +132,25 @@ static __always_inline __u32 parse6(struct __sk_buff *skb, struct pkt *p)
 
 	if (bpf_skb_load_bytes(skb, p->l3, &ip, sizeof(ip)) || ip.version != 6)
 		return MST_REASON_MALFORMED;
-	if (off + bpf_ntohs(ip.payload_len) > skb->len)
+	p->end = off + bpf_ntohs(ip.payload_len);
+	if (p->end > skb->len)
 		return MST_REASON_MALFORMED;
+	if (!ip.payload_len && skb->gso_size)
+		p->end = skb->len; /* BIG TCP, as in IPv4 */
 	__builtin_memcpy(&p->t.saddr, &ip.saddr, sizeof(ip.saddr));
 	__builtin_memcpy(&p->t.daddr, &ip.daddr, sizeof(ip.daddr));
 	/* mapped addresses are ours to mean IPv4 and never on the wire */
 	if (addr_is4(&p->t.saddr) || addr_is4(&p->t.daddr))
 		return MST_REASON_MALFORMED;
 	next = ip.nexthdr;
-	for (i = 0; i < EXT_HEADERS; i++) {
+	for (i = 0; i <= EXT_HEADERS; i++) {
 		if (next != IPPROTO_HOPOPTS && next != IPPROTO_ROUTING &&
 		    next != IPPROTO_DSTOPTS && next != IPPROTO_FRAGMENT)
 			break;
 		if (p->frag == FRAG_LATER)
 			break;
+		if (i == EXT_HEADERS)
+			return MST_REASON_MALFORMED;
 		if (bpf_skb_load_bytes(skb, off, &ext, sizeof(ext)))
 			return MST_REASON_MALFORMED;
 		if (next == IPPROTO_FRAGMENT) {
@@ -158,8 +165,6 @@ static __always_inline __u32 parse6(struct __sk_buff *skb, struct pkt *p)
 		}
 		next = ext.next;
 	}
-	if (i == EXT_HEADERS)
-		return MST_REASON_MALFORMED;
 	p->t.proto = next;
 	p->l4 = off;
 	return 0;
@@ -185,19 +190,22 @@ __noinline int parse(struct __sk_buff *skb, struct work *w)
 	switch (p->t.proto) {
 	case IPPROTO_TCP:
 		if (bpf_skb_load_bytes(skb, p->l4, tcp, sizeof(tcp)) ||
-		    (tcp[12] >> 4) < 5)
+		    (tcp[12] >> 4) < 5 ||
+		    p->l4 + (tcp[12] >> 4) * 4 > p->end)
 			return MST_REASON_MALFORMED;
 		__builtin_memcpy(ports, tcp, sizeof(ports));
 		p->tcp_flags = tcp[13];
 		break;
 	case IPPROTO_UDP:
-		if (bpf_skb_load_bytes(skb, p->l4, tcp, 8))
+		if (bpf_skb_load_bytes(skb, p->l4, tcp, 8) ||
+		    p->l4 + 8 > p->end)
 			return MST_REASON_MALFORMED;
 		__builtin_memcpy(ports, tcp, sizeof(ports));
 		break;
 	case IPPROTO_ICMP:
 	case IPPROTO_ICMPV6:
-		if (bpf_skb_load_bytes(skb, p->l4, tcp, 8))
+		if (bpf_skb_load_bytes(skb, p->l4, tcp, 8) ||
+		    p->l4 + 8 > p->end)
 			return MST_REASON_MALFORMED;
 		p->icmp_type = tcp[0];
 		return 0;

@@ -127,10 +127,18 @@ func (c *client) connect() error {
 	if err := syscall.SetsockoptInt(c.fd, syscall.IPPROTO_TCP, syscall.TCP_NODELAY, 1); err != nil {
 		return fmt.Errorf("set TCP_NODELAY: %w", err)
 	}
-	if err := syscall.Connect(c.fd, c.addr); err != nil {
-		return fmt.Errorf("connect: %w", err)
+	for {
+		err := syscall.Connect(c.fd, c.addr)
+		switch {
+		case errors.Is(err, syscall.EINTR): // by the Go scheduler; connecting goes on, and so does the wait for it
+			continue
+		case errors.Is(err, syscall.EINPROGRESS):
+			return fmt.Errorf("connect: no answer within %s", answerTimeout)
+		case err != nil:
+			return fmt.Errorf("connect: %w", err)
+		}
+		return nil
 	}
-	return nil
 }
 
 func (c *client) close() {

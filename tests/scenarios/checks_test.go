@@ -1,0 +1,178 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package scenarios
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"os"
+	"regexp"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/miekg/dns"
+	"golang.org/x/sys/unix"
+)
+
+// checks by the word that a script uses. CLIENT is a container, `lan` or `host`; FLAGS are those of mst-load.
+var checks = map[string]command{
+	"asks":        asks,
+	"spread":      spread,
+	"refused":     fails("connection refused", true),
+	"unreachable": fails("no route to host|network is unreachable", true),
+	"blocked":     fails("i/o timeout|no route to host|network is unreachable", false),
+}
+
+// atOnce is the most that a refusal may take: far less than any time-out, and enough for two busy cores.
+const atOnce = time.Second
+
+// loadIn runs mst-load where a client is.
+func (s *scenario) loadIn(client string, args ...string) result {
+	argv, err := s.loader(client)
+	if err != nil {
+		return result{err: err}
+	}
+	return run("/", append(argv, args...)...)
+}
+
+// loader is the start of a command line of mst-load.
+func (s *scenario) loader(client string) ([]string, error) {
+	switch client {
+	case "host":
+		return []string{hostLoader()}, nil
+	case "lan":
+		return []string{"ip", "netns", "exec", "lan", hostLoader()}, nil
+	}
+	argv, err := s.enter(client)
+	return append(argv, "mst-load"), err
+}
+
+// hostLoader is the program that the image has too.
+func hostLoader() string {
+	return strings.TrimSuffix(fakehost(), "tests/fakehost") + "bin/tests/mst-load"
+}
+
+// asks sends one request, which must be answered, and prints who did: `asks CLIENT [FLAGS] TARGET`.
+func asks(s *scenario, _ string, args []string) result {
+	r := s.loadIn(args[0], append([]string{"-n", "1"}, args[1:]...)...)
+	if r.err == nil {
+		r.stdout = regexp.MustCompile(`^\s*1  `).ReplaceAllString(strings.SplitAfter(r.stdout, "\n")[0], "")
+	}
+	return r
+}
+
+// spread sends many requests, all of which must be answered, by so many servers, each of them at least so many percent:
+// `spread CLIENT NUMBER SERVERS PERCENT [FLAGS] TARGET`.
+func spread(s *scenario, _ string, args []string) result {
+	if len(args) < 5 {
+		return failure("usage: spread CLIENT NUMBER SERVERS PERCENT [FLAGS] TARGET")
+	}
+	var numbers [3]int
+	for i, text := range args[1:4] {
+		n, err := strconv.Atoi(text)
+		if err != nil {
+			return result{err: err}
+		}
+		numbers[i] = n
+	}
+	r := s.loadIn(args[0], append([]string{"-n", args[1]}, args[4:]...)...)
+	counts := regexp.MustCompile(`(?m)^ *(\d+)  `).FindAllStringSubmatch(r.stdout, -1)
+	if r.err == nil && len(counts) != numbers[1] {
+		r.err = fmt.Errorf("%d servers answered, not %d", len(counts), numbers[1])
+	}
+	for _, c := range counts {
+		if n, _ := strconv.Atoi(c[1]); r.err == nil && n*100 < numbers[0]*numbers[2] {
+			r.err = fmt.Errorf("a server answered %d of %d requests, less than %d %%", n, numbers[0], numbers[2])
+		}
+	}
+	return r
+}
+
+// fails says how a request must fail: `refused CLIENT [FLAGS] TARGET`.
+func fails(pattern string, quick bool) command {
+	re := regexp.MustCompile(pattern)
+	return func(s *scenario, _ string, args []string) result {
+		limit := "1s"
+		if quick {
+			limit = "3s"
+		}
+		started := time.Now()
+		r := s.loadIn(args[0], append([]string{"-n", "1", "-timeout", limit}, args[1:]...)...)
+		took := time.Since(started)
+		switch {
+		case r.err == nil:
+			r.err = fmt.Errorf("it was answered, not %q", pattern)
+		case !re.MatchString(r.stdout):
+			r.err = fmt.Errorf("it failed, but not by %q", pattern)
+		case quick && took > atOnce:
+			r.err = fmt.Errorf("it failed after %s, not at once", took)
+		default:
+			r.err = nil
+		}
+		return r
+	}
+}
+
+// lookup asks the resolver of a container's resolv.conf: `lookup CONTAINER NAME [TYPE] [tcp]`. It prints the response code and then
+// the records in order, each as "NAME TTL TYPE DATA"; any response is a success, none within two seconds is a failure.
+func lookup(s *scenario, _ string, args []string) result {
+	if len(args) < 2 {
+		return failure("usage: lookup CONTAINER NAME [TYPE] [tcp]")
+	}
+	network := "udp"
+	if args[len(args)-1] == "tcp" {
+		network, args = "tcp", args[:len(args)-1]
+	}
+	kind := dns.TypeA
+	if len(args) > 2 {
+		kind = dns.StringToType[strings.ToUpper(args[2])]
+	}
+	name := dns.Fqdn(args[1])
+	if kind == dns.TypePTR && net.ParseIP(args[1]) != nil {
+		name, _ = dns.ReverseAddr(args[1])
+	}
+	pid, err := s.pid(args[0])
+	if err != nil {
+		return result{err: err}
+	}
+	q := new(dns.Msg).SetQuestion(name, kind)
+	var reply *dns.Msg
+	err = inNetns(pid, func() error {
+		ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+		defer cancel()
+		var err error
+		reply, _, err = (&dns.Client{Net: network, Timeout: 2 * time.Second}).ExchangeContext(ctx, q, "127.0.0.11:53")
+		return err
+	})
+	if err != nil {
+		return failure("look up %s: %v", name, err)
+	}
+	var lines []string
+	for _, record := range reply.Answer {
+		lines = append(lines, strings.Join(strings.Fields(strings.Replace(record.String(), "\tIN\t", "\t", 1)), " "))
+	}
+	slices.Sort(lines)
+	return result{stdout: strings.Join(append([]string{dns.RcodeToString[reply.Rcode]}, lines...), "\n") + "\n"}
+}
+
+// inNetns runs f with its thread in the network namespace of a process.
+func inNetns(pid string, f func() error) error {
+	done := make(chan error)
+	go func() {
+		runtime.LockOSThread() // and never unlocked: the thread ends with this goroutine
+		ns, err := os.Open("/proc/" + pid + "/ns/net")
+		if err == nil {
+			defer ns.Close()
+			err = unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET)
+		}
+		if err == nil {
+			err = f()
+		}
+		done <- err
+	}()
+	return <-done
+}

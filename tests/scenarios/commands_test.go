@@ -1,0 +1,249 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package scenarios
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"os/exec"
+	"regexp"
+	"strings"
+	"time"
+
+	"github.com/rogpeppe/go-internal/testscript"
+)
+
+// commandTime ends a command that hangs.
+const commandTime = 60 * time.Second
+
+// result is what a command printed, and why it failed.
+type result struct {
+	stdout, stderr string
+	err            error
+}
+
+// command does one thing in the working directory of a script.
+type command func(s *scenario, dir string, args []string) result
+
+// commands by the word that a script uses.
+var commands = map[string]command{
+	"docker":  program("docker"),
+	"mustang": program("mustang"),
+	"compose": program("docker", "compose", "--progress", "quiet"), // with compose.yaml of the script
+	"host":    program(),                                           // on the host
+	"lan":     program("ip", "netns", "exec", "lan"),               // outside of the host
+	"engine": func(s *scenario, dir string, args []string) result {
+		return run(dir, append([]string{fakehost(), "engine"}, args...)...)
+	},
+	"daemon": func(s *scenario, dir string, args []string) result {
+		return run(dir, append([]string{fakehost(), "daemon"}, args...)...)
+	},
+	"in":      inContainer,
+	"lookup":  lookup,
+	"vip":     vip,
+	"address": address,
+}
+
+func program(argv ...string) command {
+	return func(_ *scenario, dir string, args []string) result {
+		return run(dir, append(argv[:len(argv):len(argv)], args...)...)
+	}
+}
+
+func run(dir string, argv ...string) result {
+	ctx, cancel := context.WithTimeout(context.Background(), commandTime)
+	defer cancel()
+	var out, errs bytes.Buffer
+	c := exec.CommandContext(ctx, argv[0], argv[1:]...)
+	c.Dir, c.Stdout, c.Stderr = dir, &out, &errs
+	c.Env = append(os.Environ(), "WORK="+dir)
+	c.WaitDelay = time.Second // a daemon that it started may keep the pipes
+	err := c.Run()
+	if errors.Is(err, exec.ErrWaitDelay) {
+		err = nil
+	}
+	return result{out.String(), errs.String(), err}
+}
+
+// inContainer runs a program of the image in a container's namespaces: `in CONTAINER COMMAND…`. It needs no engine.
+func inContainer(s *scenario, dir string, args []string) result {
+	if len(args) < 2 {
+		return failure("usage: in CONTAINER COMMAND…")
+	}
+	argv, err := s.enter(args[0])
+	if err != nil {
+		return result{err: err}
+	}
+	return run("/", append(argv, args[1:]...)...)
+}
+
+// enter is the start of a command line that runs in a container.
+func (s *scenario) enter(container string) ([]string, error) {
+	pid, err := s.pid(container)
+	return []string{"nsenter", "--target", pid, "--net", "--mount", "--uts", "--"}, err
+}
+
+// pid finds a container's first process, as long as the engine can be asked.
+func (s *scenario) pid(container string) (string, error) {
+	r := run("/", "docker", "inspect", "--type", "container", "--format", "{{.State.Pid}}", container)
+	if pid := strings.TrimSpace(r.stdout); r.err == nil {
+		if pid == "0" {
+			return "", fmt.Errorf("container %s is not running", container)
+		}
+		s.pids[container] = pid
+	}
+	if pid := s.pids[container]; pid != "" {
+		return pid, nil
+	}
+	return "", fmt.Errorf("find container %s: %s", container, r.stderr)
+}
+
+// vip prints the IPv4 VIP of a service: `vip NAME [NETWORK]`, or its IPv6 one: `vip -6 …`.
+func vip(_ *scenario, dir string, args []string) result {
+	six := len(args) > 0 && args[0] == "-6"
+	if six {
+		args = args[1:]
+	}
+	if len(args) == 0 {
+		return failure("usage: vip [-6] NAME [NETWORK]")
+	}
+	r := run(dir, "mustang", "svc", "ls", "-o", "json")
+	var services []struct {
+		Name, Network string
+		Frontends     []struct{ Address netip.Addr }
+	}
+	if err := json.Unmarshal([]byte(r.stdout), &services); err != nil {
+		return failure("mustang svc ls: %s: %v", r.stderr, err)
+	}
+	for _, service := range services {
+		if service.Name != args[0] || len(args) > 1 && service.Network != args[1] {
+			continue
+		}
+		for _, f := range service.Frontends {
+			if f.Address.Is6() == six {
+				return result{stdout: f.Address.String() + "\n"}
+			}
+		}
+	}
+	return failure("no service %s: %s", strings.Join(args, " on "), r.stdout)
+}
+
+// address prints a container's address: `address [-6] CONTAINER NETWORK`.
+func address(_ *scenario, dir string, args []string) result {
+	field := "IPAddress"
+	if len(args) > 0 && args[0] == "-6" {
+		field, args = "GlobalIPv6Address", args[1:]
+	}
+	if len(args) != 2 {
+		return failure("usage: address [-6] CONTAINER NETWORK")
+	}
+	return run(dir, "docker", "inspect", "--format", fmt.Sprintf("{{(index .NetworkSettings.Networks %q).%s}}", args[1], field), args[0])
+}
+
+func failure(format string, args ...any) result { return result{err: fmt.Errorf(format, args...)} }
+
+// commands are the words of a script: the commands themselves, the checks, and what takes a command.
+func (s *scenario) commands() map[string]func(*testscript.TestScript, bool, []string) {
+	words := map[string]func(*testscript.TestScript, bool, []string){
+		"eventually": s.eventually, "stays": s.stays, "set": s.set, "load": s.load,
+	}
+	for word, c := range commands {
+		words[word] = func(ts *testscript.TestScript, neg bool, args []string) { s.do(ts, neg, c, args) }
+	}
+	for word, c := range checks {
+		words[word] = func(ts *testscript.TestScript, neg bool, args []string) { s.do(ts, neg, c, args) }
+	}
+	return words
+}
+
+// do runs a command once, and keeps its output for `stdout` and `stderr`.
+func (s *scenario) do(ts *testscript.TestScript, neg bool, c command, args []string) {
+	r := c(s, ts.MkAbs("."), args)
+	r.show(ts)
+	switch {
+	case r.err != nil && !neg:
+		ts.Fatalf("%v", r.err)
+	case r.err == nil && neg:
+		ts.Fatalf("unexpected success")
+	}
+}
+
+func (r result) show(ts *testscript.TestScript) {
+	fmt.Fprint(ts.Stdout(), r.stdout)
+	fmt.Fprint(ts.Stderr(), r.stderr)
+}
+
+// set keeps what a command prints: `set NAME COMMAND…` for $NAME.
+func (s *scenario) set(ts *testscript.TestScript, neg bool, args []string) {
+	if len(args) < 2 || neg {
+		ts.Fatalf("usage: set NAME COMMAND…")
+	}
+	r := s.word(ts, args[1:])
+	if r.err != nil {
+		ts.Fatalf("%v: %s", r.err, r.stderr)
+	}
+	ts.Setenv(args[0], strings.TrimSpace(r.stdout))
+	ts.Logf("%s=%s", args[0], strings.TrimSpace(r.stdout))
+}
+
+// word runs a command given with its arguments.
+func (s *scenario) word(ts *testscript.TestScript, args []string) result {
+	c := commands[args[0]]
+	if c == nil {
+		c = checks[args[0]]
+	}
+	if c == nil {
+		ts.Fatalf("%s is no command", args[0])
+	}
+	return c(s, ts.MkAbs("."), args[1:])
+}
+
+// eventually repeats a command until its output matches, or with !PATTERN until it succeeds and no longer does:
+// `eventually [SECONDS] PATTERN COMMAND…`. Without SECONDS it has ten.
+func (s *scenario) eventually(ts *testscript.TestScript, neg bool, args []string) {
+	s.repeat(ts, neg, args, 10*time.Second, func(holds bool) bool { return holds }, true)
+}
+
+// stays asserts that the output matches each time: `stays [SECONDS] PATTERN COMMAND…`. Without SECONDS for two.
+func (s *scenario) stays(ts *testscript.TestScript, neg bool, args []string) {
+	s.repeat(ts, neg, args, 2*time.Second, func(holds bool) bool { return !holds }, false)
+}
+
+// repeat runs a command until over says so of its output, or the time is up; only one of these is good.
+func (s *scenario) repeat(ts *testscript.TestScript, neg bool, args []string, limit time.Duration, over func(holds bool) bool, good bool) {
+	if len(args) > 2 {
+		if d, err := time.ParseDuration(args[0] + "s"); err == nil {
+			limit, args = d, args[1:]
+		}
+	}
+	if neg || len(args) < 2 {
+		ts.Fatalf("usage: eventually|stays [SECONDS] [!]PATTERN COMMAND…")
+	}
+	pattern, absent := strings.CutPrefix(args[0], "!")
+	re, err := regexp.Compile("(?m)" + pattern)
+	ts.Check(err)
+	for end := time.Now().Add(limit); ; time.Sleep(20 * time.Millisecond) {
+		r := s.word(ts, args[1:])
+		holds := re.MatchString(r.stdout + r.stderr)
+		if r.err != nil {
+			holds = holds || re.MatchString(r.err.Error())
+		}
+		if absent {
+			holds = !holds && r.err == nil
+		}
+		ended := over(holds)
+		if !ended && time.Now().Before(end) {
+			continue
+		}
+		r.show(ts)
+		if ended != good {
+			ts.Fatalf("%s: %q does not hold: %v", strings.Join(args[1:], " "), args[0], r.err)
+		}
+		return
+	}
+}

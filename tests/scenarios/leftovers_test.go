@@ -1,0 +1,144 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package scenarios
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+)
+
+// settleTime is how long the kernel and the engine may take to let go of what was removed.
+const settleTime = 5 * time.Second
+
+// snapshot is everything of mustang that is on the host, one line a thing: links, routes, pins, netns, tables, processes, and the
+// numbers of map entries, networks, endpoints, services, pools and leases.
+func snapshot() ([]string, error) {
+	var all []string
+	add := func(kind string, lines ...string) {
+		for _, line := range lines {
+			all = append(all, kind+" "+line)
+		}
+	}
+	add("link", matching(`mustang:|\b(mst|msp)[0-9a-z]`, "ip", "-o", "link")...)
+	add("netns", matching(`.`, "ip", "netns", "list")...)
+	sandboxes, _ := filepath.Glob("/run/docker/netns/*")
+	sandboxes = slices.DeleteFunc(sandboxes, func(p string) bool { return filepath.Base(p) == "default" }) // the host's own, which engine 20 keeps
+	add("sandbox", sandboxes...)
+	add("route", matching(`.`, "ip", "route", "show", "table", "all", "proto", "205")...)
+	add("route", matching(`.`, "ip", "-6", "route", "show", "table", "all", "proto", "205")...)
+	add("rule", matching(`205|mst`, "ip", "rule")...)
+	pins, _ := filepath.Glob("/sys/fs/bpf/tc/globals/*")
+	add("pin", pins...)
+	add("nft", matching(`mustang|mst`, "nft", "list", "tables")...)
+	add("process", matching(`^(mst-|mustang|containerd-shim|iperf3|mst_)`, "ps", "-e", "-o", "comm=")...)
+	counts, err := statusCounts()
+	add("count", counts...)
+	slices.Sort(all)
+	return all, err
+}
+
+// matching are the lines of a command's output in which the pattern is found.
+func matching(pattern string, argv ...string) (lines []string) {
+	out, err := exec.Command(argv[0], argv[1:]...).Output()
+	if err != nil {
+		return []string{fmt.Sprintf("%s: %v", strings.Join(argv, " "), err)}
+	}
+	re := regexp.MustCompile(pattern)
+	for line := range strings.Lines(string(out)) {
+		if line = strings.TrimSpace(line); re.MatchString(line) {
+			lines = append(lines, line)
+		}
+	}
+	return lines
+}
+
+// statusCounts are the numbers in `mustang status`, but for drops, which only grow.
+func statusCounts() ([]string, error) {
+	out, err := exec.Command("mustang", "status", "-o", "json").CombinedOutput()
+	if err != nil {
+		return nil, fmt.Errorf("mustang status: %w: %s", err, out)
+	}
+	var status struct {
+		Subsystems []struct{ Name, Detail string }
+	}
+	if err := json.Unmarshal(out, &status); err != nil {
+		return nil, fmt.Errorf("mustang status: %w", err)
+	}
+	var counts []string
+	for _, part := range status.Subsystems {
+		if part.Name != "drops" {
+			for item := range strings.SplitSeq(part.Detail, ", ") {
+				counts = append(counts, part.Name+": "+item)
+			}
+		}
+	}
+	return counts, nil
+}
+
+// leftovers says what is on the host beyond the baseline, or missing from it, after everything was removed.
+func leftovers(baseline []string) (left []string) {
+	for end := time.Now().Add(settleTime); ; time.Sleep(50 * time.Millisecond) {
+		now, err := snapshot()
+		left = nil
+		if err != nil {
+			left = append(left, err.Error())
+		}
+		left = append(left, without(now, baseline, "left: ")...)
+		left = append(left, without(baseline, now, "gone: ")...)
+		if len(left) == 0 || time.Now().After(end) {
+			return left
+		}
+	}
+}
+
+func without(lines, others []string, label string) (out []string) {
+	counts := map[string]int{}
+	for _, line := range others {
+		counts[line]++
+	}
+	for _, line := range lines {
+		if counts[line]--; counts[line] < 0 {
+			out = append(out, label+line)
+		}
+	}
+	return out
+}
+
+// tearDown removes all that a scenario may have made, as a user would.
+func tearDown() {
+	if exec.Command("pgrep", "-x", "mustang").Run() != nil {
+		shell(`"$0" daemon start`, fakehost())
+	}
+	if exec.Command("docker", "version").Run() != nil {
+		shell(`"$0" engine start`, fakehost())
+	}
+	shell(`ids=$(docker ps -aq); if [ "$ids" ]; then docker rm -fv $ids; fi`)
+	shell(`ids=$(docker network ls -q --filter type=custom); for id in $ids; do
+		if [ "$(docker network inspect -f '{{.Name}}' $id)" != docker_gwbridge ]; then docker network rm $id; fi; done`)
+	shell(`echo '[]' | mustang svc apply -f -`)
+	shell(`for ns in $(ip netns list | cut -d' ' -f1); do if [ $ns != lan ]; then ip netns delete $ns; fi; done`)
+}
+
+// shell runs a script. Its failure is seen in what is left.
+func shell(script string, args ...string) {
+	out, err := exec.Command("sh", append([]string{"-c", script}, args...)...).CombinedOutput()
+	if err != nil && !strings.Contains(string(out), "No such container") {
+		fmt.Fprintf(os.Stderr, "teardown: %v: %s\n", err, out)
+	}
+}
+
+// fakehost is the script that starts and stops the engine and the daemon.
+func fakehost() string {
+	self, err := os.Executable() // bin/scenarios.test
+	if err != nil {
+		return "tests/fakehost"
+	}
+	return filepath.Join(filepath.Dir(filepath.Dir(self)), "tests", "fakehost")
+}
