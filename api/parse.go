@@ -32,7 +32,8 @@ func CheckName(name string) error {
 
 // ParseTarget reads ADDR:PORT or ADDR, IPv6 in brackets. Without a port the result has port 0.
 func ParseTarget(s string) (netip.AddrPort, error) {
-	host, port, hasPort := s, "", false
+	var host, port string
+	var hasPort bool
 	if rest, v6 := strings.CutPrefix(s, "["); v6 {
 		var closed bool
 		host, port, closed = strings.Cut(rest, "]")

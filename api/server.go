@@ -61,9 +61,9 @@ func Serve(ctx context.Context, l net.Listener, host Host, log logrus.FieldLogge
 	defer cancel()
 	if err := srv.Shutdown(grace); err != nil {
 		log.WithError(err).Warn("API requests were cut off by the stop")
-		srv.Close()
+		_ = srv.Close() // its listener is closed already
 	}
-	<-failed
+	_ = <-failed // always ErrServerClosed by now
 	return nil
 }
 

@@ -163,7 +163,8 @@ func checkBPFFS(path string) error {
 		return fmt.Errorf("look at the BPF filesystem %s: %w", path, err)
 	}
 	if fs.Type != unix.BPF_FS_MAGIC {
-		return fmt.Errorf("%s is not a BPF filesystem: mount it with `mount -t bpf bpf %s`", path, path)
+		return fmt.Errorf("%s is not a BPF filesystem: mount it with `mount -t bpf bpf %s`, or, inside `ip netns exec`, "+
+			"which hides the host's, use `nsenter --net=/run/netns/NAME` instead", path, path)
 	}
 	return checkOwner(path)
 }

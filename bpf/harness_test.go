@@ -357,7 +357,7 @@ func (w *world) send(h hook, f frame) result {
 	in := f.bytes()
 	r := w.sendRaw(h, in)
 	if verify(in) == nil {
-		require.NoError(w, verify(r.out), "packet out\n%s", hex.Dump(r.out))
+		require.NoError(w, verify(r.out), "packet out\n%s", dump(r.out))
 	}
 	return r
 }
@@ -391,10 +391,10 @@ func (w *world) drops() map[string]uint64 {
 
 func (r result) is(verdict uint32, out []byte, counted ...string) {
 	r.w.Helper()
-	require.Equal(r.w, verdict, r.verdict, "verdict; counted %v; packet out\n%s", r.counted, hex.Dump(r.out))
+	require.Equal(r.w, verdict, r.verdict, "verdict; counted %v; packet out\n%s", r.counted, dump(r.out))
 	require.ElementsMatch(r.w, counted, slices.Collect(maps.Keys(r.counted)), "counters")
 	if out != nil && !bytes.Equal(out, r.out) {
-		r.w.Fatalf("packet in\n%swant out\n%sgot out\n%s", hex.Dump(r.in), hex.Dump(out), hex.Dump(r.out))
+		r.w.Fatalf("packet in\n%swant out\n%sgot out\n%s", dump(r.in), dump(out), dump(r.out))
 	}
 }
 
@@ -489,3 +489,15 @@ func (w *world) age(f frame, dir uint8, seconds uint64) {
 func raw(s string) payload {
 	return func(netip.Addr, netip.Addr) []byte { return []byte(s) }
 }
+
+// movesTo puts the backend's sandbox into another network.
+func (w *world) movesTo(network uint32) {
+	w.Helper()
+	require.NoError(w, testDP.PutEndpoint(Endpoint{
+		Addr: w.backend, IfIndex: backendIf, Network: network, Redirect: true, MAC: backendMAC, HostMAC: backendHostMAC,
+	}))
+	require.NoError(w, testDP.PutInterface(Interface{IfIndex: backendIf, Network: network, Strict: true, MAC: backendHostMAC}))
+}
+
+// dump shows the headers of a frame.
+func dump(b []byte) string { return hex.Dump(b[:min(len(b), 128)]) }

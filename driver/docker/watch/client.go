@@ -100,7 +100,7 @@ func (c *Client) negotiate(ctx context.Context) error {
 		return err
 	}
 	defer resp.Body.Close()
-	io.Copy(io.Discard, io.LimitReader(resp.Body, 1<<10)) // lets the connection be used again
+	_, _ = io.Copy(io.Discard, io.LimitReader(resp.Body, 1<<10)) // lets the connection be used again
 	version := resp.Header.Get("Api-Version")
 	major, minor, ok := strings.Cut(version, ".")
 	n, err := strconv.Atoi(minor)

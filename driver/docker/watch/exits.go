@@ -146,5 +146,5 @@ func (e *exits) close() {
 		return // ended by itself, and its descriptors are closed
 	}
 	one := binary.NativeEndian.AppendUint64(nil, 1)
-	unix.Write(e.wake, one)
+	_, _ = unix.Write(e.wake, one) // an eventfd takes it, or is woken already
 }
