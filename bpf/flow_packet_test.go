@@ -164,9 +164,11 @@ func TestTimeouts(t *testing.T) {
 
 func TestChoiceOfBackend(t *testing.T) {
 	// hits counts which of two backends each of n new flows gets
+	port := uint16(10000)
 	hits := func(w *world, n int) (first, second int) {
-		for i := range n {
-			r := w.send(fromClient(), tcp(w.client, uint16(10000+i), w.vip, 80, syn))
+		for range n {
+			port++
+			r := w.send(fromClient(), tcp(w.client, port, w.vip, 80, syn))
 			require.Equal(w, uint32(verdictRedirect), r.verdict)
 			switch string(r.out[:6]) {
 			case string(backendMAC):

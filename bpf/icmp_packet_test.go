@@ -117,8 +117,8 @@ func TestICMPErrors(t *testing.T) {
 			long.data = string(slices.Repeat([]byte("long "), 200))
 			sent, request := w.sent(long), w.request(long)
 			all := func(f frame, like frame) []byte { // the inner checksum stays the sender's
-				b := f.bytes()[14:]
-				copy(b[40+16:40+18], like.bytes()[14+40+16:])
+				b := f.packet(f.body(f.saddr, f.daddr))
+				copy(b[40+16:40+18], like.packet(like.body(like.saddr, like.daddr))[40+16:])
 				return b
 			}
 			w.send(fromBackend(), unreachable(w.backend, w.client, true, all(sent, sent))).

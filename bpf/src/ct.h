@@ -46,6 +46,30 @@ static __always_inline struct mst_ct *ct_lookup(struct pkt *p, __u8 dir)
 }
 
 /*
+ * The entry of the flow that a packet t which left us is part of. Turned round
+ * it is the key of the flow's other direction.
+ */
+static __always_inline const struct mst_ct *
+ct_of_sent(struct work *w, const struct mst_tuple *t)
+{
+	struct mst_tuple *key = &w->key;
+	const struct mst_ct *ct;
+
+	__builtin_memset(key, 0, sizeof(*key));
+	key->saddr = t->daddr;
+	key->daddr = t->saddr;
+	key->sport = t->dport;
+	key->dport = t->sport;
+	key->proto = t->proto;
+	key->dir = MST_DIR_REPLY;
+	ct = bpf_map_lookup_elem(&mst_ct_v1, key);
+	if (ct)
+		return ct;
+	key->dir = MST_DIR_REQUEST;
+	return bpf_map_lookup_elem(&mst_ct_v1, key);
+}
+
+/*
  * Enters the flow w->p.t -> w->now (the tuple after translation) with its way
  * back. A reply tuple that another live flow has is a collision. Returns 0 or
  * a reason.

@@ -103,13 +103,16 @@ static __noinline int answer_ns(struct __sk_buff *skb, struct pkt *p,
 				const struct mst_interface *iface)
 {
 	__u32 l4 = L2_LEN + sizeof(struct ipv6hdr);
-	__u8 hop_limit = ND_HOP_LIMIT, mac[6];
+	__u8 hop_limit = 0, mac[6];
 	struct mst_addr target;
 	struct nd out = {};
 
 	if (!iface)
 		return TC_PASS;
-	if (bpf_skb_load_bytes(skb, p->l4 + 8, &target, sizeof(target)))
+	/* neither routed nor fragmented (RFC 4861, 7.1.1; RFC 6980) */
+	if (bpf_skb_load_bytes(skb, p->l3 + 7, &hop_limit, 1) ||
+	    hop_limit != ND_HOP_LIMIT || p->frag ||
+	    bpf_skb_load_bytes(skb, p->l4 + 8, &target, sizeof(target)))
 		return drop(skb, MST_REASON_MALFORMED, MST_FROM_CONTAINER);
 	/* duplicate address detection needs no answer */
 	if (addr_zero(&p->t.saddr) ||

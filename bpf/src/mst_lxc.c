@@ -128,6 +128,7 @@ int lxc_egress(struct __sk_buff *skb)
 	if (reason)
 		return drop(skb, reason, MST_TO_CONTAINER);
 	src = bpf_map_lookup_elem(&mst_endpoints_v1, &w->p.t.saddr);
+	w->network = 0;
 	verdict = svc_reply(skb, w);
 	if (verdict >= 0)
 		return verdict;
@@ -137,6 +138,8 @@ int lxc_egress(struct __sk_buff *skb)
 		return TC_PASS; /* a reply to us, or from the host itself */
 	if (src && src->network == iface->network && src->ifindex == from)
 		return TC_PASS;
+	if (ct_of_sent(w, &w->p.t))
+		return TC_PASS; /* translated where it came from */
 	return drop(skb, MST_REASON_ISOLATED, MST_TO_CONTAINER);
 }
 

@@ -71,7 +71,7 @@ struct work {
 	struct mst_tuple key;
 	struct mst_ct ct;
 	struct mst_service_key service;
-	__u32 network; /* of the sender */
+	__u32 network; /* of the sender; 0: no endpoint of one */
 };
 
 struct {

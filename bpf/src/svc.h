@@ -54,30 +54,18 @@ static __always_inline bool quoted(struct __sk_buff *skb, struct work *w)
 /*
  * An ICMP error from a backend (or a router on the way to it) about a packet
  * that we sent there, or from a client about a reply that we translated. The
- * quoted packet is one that left us: turned round it is the key of the flow's
- * other direction, whose entry says what the receiver knows the flow by.
+ * quoted packet is one that left us: the entry of its flow's other direction
+ * says what the receiver knows the flow by.
  */
 __noinline int svc_icmp_error(struct __sk_buff *skb, struct work *w)
 {
 	const struct mst_ct *ct;
-	struct mst_tuple *key;
 
 	if (!w || !quoted(skb, w))
 		return SVC_UNTOUCHED;
-	key = &w->key;
-	__builtin_memset(key, 0, sizeof(*key));
-	key->saddr = w->inner.t.daddr;
-	key->daddr = w->inner.t.saddr;
-	key->sport = w->inner.t.dport;
-	key->dport = w->inner.t.sport;
-	key->proto = w->inner.t.proto;
-	key->dir = MST_DIR_REPLY;
-	ct = bpf_map_lookup_elem(&mst_ct_v1, key);
-	if (!ct) {
-		key->dir = MST_DIR_REQUEST;
-		ct = bpf_map_lookup_elem(&mst_ct_v1, key);
-	}
-	if (!ct)
+	ct = ct_of_sent(w, &w->inner.t);
+	/* an endpoint tells of what itself was sent, only routers of others' */
+	if (!ct || (w->network && !addr_eq(&w->p.t.saddr, &w->inner.t.daddr)))
 		return SVC_UNTOUCHED;
 	w->known.saddr = ct->daddr;
 	w->known.daddr = ct->saddr;

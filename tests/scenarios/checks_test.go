@@ -30,6 +30,9 @@ var checks = map[string]command{
 // atOnce is the most that a refusal may take: far less than any time-out, and enough for two busy cores.
 const atOnce = time.Second
 
+// answerTime is how long a lookup waits for its answer.
+const answerTime = 2 * time.Second
+
 // loadIn runs mst-load where a client is.
 func (s *scenario) loadIn(client string, args ...string) result {
 	argv, err := s.loader(client)
@@ -139,15 +142,7 @@ func lookup(s *scenario, _ string, args []string) result {
 	if err != nil {
 		return result{err: err}
 	}
-	q := new(dns.Msg).SetQuestion(name, kind)
-	var reply *dns.Msg
-	err = inNetns(pid, func() error {
-		ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
-		defer cancel()
-		var err error
-		reply, _, err = (&dns.Client{Net: network, Timeout: 2 * time.Second}).ExchangeContext(ctx, q, "127.0.0.11:53")
-		return err
-	})
+	reply, err := ask(pid, name, kind, network)
 	if err != nil {
 		return failure("look up %s: %v", name, err)
 	}
@@ -157,6 +152,18 @@ func lookup(s *scenario, _ string, args []string) result {
 	}
 	slices.Sort(lines)
 	return result{stdout: strings.Join(append([]string{dns.RcodeToString[reply.Rcode]}, lines...), "\n") + "\n"}
+}
+
+// ask sends one query in the network namespace of a process.
+func ask(pid, name string, kind uint16, network string) (reply *dns.Msg, err error) {
+	err = inNetns(pid, func() error {
+		ctx, cancel := context.WithTimeout(context.Background(), answerTime)
+		defer cancel()
+		q := new(dns.Msg).SetQuestion(name, kind)
+		reply, _, err = (&dns.Client{Net: network, Timeout: answerTime}).ExchangeContext(ctx, q, "127.0.0.11:53")
+		return err
+	})
+	return reply, err
 }
 
 // inNetns runs f with its thread in the network namespace of a process.

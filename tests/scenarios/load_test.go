@@ -4,12 +4,15 @@ package scenarios
 
 import (
 	"bytes"
+	"fmt"
 	"os/exec"
 	"regexp"
 	"strconv"
+	"strings"
 	"syscall"
 	"time"
 
+	"github.com/miekg/dns"
 	"github.com/rogpeppe/go-internal/testscript"
 )
 
@@ -85,4 +88,67 @@ func (s *scenario) endLoads() {
 		_ = l.cmd.Process.Kill() // it may have ended
 		<-l.done
 	}
+	for _, a := range s.asking {
+		a.end()
+	}
+}
+
+// lookups asks a name again and again meanwhile: `lookups start NAME CONTAINER NAME-TO-ASK`, and `lookups stop NAME`, which fails if one
+// lookup had no answer or an error, or if there were fewer than ten. As a program would, it tries a second time after a second.
+func (s *scenario) lookups(ts *testscript.TestScript, neg bool, args []string) {
+	switch {
+	case neg || len(args) < 2:
+	case args[0] == "start" && len(args) == 4:
+		a := &asking{stop: make(chan struct{}), done: make(chan struct{})}
+		pid, err := s.pid(args[2])
+		ts.Check(err)
+		go a.run(pid, args[3])
+		s.asking[args[1]] = a
+		return
+	case args[0] == "stop" && s.asking[args[1]] != nil:
+		a := s.asking[args[1]]
+		delete(s.asking, args[1])
+		a.end()
+		ts.Logf("%d lookups, %d failed", a.count, len(a.failures))
+		if len(a.failures) > 0 || a.count < 10 {
+			ts.Fatalf("%d of %d lookups failed:\n%s", len(a.failures), a.count, strings.Join(a.failures[:min(5, len(a.failures))], "\n"))
+		}
+		return
+	}
+	ts.Fatalf("usage: lookups start NAME CONTAINER NAME-TO-ASK, lookups stop NAME")
+}
+
+// asking is lookups under way.
+type asking struct {
+	stop, done chan struct{}
+	count      int
+	failures   []string
+}
+
+func (a *asking) run(pid, name string) {
+	defer close(a.done)
+	for {
+		select {
+		case <-a.stop:
+			return
+		case <-time.After(2 * time.Millisecond):
+		}
+		started := time.Now()
+		reply, err := ask(pid, dns.Fqdn(name), dns.TypeA, "udp")
+		if err != nil { // resolvers ask again: a lost datagram is no failed lookup
+			reply, err = ask(pid, dns.Fqdn(name), dns.TypeA, "udp")
+		}
+		a.count++
+		switch {
+		case err != nil:
+			a.failures = append(a.failures, fmt.Sprintf("%s after %s: %v", started.Format(time.StampMilli), time.Since(started), err))
+		case reply.Rcode != dns.RcodeSuccess || len(reply.Answer) == 0:
+			a.failures = append(a.failures, fmt.Sprintf("%s %s, %d records", started.Format(time.StampMilli), dns.RcodeToString[reply.Rcode], len(reply.Answer)))
+		}
+	}
+}
+
+func (a *asking) end() {
+	close(a.stop)
+	<-a.done
 }

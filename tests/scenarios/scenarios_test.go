@@ -67,11 +67,12 @@ type scenario struct {
 	baseline []string
 	left     bool // it left something behind: the next one is not to blame
 	loads    map[string]*load
+	asking   map[string]*asking
 	pids     map[string]string // of containers, for when the engine is away
 }
 
 func (s *scenario) setUp(env *testscript.Env) error {
-	s.loads, s.pids = map[string]*load{}, map[string]string{}
+	s.loads, s.asking, s.pids = map[string]*load{}, map[string]*asking{}, map[string]string{}
 	started, logs := time.Now(), []*tail{newTail(daemonLog), newTail(engineLog)}
 	for _, key := range []string{"PATH", "DOCKER_CONFIG", "ENGINE", "MUSTANG_FAKEHOST"} {
 		env.Setenv(key, os.Getenv(key))
