@@ -50,7 +50,7 @@ func (p *pool) describeLease(addr netip.Addr, r leaseRecord) Lease {
 
 // holder is how errors name who has a lease.
 func (r leaseRecord) holder() string {
-	who := "an endpoint whose name is unknown"
+	who := "no one by name (an auxiliary address, or a container of an older engine)"
 	switch {
 	case r.Gateway:
 		who = "the gateway"

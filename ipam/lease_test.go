@@ -73,7 +73,7 @@ func TestExplicitAddresses(t *testing.T) {
 		{"held by the same name", "10.0.0.10", ipam.AddressOptions{Owner: "db"}, ipam.ErrTaken, "held by db"},
 		{"confirmed", "10.0.0.10", ipam.AddressOptions{Owner: "db", Replay: true}, nil, ""},
 		{"not another's to confirm", "10.0.0.10", ipam.AddressOptions{Owner: "web", Replay: true}, ipam.ErrTaken, ""},
-		{"held by nobody known", "10.0.0.11", ipam.AddressOptions{}, ipam.ErrTaken, "name is unknown"},
+		{"held by nobody known", "10.0.0.11", ipam.AddressOptions{}, ipam.ErrTaken, "no one by name"},
 		{"unknown cannot be confirmed", "10.0.0.11", ipam.AddressOptions{Replay: true}, ipam.ErrTaken, ""},
 		{"the gateway's", "10.0.0.1", web, ipam.ErrTaken, "held by the gateway"},
 		{"the gateway again", "10.0.0.1", gateway, nil, ""},

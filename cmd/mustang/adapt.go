@@ -4,12 +4,18 @@ package main
 
 import (
 	"context"
+	"errors"
 	"net"
 	"net/netip"
+	"slices"
 	"sync/atomic"
 	"syscall"
+	"time"
+
+	"github.com/sirupsen/logrus"
 
 	"github.com/mustang-net/mustang/bpf"
+	"github.com/mustang-net/mustang/driver"
 	"github.com/mustang-net/mustang/driver/link"
 	"github.com/mustang-net/mustang/ipam"
 	"github.com/mustang-net/mustang/service"
@@ -47,6 +53,37 @@ type engineContainers struct {
 }
 
 func (c engineContainers) Sync() error { return c.host.synced() }
+
+// leaseGrace is longer than an address takes from its lease to an endpoint that uses it.
+const leaseGrace = time.Minute
+
+// engineNetworks tells the driver what the engine has, and the leases what the driver has.
+type engineNetworks struct {
+	*driver.Manager
+	host *host
+}
+
+// Collect lets go of endpoints that the engine has forgotten, and of addresses that no endpoint has.
+func (n engineNetworks) Collect(known map[string]map[string]bool) error {
+	err := n.Manager.Collect(known)
+	inUse := map[netip.Addr]bool{}
+	for _, e := range n.Endpoints() {
+		inUse[e.IPv4.Addr()], inUse[e.IPv6.Addr()] = true, true
+	}
+	for _, network := range n.Networks() {
+		for _, s := range slices.Concat(network.IPv4, network.IPv6) {
+			for _, a := range s.Aux {
+				inUse[a] = true
+			}
+			released, e := n.host.ipam.Collect(s.Pool, inUse, leaseGrace)
+			if err = errors.Join(err, e); len(released) > 0 {
+				n.host.log.WithFields(logrus.Fields{"network": network.Name, "addresses": released}).
+					Info("released addresses that the engine has forgotten")
+			}
+		}
+	}
+	return err
+}
 
 // sandboxNetwork opens the resolvers' sockets inside sandboxes.
 type sandboxNetwork struct {

@@ -151,7 +151,7 @@ func (h *host) watch(ctx context.Context) error {
 	w := watch.New(watch.Options{
 		Client:     watch.NewClient(h.cfg.DockerSocket),
 		Containers: engineContainers{h.services, h},
-		Networks:   h.driver,
+		Networks:   engineNetworks{h.driver, h},
 		Log:        h.log,
 	})
 	return w.Run(ctx)

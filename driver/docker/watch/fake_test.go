@@ -43,7 +43,8 @@ type fakeEngine struct {
 	networks    []object
 	containers  map[string]object // running, by id; the answer to inspect
 	stopped     map[string]object
-	held        map[string]chan struct{} // inspect waits for it, as for the container's lock
+	attached    map[string]map[string]string // endpoints by network and container
+	held        map[string]chan struct{}     // inspect waits for it, as for the container's lock
 	inspects    map[string]int
 	concurrent  int
 	most        int // inspects that ran at once
@@ -104,11 +105,23 @@ func (e *fakeEngine) serve(w http.ResponseWriter, r *http.Request) {
 		e.mu.Lock()
 		defer e.mu.Unlock()
 		json.NewEncoder(w).Encode(e.networks)
+	case strings.HasPrefix(path, "/networks/"):
+		e.serveNetwork(w, strings.TrimPrefix(path, "/networks/"))
 	case path == "/containers/json":
 		e.serveList(w)
 	default:
 		e.serveInspect(w, r, strings.TrimSuffix(strings.TrimPrefix(path, "/containers/"), "/json"))
 	}
+}
+
+func (e *fakeEngine) serveNetwork(w http.ResponseWriter, id string) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	containers := object{}
+	for container, endpoint := range e.attached[id] {
+		containers[container] = object{"Name": container, "EndpointID": endpoint}
+	}
+	json.NewEncoder(w).Encode(object{"Id": id, "Containers": containers})
 }
 
 func (e *fakeEngine) serveList(w http.ResponseWriter) {
@@ -275,6 +288,7 @@ type fakeServices struct {
 	removed    []string
 	syncs      int
 	atSync     int // containers known at the first Sync
+	known      map[string]map[string]bool
 }
 
 func newFakeServices() *fakeServices {
@@ -313,6 +327,13 @@ func (f *fakeServices) Sync() error {
 	if f.syncs++; f.syncs == 1 {
 		f.atSync = len(f.containers)
 	}
+	return nil
+}
+
+func (f *fakeServices) Collect(known map[string]map[string]bool) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.known = known
 	return nil
 }
 

@@ -28,9 +28,13 @@ type Containers interface {
 	Sync() error
 }
 
-// Networks learns the names of networks, which the plugin protocol does not tell.
+// Networks learns what the plugin protocol does not tell. It is called from several goroutines.
 type Networks interface {
+	// SetNetworkName tells the name of a network.
 	SetNetworkName(id, name string)
+	// Collect tells which networks of ours the engine has, each with its endpoints, so that what it
+	// has forgotten while nobody listened can go. It is called every half minute.
+	Collect(known map[string]map[string]bool) error
 }
 
 // Options is what a [Watcher] works with; all but Driver is needed.
@@ -207,6 +211,7 @@ func (w *Watcher) session(ctx context.Context) (listed bool, err error) {
 		return false, err
 	}
 	w.post(func() { w.listed(nets, list) })
+	go w.collect(ctx)
 	for {
 		m, err := s.next()
 		if err != nil {

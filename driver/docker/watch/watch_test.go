@@ -80,6 +80,21 @@ func TestFirstList(t *testing.T) {
 	}
 }
 
+// TestCollect lists what the engine has of our networks, and of no others.
+func TestCollect(t *testing.T) {
+	e := newFakeEngine(t, "1.56")
+	e.networks = []object{{"Id": "n1", "Name": "a", "Driver": "mustang"}, {"Id": "n2", "Name": "b", "Driver": "bridge"},
+		{"Id": "n3", "Name": "c", "Driver": "mustang:latest"}}
+	e.attached = map[string]map[string]string{"n1": {"web": "e1", "db": "e2"}, "n2": {"x": "e9"}}
+	f := follow(t, e)
+	want := map[string]map[string]bool{"n1": {"e1": true, "e2": true}, "n3": {}}
+	eventually(t, func() bool {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		return assert.ObjectsAreEqual(want, f.known)
+	})
+}
+
 func TestEmptyEngineSyncs(t *testing.T) {
 	e := newFakeEngine(t, "1.56")
 	f := follow(t, e)

@@ -1,0 +1,40 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package ipam
+
+import (
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/mustang-net/mustang/state"
+)
+
+// TestCollect loses the releases of two containers; one of them is still young.
+func TestCollect(t *testing.T) {
+	now := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
+	m, err := New(state.Memory(), Options{Now: func() time.Time { return now }, Quarantine: -1})
+	require.NoError(t, err)
+	pool, err := m.RequestPool(Request{Pool: "10.1.0.0/24"})
+	require.NoError(t, err)
+	request := func(gateway bool) netip.Addr {
+		p, err := m.RequestAddress(pool.ID, netip.Addr{}, AddressOptions{Gateway: gateway})
+		require.NoError(t, err)
+		return p.Addr()
+	}
+	request(true)
+	old, running := request(false), request(false)
+	now = now.Add(2 * time.Minute)
+	request(false)
+
+	released, err := m.Collect(pool.Subnet, map[netip.Addr]bool{running: true}, time.Minute)
+	require.NoError(t, err)
+	require.Equal(t, []netip.Addr{old}, released)
+	require.Len(t, m.Leases(pool.ID), 3, "the gateway, the running one and the young one stay")
+
+	released, err = m.Collect(netip.MustParsePrefix("10.2.0.0/24"), nil, time.Minute)
+	require.NoError(t, err, "a subnet of another IPAM")
+	require.Empty(t, released)
+}
