@@ -38,6 +38,7 @@ type Datapath struct {
 //
 // It refuses a bpffs that is not mounted, and pins that somebody other than root could have put there.
 func Open(bpffs string) (*Datapath, error) {
+	bpffs = filepath.Clean(bpffs)
 	if err := checkBPFFS(bpffs); err != nil {
 		return nil, err
 	}

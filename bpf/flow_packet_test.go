@@ -259,6 +259,19 @@ func TestChoiceOfBackend(t *testing.T) {
 			now, _ := hits(w, 1)
 			require.NotEqual(w, was, now)
 		}},
+		{"affinity to a backend that is drained is forgotten", func(w *world) {
+			s, one, two := pair(w)
+			s.Affinity = 60
+			w.putService(s)
+			was, _ := hits(w, 1)
+			s.Slots = []uint32{two}
+			if was == 0 {
+				s.Slots = []uint32{one}
+			}
+			w.putService(s)
+			now, _ := hits(w, 1)
+			require.NotEqual(w, was, now)
+		}},
 		{"affinity to a backend that is gone is forgotten", func(w *world) {
 			s, _, _ := pair(w)
 			s.Affinity = 60

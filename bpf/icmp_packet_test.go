@@ -89,6 +89,8 @@ func TestICMPErrors(t *testing.T) {
 			inner := unreachable(w.poolOnly, w.client, true, w.sent(syn).quote())
 			in := unreachable(w.client, w.poolOnly, true, inner.quote())
 			w.send(fromClient(), in).dropped("no-service")
+			first, _ := in.fragments(32)
+			w.send(fromClient(), first).dropped("no-service")
 		}},
 	})
 	run(t, false, []scenario{

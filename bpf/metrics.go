@@ -21,7 +21,7 @@ var reasons = map[uint32][2]string{
 	reasonNotMember:      {"not-member", "VIP of a network the sandbox is not in"},
 	reasonNoFlow:         {"no-flow", "mid-flow TCP segment without conntrack"},
 	reasonCtFull:         {"ct-full", "conntrack could not be written"},
-	reasonCtCollision:    {"ct-collision", "two hairpin flows with one reply tuple"},
+	reasonCtCollision:    {"ct-collision", "two flows of one client port with one reply tuple"},
 	reasonNatFailed:      {"nat-failed", "the kernel refused a rewrite"},
 	reasonMulticast:      {"multicast", "multicast and broadcast end at the endpoint"},
 }

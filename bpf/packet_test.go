@@ -316,12 +316,18 @@ func verify6(p []byte) error {
 		body = body[:length]
 	}
 	for slices.Contains([]byte{extHopByHop, extRouting, extDestination, extFragment}, next) {
+		if len(body) < 8 {
+			return errors.New("no extension header")
+		}
 		if next == extFragment && binary.BigEndian.Uint16(body[2:])&0xfff9 != 0 {
 			return nil
 		}
 		skip := (int(body[1]) + 1) * 8
 		if next == extFragment {
 			skip = 8
+		}
+		if len(body) < skip {
+			return errors.New("no extension header")
 		}
 		next, body = body[0], body[skip:]
 	}
@@ -338,11 +344,15 @@ func verifyL4(src, dst netip.Addr, proto uint8, body []byte) error {
 	case proto == protoICMP4 && src.Is4():
 		ok = checksum(body) == 0
 	}
+	if len(body) == 0 {
+		return nil
+	}
 	if !ok {
 		return fmt.Errorf("the checksum of protocol %d is off, from %s to %s", proto, src, dst)
 	}
 	quotes := proto == protoICMP4 && src.Is4() && slices.Contains([]byte{3, 11, 12}, body[0])
-	if quotes && len(body) >= 8+20 && body[8]>>4 == 4 && checksum(body[8:][:int(body[8]&15)*4]) != 0 {
+	if quotes && len(body) > 8 && body[8]>>4 == 4 && len(body) >= 8+int(body[8]&15)*4 &&
+		checksum(body[8:][:int(body[8]&15)*4]) != 0 {
 		return errors.New("the header checksum of the quoted packet is off")
 	}
 	return nil

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 
 	"github.com/cilium/ebpf"
 )
@@ -105,7 +106,35 @@ func (d *Datapath) PutService(s Service) error {
 	if err := m.Put(&key, &value); err != nil {
 		return fmt.Errorf("write the service %s: %w", s.Frontend, full(err))
 	}
-	return d.deleteSlots(s.Frontend, count, had.Count)
+	if err := d.deleteSlots(s.Frontend, count, had.Count); err != nil || s.Affinity == 0 {
+		return err
+	}
+	return d.endAffinity(s)
+}
+
+// endAffinity makes clients choose anew whose backend the service has no slot for any more: it takes
+// no new flows, not even of those it had before.
+func (d *Datapath) endAffinity(s Service) error {
+	m := d.maps["affinity"]
+	var stale []mstAffinityKey
+	var key mstAffinityKey
+	var value mstAffinity
+	entries := m.Iterate()
+	for entries.Next(&key, &value) {
+		if key.Service == s.ID && !slices.Contains(s.Slots, value.Backend) {
+			stale = append(stale, key)
+		}
+	}
+	// the least recently used entries may go while we look: what was missed expires by itself
+	if err := entries.Err(); err != nil && !errors.Is(err, ebpf.ErrIterationAborted) {
+		return fmt.Errorf("read mst_affinity: %w", err)
+	}
+	for _, k := range stale {
+		if err := remove(m, &k); err != nil {
+			return fmt.Errorf("end the affinity of the service %s: %w", s.Frontend, err)
+		}
+	}
+	return nil
 }
 
 // DeleteService removes a frontend and its slots; a missing one is no error.

@@ -10,7 +10,7 @@
 
 static __always_inline struct mst_addr addr4(__be32 ip)
 {
-	struct mst_addr a = { .w = { 0, 0, V4_MAPPED, ip } };
+	struct mst_addr a = {.w = {0, 0, V4_MAPPED, ip}};
 
 	return a;
 }

@@ -90,7 +90,8 @@ static __always_inline __s64 pseudo_sum(const struct pkt *p, __u16 len,
 	return bpf_csum_diff(NULL, 0, (__be32 *)&h4, sizeof(h4), 0);
 }
 
-/* Writes the IP header of an answer to p with len bytes of payload at L2_LEN. */
+/* Writes the IP header of an answer to p with len bytes of payload at L2_LEN.
+ */
 static __always_inline int put_ip(struct __sk_buff *skb, const struct pkt *p,
 				  __u16 len, __u8 proto)
 {
@@ -113,7 +114,8 @@ static __always_inline int put_ip(struct __sk_buff *skb, const struct pkt *p,
 	ip4.protocol = proto;
 	ip4.saddr = p->t.daddr.w[3];
 	ip4.daddr = p->t.saddr.w[3];
-	ip4.check = fold(bpf_csum_diff(NULL, 0, (__be32 *)&ip4, sizeof(ip4), 0));
+	ip4.check =
+		fold(bpf_csum_diff(NULL, 0, (__be32 *)&ip4, sizeof(ip4), 0));
 	return bpf_skb_store_bytes(skb, L2_LEN, &ip4, sizeof(ip4), 0);
 }
 
@@ -179,21 +181,11 @@ enum unreach {
 	UNREACH_PORT,
 };
 
-#define QUOTE4 28 /* header and 64 bits (RFC 792) */
-#define QUOTE6 48
-
 /* Answers p with an ICMP destination unreachable. */
-__noinline int answer_unreach(struct __sk_buff *skb, struct work *w,
-			      __u32 how)
+__noinline int answer_unreach(struct __sk_buff *skb, struct work *w, __u32 how)
 {
-	struct {
-		__u8 type;
-		__u8 code;
-		__be16 csum;
-		__be32 unused;
-		__u8 quote[QUOTE6];
-	} msg = {};
-	__u32 l4, len;
+	struct unreach_msg *msg;
+	__u32 l4, len, quote;
 	struct pkt *p;
 	__s64 sum = 0;
 	__u8 proto;
@@ -202,28 +194,30 @@ __noinline int answer_unreach(struct __sk_buff *skb, struct work *w,
 		return TC_DROP;
 	p = &w->p;
 	l4 = L2_LEN + ip_len(p);
-	len = 8 + (p->v6 ? QUOTE6 : QUOTE4);
+	quote = p->l4 - p->l3;
+	if (quote > QUOTE_MAX - 8)
+		quote = QUOTE_MAX - 8;
+	quote += 8;
+	len = 8 + quote;
 	proto = p->v6 ? IPPROTO_ICMPV6 : IPPROTO_ICMP;
-	if (p->v6) {
-		if (bpf_skb_load_bytes(skb, p->l3, msg.quote, QUOTE6))
-			return TC_DROP;
-		msg.type = ICMP6_UNREACH;
-		msg.code = how == UNREACH_PORT ? 4 : 3;
-		sum = pseudo_sum(p, 8 + QUOTE6, proto);
-		sum = bpf_csum_diff(NULL, 0, (__be32 *)&msg, 8 + QUOTE6, sum);
-	} else {
-		if (bpf_skb_load_bytes(skb, p->l3, msg.quote, QUOTE4))
-			return TC_DROP;
-		msg.type = ICMP4_UNREACH;
-		msg.code = how == UNREACH_PORT ? 3 : 1;
-		sum = bpf_csum_diff(NULL, 0, (__be32 *)&msg, 8 + QUOTE4, 0);
-	}
-	msg.csum = fold(sum);
-	if (bpf_skb_change_tail(skb, l4 + len, 0) || swap_macs(skb) ||
-	    put_ip(skb, p, len, proto))
+	msg = &w->msg;
+	__builtin_memset(msg, 0, sizeof(*msg));
+	if (bpf_skb_load_bytes(skb, p->l3, msg->quote, quote))
 		return TC_DROP;
-	if (p->v6 ? bpf_skb_store_bytes(skb, l4, &msg, 8 + QUOTE6, 0) :
-		    bpf_skb_store_bytes(skb, l4, &msg, 8 + QUOTE4, 0))
+	if (p->v6) {
+		msg->type = ICMP6_UNREACH;
+		msg->code = how == UNREACH_PORT ? 4 : 3;
+		sum = pseudo_sum(p, len, proto);
+	} else {
+		msg->type = ICMP4_UNREACH;
+		msg->code = how == UNREACH_PORT ? 3 : 1;
+	}
+	/* what is beyond the quote is zero and changes no sum */
+	msg->csum =
+		fold(bpf_csum_diff(NULL, 0, (__be32 *)msg, sizeof(*msg), sum));
+	if (bpf_skb_change_tail(skb, l4 + len, 0) || swap_macs(skb) ||
+	    put_ip(skb, p, len, proto) ||
+	    bpf_skb_store_bytes(skb, l4, msg, len, 0))
 		return TC_DROP;
 	return send_back(skb);
 }
@@ -245,7 +239,8 @@ __noinline int refuse(struct __sk_buff *skb, struct work *w, __u32 reason,
 	return answer_unreach(skb, w, how);
 }
 
-/* Answers an echo request. The payload stays: only type and addresses change. */
+/* Answers an echo request. The payload stays: only type and addresses change.
+ */
 __noinline int answer_echo(struct __sk_buff *skb, struct work *w)
 {
 	struct mst_addr addrs[2];
@@ -268,7 +263,8 @@ __noinline int answer_echo(struct __sk_buff *skb, struct work *w)
 	if (p->v6) {
 		addrs[0] = p->t.daddr;
 		addrs[1] = p->t.saddr;
-		if (bpf_skb_store_bytes(skb, p->l3 + 8, addrs, sizeof(addrs), 0))
+		if (bpf_skb_store_bytes(skb, p->l3 + 8, addrs, sizeof(addrs),
+					0))
 			return TC_DROP;
 	} else {
 		ips[0] = p->t.daddr.w[3];

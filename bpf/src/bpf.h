@@ -15,12 +15,12 @@
 #define ECONNREFUSED 111
 #define EHOSTUNREACH 113
 
-#define AF_INET 2
+#define AF_INET	 2
 #define AF_INET6 10
 
-#define IPPROTO_ICMP 1
-#define IPPROTO_TCP 6
-#define IPPROTO_UDP 17
+#define IPPROTO_ICMP   1
+#define IPPROTO_TCP    6
+#define IPPROTO_UDP    17
 #define IPPROTO_ICMPV6 58
 
 #endif /* MST_BPF_H */

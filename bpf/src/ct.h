@@ -103,7 +103,8 @@ __noinline int ct_create(struct work *w, __u32 backend)
 	ct->backend = backend;
 	ct->seen = now;
 	had = bpf_map_lookup_elem(&mst_ct_v1, key);
-	if (had && (!addr_eq(&had->saddr, &ct->saddr) || had->sport != ct->sport) &&
+	if (had &&
+	    (!addr_eq(&had->saddr, &ct->saddr) || had->sport != ct->sport) &&
 	    had->state != MST_CT_CLOSING &&
 	    now - had->seen < ct_timeout(had, request->proto))
 		return MST_REASON_CT_COLLISION;
@@ -130,7 +131,7 @@ static __always_inline void frag_remember(const struct pkt *p,
 		.id = p->frag_id,
 		.proto = p->t.proto,
 	};
-	struct mst_frag f = { .saddr = now->saddr, .daddr = now->daddr };
+	struct mst_frag f = {.saddr = now->saddr, .daddr = now->daddr};
 
 	if (p->frag == FRAG_FIRST)
 		bpf_map_update_elem(&mst_frags_v1, &key, &f, BPF_ANY);

@@ -25,13 +25,14 @@ struct arp {
 };
 
 #define ARP_ETHERNET bpf_htons(1)
-#define ARP_REQUEST bpf_htons(1)
-#define ARP_REPLY bpf_htons(2)
+#define ARP_REQUEST  bpf_htons(1)
+#define ARP_REPLY    bpf_htons(2)
 
 /* Does iface's host end stand in for target? */
 static __always_inline bool stands_for(const struct mst_interface *iface,
 				       const struct mst_addr *gateway,
-				       const struct mst_addr *target, __u32 self)
+				       const struct mst_addr *target,
+				       __u32 self)
 {
 	const struct mst_endpoint *ep;
 
@@ -93,10 +94,10 @@ struct nd {
 };
 
 #define ND_TARGET_LLADDR 2
-#define ND_SOLICITED 0x40000000
-#define ND_OVERRIDE 0x20000000
-#define ND_ROUTER 0x80000000
-#define ND_HOP_LIMIT 255
+#define ND_SOLICITED	 0x40000000
+#define ND_OVERRIDE	 0x20000000
+#define ND_ROUTER	 0x80000000
+#define ND_HOP_LIMIT	 255
 
 /* Answers the neighbour solicitation p (RFC 4861, 7.2.4). */
 static __noinline int answer_ns(struct __sk_buff *skb, struct pkt *p,
@@ -125,8 +126,9 @@ static __noinline int answer_ns(struct __sk_buff *skb, struct pkt *p,
 	out.opt_type = ND_TARGET_LLADDR;
 	out.opt_len = 1;
 	__builtin_memcpy(out.mac, iface->mac, 6);
-	out.csum = fold(bpf_csum_diff(NULL, 0, (__be32 *)&out, sizeof(out),
-				      pseudo_sum(p, sizeof(out), IPPROTO_ICMPV6)));
+	out.csum =
+		fold(bpf_csum_diff(NULL, 0, (__be32 *)&out, sizeof(out),
+				   pseudo_sum(p, sizeof(out), IPPROTO_ICMPV6)));
 	__builtin_memcpy(mac, iface->mac, 6);
 	if (bpf_skb_change_tail(skb, l4 + sizeof(out), 0) || swap_macs(skb) ||
 	    bpf_skb_store_bytes(skb, 6, mac, sizeof(mac), 0) ||

@@ -59,8 +59,8 @@ static __always_inline bool lb_in_pool(const struct mst_addr *addr)
 static __always_inline bool lb_listens(const struct mst_backend *be,
 				       __be16 port, __u8 proto)
 {
-	struct mst_sandbox_key skey = { .cookie = be->cookie };
-	struct mst_listener_key lkey = { .cookie = be->cookie };
+	struct mst_sandbox_key skey = {.cookie = be->cookie};
+	struct mst_listener_key lkey = {.cookie = be->cookie};
 	const struct mst_sandbox *sb;
 
 	if (proto != IPPROTO_TCP || !be->cookie)
@@ -123,7 +123,8 @@ lb_select(const struct mst_service_key *key, const struct mst_service *svc,
 	if (!pick.slots)
 		return NULL;
 	pick.at = bpf_get_prandom_u32() % pick.slots;
-	bpf_loop(pick.slots < LB_TRIES ? pick.slots : LB_TRIES, lb_try, &pick, 0);
+	bpf_loop(pick.slots < LB_TRIES ? pick.slots : LB_TRIES, lb_try, &pick,
+		 0);
 	if (!pick.found)
 		return NULL;
 	*id = pick.id;
@@ -135,8 +136,8 @@ static __always_inline const struct mst_backend *
 lb_select_for(const struct mst_service_key *key, const struct mst_service *svc,
 	      const struct mst_addr *client, __be16 port, __u8 proto, __u32 *id)
 {
-	struct mst_affinity_key akey = { .client = *client, .service = svc->id };
-	struct mst_affinity a = { .seen = bpf_ktime_get_ns() };
+	struct mst_affinity_key akey = {.client = *client, .service = svc->id};
+	struct mst_affinity a = {.seen = bpf_ktime_get_ns()};
 	const struct mst_affinity *had;
 	const struct mst_backend *be;
 	__u64 keep = (__u64)svc->affinity * 1000000000ULL;

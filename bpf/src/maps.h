@@ -119,23 +119,25 @@ static __always_inline const struct mst_config *config(void)
 
 /* Counts one refusal; reasons are listed by `mustang status`. */
 static __noinline void count(__u32 reason, __u32 dir, __u32 ifindex,
-				  __u32 bytes)
+			     __u32 bytes)
 {
 	struct mst_metric_key key = {
 		.reason = reason,
 		.dir = dir,
 		.ifindex = ifindex,
 	};
-	struct mst_metric *m, one = { .packets = 1, .bytes = bytes };
+	struct mst_metric *m, one = {.packets = 1, .bytes = bytes};
 
 	m = bpf_map_lookup_elem(&mst_metrics_v1, &key);
-	if (!m && bpf_map_update_elem(&mst_metrics_v1, &key, &one, BPF_NOEXIST) == 0)
+	if (!m &&
+	    bpf_map_update_elem(&mst_metrics_v1, &key, &one, BPF_NOEXIST) == 0)
 		return;
 	if (!m) {
 		key.ifindex = 0;
 		m = bpf_map_lookup_elem(&mst_metrics_v1, &key);
 		if (!m) {
-			bpf_map_update_elem(&mst_metrics_v1, &key, &one, BPF_ANY);
+			bpf_map_update_elem(&mst_metrics_v1, &key, &one,
+					    BPF_ANY);
 			return;
 		}
 	}

@@ -85,7 +85,8 @@ struct mst_interface {
 };
 
 enum mst_interface_flag {
-	MST_IF_STRICT = 1, /* sources must be its endpoints, destinations its network */
+	MST_IF_STRICT =
+		1, /* sources must be its endpoints, destinations its network */
 };
 
 /*
@@ -187,8 +188,8 @@ enum mst_sock_flag {
 
 /* mst_config: one entry. */
 struct mst_config {
-	__u64 heartbeat;	/* ns, CLOCK_MONOTONIC: the daemon is alive */
-	struct mst_addr pool4;	/* service pools; zero mask: none */
+	__u64 heartbeat;       /* ns, CLOCK_MONOTONIC: the daemon is alive */
+	struct mst_addr pool4; /* service pools; zero mask: none */
 	struct mst_addr mask4;
 	struct mst_addr pool6;
 	struct mst_addr mask6;
@@ -215,20 +216,26 @@ enum mst_metric_dir {
 /* Why a packet was dropped or a connection refused. Append only. */
 enum mst_reason {
 	MST_REASON_NONE = 0,
-	MST_REASON_MALFORMED = 1,	/* headers that are cut, or lie about lengths */
-	MST_REASON_VLAN = 2,		/* tagged frame from a container */
-	MST_REASON_SPOOFED = 3,		/* source is no address of the endpoint */
-	MST_REASON_ISOLATED = 4,	/* destination is not in the sender's network */
-	MST_REASON_NO_ROUTE = 5,	/* destination is neither endpoint, VIP nor gateway */
-	MST_REASON_NO_FRAGMENT_HEAD = 6, /* fragment of a flow whose head was not seen */
-	MST_REASON_NO_SERVICE = 7,	/* port of a VIP that no service has */
-	MST_REASON_NO_BACKEND = 8,	/* service without a running backend */
-	MST_REASON_NOT_MEMBER = 9,	/* VIP of another network */
-	MST_REASON_NO_FLOW = 10,	/* mid-flow TCP without conntrack */
-	MST_REASON_CT_FULL = 11,	/* conntrack could not be written */
-	MST_REASON_CT_COLLISION = 12,	/* two hairpin flows with one reply tuple */
-	MST_REASON_NAT_FAILED = 13,	/* the kernel refused a rewrite */
-	MST_REASON_MULTICAST = 14,	/* multicast and broadcast end at the endpoint */
+	MST_REASON_MALFORMED =
+		1,		/* headers that are cut, or lie about lengths */
+	MST_REASON_VLAN = 2,	/* tagged frame from a container */
+	MST_REASON_SPOOFED = 3, /* source is no address of the endpoint */
+	MST_REASON_ISOLATED =
+		4, /* destination is not in the sender's network */
+	MST_REASON_NO_ROUTE =
+		5, /* destination is neither endpoint, VIP nor gateway */
+	MST_REASON_NO_FRAGMENT_HEAD =
+		6, /* fragment of a flow whose head was not seen */
+	MST_REASON_NO_SERVICE = 7, /* port of a VIP that no service has */
+	MST_REASON_NO_BACKEND = 8, /* service without a running backend */
+	MST_REASON_NOT_MEMBER = 9, /* VIP of another network */
+	MST_REASON_NO_FLOW = 10,   /* mid-flow TCP without conntrack */
+	MST_REASON_CT_FULL = 11,   /* conntrack could not be written */
+	MST_REASON_CT_COLLISION =
+		12,		    /* two flows with one reply tuple */
+	MST_REASON_NAT_FAILED = 13, /* the kernel refused a rewrite */
+	MST_REASON_MULTICAST =
+		14, /* multicast and broadcast end at the endpoint */
 };
 
 #endif /* MST_H */

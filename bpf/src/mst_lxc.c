@@ -60,7 +60,8 @@ static __always_inline int forward(struct __sk_buff *skb, struct work *w,
 	dst = bpf_map_lookup_elem(&mst_endpoints_v1, &p->t.daddr);
 	if (dst) {
 		if (dst->network != w->network && !translated)
-			return drop(skb, MST_REASON_ISOLATED, MST_FROM_CONTAINER);
+			return drop(skb, MST_REASON_ISOLATED,
+				    MST_FROM_CONTAINER);
 		if (dst->flags & MST_EP_REDIRECT && at_ingress(skb))
 			return deliver(skb, dst);
 		return TC_PASS;
@@ -89,12 +90,14 @@ int lxc_ingress(struct __sk_buff *skb)
 		return iface ? answer_arp(skb, iface) : TC_PASS;
 	if (skb->protocol != bpf_htons(ETH_P_IP) &&
 	    skb->protocol != bpf_htons(ETH_P_IPV6))
-		return strict ? drop(skb, MST_REASON_NO_ROUTE, MST_FROM_CONTAINER) :
-				TC_PASS;
+		return strict ? drop(skb, MST_REASON_NO_ROUTE,
+				     MST_FROM_CONTAINER)
+			      : TC_PASS;
 	reason = parse(skb, w);
 	if (reason)
 		return drop(skb, reason, MST_FROM_CONTAINER);
-	if (w->p.v6 && w->p.t.proto == IPPROTO_ICMPV6 && w->p.icmp_type == ICMP6_NS)
+	if (w->p.v6 && w->p.t.proto == IPPROTO_ICMPV6 &&
+	    w->p.icmp_type == ICMP6_NS)
 		return answer_ns(skb, &w->p, iface);
 	if (strict && is_multicast(&w->p))
 		return drop(skb, MST_REASON_MULTICAST, MST_FROM_CONTAINER);

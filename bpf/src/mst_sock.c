@@ -10,10 +10,10 @@
 #include "lb.h"
 
 #define ALLOW 1
-#define DENY 0
+#define DENY  0
 
-#define DNS_PORT bpf_htons(53)
-#define DNS_IP bpf_htonl(0x7f00000b) /* 127.0.0.11, the engine's resolver */
+#define DNS_PORT      bpf_htons(53)
+#define DNS_IP	      bpf_htonl(0x7f00000b) /* 127.0.0.11, the engine's resolver */
 #define HEARTBEAT_MAX (2 * 1000000000ULL)
 
 #define BIND_SLOTS 256 /* slots looked at for the sandbox's own backend */
@@ -38,7 +38,7 @@ static __always_inline struct mst_sock *sock_state(struct bpf_sock_addr *ctx,
 static __always_inline const struct mst_sandbox *sandbox(__u64 cookie,
 							 __u32 network)
 {
-	struct mst_sandbox_key key = { .cookie = cookie, .network = network };
+	struct mst_sandbox_key key = {.cookie = cookie, .network = network};
 
 	return bpf_map_lookup_elem(&mst_sandboxes_v1, &key);
 }
@@ -137,7 +137,6 @@ static __always_inline void remember(struct mst_sock *st,
 	struct mst_sock_flow *f;
 	__u32 at = st->next;
 
-	/* a flow of the same VIP whose backend is gone makes room first */
 	at &= MST_SOCK_FLOWS - 1;
 	f = &st->flow[at];
 	f->vip = *vip;
@@ -205,9 +204,9 @@ static __always_inline int to_backend(struct bpf_sock_addr *ctx, bool v6,
 	client.w[3] = (__u32)cookie;
 	be = lb_select_for(&key, svc, &client, vport, ctx->protocol, &id);
 	if (!be)
-		return refuse(ECONNREFUSED, svc == head && !key.port && !svc->id ?
-						    MST_REASON_NO_SERVICE :
-						    MST_REASON_NO_BACKEND);
+		return refuse(ECONNREFUSED, svc == head && !key.port && !svc->id
+						    ? MST_REASON_NO_SERVICE
+						    : MST_REASON_NO_BACKEND);
 	dst = be->addr;
 	port = be->port ? be->port : vport;
 	if (!st)
@@ -239,8 +238,9 @@ static __always_inline int to_frontend(struct bpf_sock_addr *ctx, bool v6)
 	st = sock_state(ctx, false);
 	if (!st)
 		return ALLOW;
-	for (i = 0; i < MST_SOCK_FLOWS; i++) {
-		f = &st->flow[i];
+	/* the newest first: two VIPs may have one backend */
+	for (i = 1; i <= MST_SOCK_FLOWS; i++) {
+		f = &st->flow[(st->next - i) & (MST_SOCK_FLOWS - 1)];
 		if (f->port == port && addr_eq(&f->addr, &src)) {
 			vip = f->vip;
 			set_dst(ctx, v6, &vip, f->vport);

@@ -5,7 +5,7 @@
 
 #include "parse.h"
 
-#define IP4_CSUM 10
+#define IP4_CSUM  10
 #define IP4_SADDR 12
 #define IP6_SADDR 8
 

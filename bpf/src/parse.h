@@ -10,35 +10,35 @@
 #include "addr.h"
 #include "maps.h"
 
-#define IP_MF 0x2000
-#define IP_OFFSET 0x1fff
-#define IP6_MF 0x0001
+#define IP_MF	   0x2000
+#define IP_OFFSET  0x1fff
+#define IP6_MF	   0x0001
 #define IP6_OFFSET 0xfff8
 
-#define IPPROTO_HOPOPTS 0
-#define IPPROTO_ROUTING 43
+#define IPPROTO_HOPOPTS	 0
+#define IPPROTO_ROUTING	 43
 #define IPPROTO_FRAGMENT 44
-#define IPPROTO_DSTOPTS 60
-#define EXT_HEADERS 6 /* looked through; a longer chain is malformed */
+#define IPPROTO_DSTOPTS	 60
+#define EXT_HEADERS	 6 /* looked through; a longer chain is malformed */
 
 #define TCP_FIN 0x01
 #define TCP_SYN 0x02
 #define TCP_RST 0x04
 #define TCP_ACK 0x10
 
-#define ICMP4_ECHO_REPLY 0
-#define ICMP4_UNREACH 3
-#define ICMP4_ECHO 8
+#define ICMP4_ECHO_REPLY    0
+#define ICMP4_UNREACH	    3
+#define ICMP4_ECHO	    8
 #define ICMP4_TIME_EXCEEDED 11
-#define ICMP4_PARAM 12
-#define ICMP6_UNREACH 1
-#define ICMP6_TOO_BIG 2
-#define ICMP6_PARAM 4
-#define ICMP6_ECHO 128
-#define ICMP6_ECHO_REPLY 129
-#define ICMP6_MLD_QUERY 130
-#define ICMP6_NS 135
-#define ICMP6_NA 136
+#define ICMP4_PARAM	    12
+#define ICMP6_UNREACH	    1
+#define ICMP6_TOO_BIG	    2
+#define ICMP6_PARAM	    4
+#define ICMP6_ECHO	    128
+#define ICMP6_ECHO_REPLY    129
+#define ICMP6_MLD_QUERY	    130
+#define ICMP6_NS	    135
+#define ICMP6_NA	    136
 
 enum frag {
 	FRAG_NONE,
@@ -59,6 +59,18 @@ struct pkt {
 	__u8 icmp_type;
 };
 
+/* The quote is the headers and 64 bits more (RFC 792), if these are so short.
+ */
+#define QUOTE_MAX 96
+
+struct unreach_msg {
+	__u8 type;
+	__u8 code;
+	__be16 csum;
+	__be32 unused;
+	__u8 quote[QUOTE_MAX];
+};
+
 /*
  * What one packet needs while it is looked at, in a per-CPU map: too much for
  * the 512 bytes of stack that a chain of calls shares.
@@ -71,6 +83,7 @@ struct work {
 	struct mst_tuple key;
 	struct mst_ct ct;
 	struct mst_service_key service;
+	struct unreach_msg msg;
 	__u32 network; /* of the sender; 0: no endpoint of one */
 };
 
@@ -110,8 +123,8 @@ static __always_inline __u32 parse4(struct __sk_buff *skb, struct pkt *p)
 	p->l4 = p->l3 + hlen;
 	p->end = len ? p->l3 + len : skb->len;
 	if (ip.frag_off & bpf_htons(IP_OFFSET | IP_MF)) {
-		p->frag = ip.frag_off & bpf_htons(IP_OFFSET) ? FRAG_LATER :
-							       FRAG_FIRST;
+		p->frag = ip.frag_off & bpf_htons(IP_OFFSET) ? FRAG_LATER
+							     : FRAG_FIRST;
 		p->frag_id = (__be32)ip.id;
 	}
 	return 0;
@@ -190,8 +203,7 @@ __noinline int parse(struct __sk_buff *skb, struct work *w)
 	switch (p->t.proto) {
 	case IPPROTO_TCP:
 		if (bpf_skb_load_bytes(skb, p->l4, tcp, sizeof(tcp)) ||
-		    (tcp[12] >> 4) < 5 ||
-		    p->l4 + (tcp[12] >> 4) * 4 > p->end)
+		    (tcp[12] >> 4) < 5 || p->l4 + (tcp[12] >> 4) * 4 > p->end)
 			return MST_REASON_MALFORMED;
 		__builtin_memcpy(ports, tcp, sizeof(ports));
 		p->tcp_flags = tcp[13];
@@ -221,14 +233,15 @@ static __always_inline bool is_echo(const struct pkt *p)
 {
 	if (p->frag)
 		return false;
-	return p->v6 ? p->t.proto == IPPROTO_ICMPV6 && p->icmp_type == ICMP6_ECHO :
-		       p->t.proto == IPPROTO_ICMP && p->icmp_type == ICMP4_ECHO;
+	return p->v6 ? p->t.proto == IPPROTO_ICMPV6 &&
+			       p->icmp_type == ICMP6_ECHO
+		     : p->t.proto == IPPROTO_ICMP && p->icmp_type == ICMP4_ECHO;
 }
 
 /* An ICMP message that quotes the packet it is about. */
 static __always_inline bool is_icmp_error(const struct pkt *p)
 {
-	if (p->frag)
+	if (p->frag == FRAG_LATER)
 		return false;
 	if (p->v6)
 		return p->t.proto == IPPROTO_ICMPV6 &&

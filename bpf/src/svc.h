@@ -9,10 +9,11 @@
 #include "nat.h"
 
 /* What became of a packet. A value above PASS is a verdict for the hook. */
-#define SVC_UNTOUCHED -1
+#define SVC_UNTOUCHED  -1
 #define SVC_TRANSLATED -2
 
-/* Reads the packet that an ICMP error quotes; false if it is no flow of ours. */
+/* Reads the packet that an ICMP error quotes; false if it is no flow of ours.
+ */
 static __always_inline bool quoted(struct __sk_buff *skb, struct work *w)
 {
 	const struct pkt *p = &w->p;
@@ -119,7 +120,7 @@ __noinline int svc_reply(struct __sk_buff *skb, struct work *w)
 		return SVC_UNTOUCHED;
 	if (w->p.frag == FRAG_LATER)
 		return svc_fragment(skb, w);
-	if (is_icmp_error(&w->p))
+	if (!w->p.frag && is_icmp_error(&w->p))
 		return svc_icmp_error(skb, w);
 	if (w->p.t.proto != IPPROTO_TCP && w->p.t.proto != IPPROTO_UDP)
 		return SVC_UNTOUCHED;
@@ -153,8 +154,8 @@ __noinline int svc_new_flow(struct __sk_buff *skb, struct work *w)
 	be = lb_select_for(&w->service, svc, &client, t->dport, t->proto, &id);
 	if (!be)
 		return refuse(skb, w,
-			      svc->id ? MST_REASON_NO_BACKEND :
-					MST_REASON_NO_SERVICE,
+			      svc->id ? MST_REASON_NO_BACKEND
+				      : MST_REASON_NO_SERVICE,
 			      UNREACH_PORT);
 	sent->saddr = t->saddr;
 	sent->daddr = be->addr;
@@ -192,7 +193,8 @@ __noinline int svc_request(struct __sk_buff *skb, struct work *w)
 	if (is_echo(&w->p))
 		return answer_echo(skb, w);
 	if (w->p.frag == FRAG_LATER)
-		return drop(skb, MST_REASON_NO_FRAGMENT_HEAD, MST_FROM_CONTAINER);
+		return drop(skb, MST_REASON_NO_FRAGMENT_HEAD,
+			    MST_FROM_CONTAINER);
 	if (w->p.t.proto != IPPROTO_TCP && w->p.t.proto != IPPROTO_UDP)
 		return refuse(skb, w, MST_REASON_NO_SERVICE, UNREACH_PORT);
 	ct = ct_lookup(&w->p, MST_DIR_REQUEST);
