@@ -60,24 +60,30 @@ func (m *Manager) CreateEndpoint(_ context.Context, cfg EndpointConfig) (Endpoin
 	if !ok {
 		return Endpoint{}, fmt.Errorf("network %s: %w", cfg.NetworkID, ErrNotFound)
 	}
-	if had, ok := m.endpoints[cfg.ID]; ok {
-		if had.IPv4 != cfg.IPv4 || had.IPv6 != cfg.IPv6 {
-			return Endpoint{}, fmt.Errorf("create endpoint %s: it exists with the addresses %v", cfg.ID, had.addrs())
+	if n.Partial {
+		return Endpoint{}, fmt.Errorf("network %s: %w: it is half removed, remove it again", cfg.NetworkID, ErrNotFound)
+	}
+	if had, ok := m.endpoints[cfg.ID]; ok && !had.Partial {
+		if !had.same(cfg) {
+			return Endpoint{}, fmt.Errorf("create endpoint %s: it exists with the addresses %v, the MAC %s and the options %v",
+				cfg.ID, had.addrs(), had.MAC, had.Options)
 		}
-		return *had, m.setUpEndpoint(n, had)
+		index, mac := had.Index, had.HostMAC
+		if err := m.setUpEndpoint(n, had); err != nil || index == had.Index && mac == had.HostMAC {
+			return *had, err
+		}
+		return *had, m.put(bucketEndpoints, had.ID, had)
 	}
 	e, err := newEndpoint(n, cfg)
 	if err != nil {
 		return Endpoint{}, err
 	}
-	for _, other := range m.endpoints {
-		for _, a := range other.addrs() {
-			if slices.Contains(e.addrs(), a) {
-				return Endpoint{}, fmt.Errorf("create endpoint %s: its address %s belongs to the endpoint %s", cfg.ID, a, other.ID)
-			}
-		}
+	if err := m.makeRoom(e); err != nil {
+		return Endpoint{}, fmt.Errorf("create endpoint %s: %w", cfg.ID, err)
 	}
-	// the record comes first: whatever happens after it can be undone by DeleteEndpoint
+	// the record comes first: whatever happens after it, Restore can finish the undo, for the engine never
+	// removes what it was told could not be made
+	e.Partial = true
 	if err := m.put(bucketEndpoints, e.ID, e); err != nil {
 		return Endpoint{}, fmt.Errorf("record the endpoint %s: %w", e.ID, err)
 	}
@@ -85,10 +91,37 @@ func (m *Manager) CreateEndpoint(_ context.Context, cfg EndpointConfig) (Endpoin
 	if err := m.setUpEndpoint(n, e); err != nil {
 		return Endpoint{}, errors.Join(err, m.tearDownEndpoint(e))
 	}
+	e.Partial = false
 	if err := m.put(bucketEndpoints, e.ID, e); err != nil {
+		e.Partial = true
 		return Endpoint{}, errors.Join(fmt.Errorf("record the endpoint %s: %w", e.ID, err), m.tearDownEndpoint(e))
 	}
 	return *e, nil
+}
+
+// makeRoom refuses an endpoint that another is in the way of, unless that is nobody's any more.
+func (m *Manager) makeRoom(e *Endpoint) error {
+	for _, other := range m.endpoints {
+		var err error
+		for _, a := range other.addrs() {
+			if slices.Contains(e.addrs(), a) {
+				err = fmt.Errorf("its address %s belongs to the endpoint %s", a, other.ID)
+			}
+		}
+		sameAddr := err != nil
+		if !sameAddr && other.HostIf == e.HostIf {
+			err = fmt.Errorf("its device %s belongs to the endpoint %s", e.HostIf, other.ID)
+		}
+		// the engine gives no address twice: it has removed the other while we were away
+		forgotten := sameAddr && other.Source == SourceDocker && other.NetworkID == e.NetworkID && !m.inUse(other)
+		if forgotten || (err != nil || other.ID == e.ID) && other.Partial {
+			err = m.tearDownEndpoint(other)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func newEndpoint(n *Network, cfg EndpointConfig) (*Endpoint, error) {
@@ -142,6 +175,11 @@ func (m *Manager) setUpEndpoint(n *Network, e *Endpoint) error {
 	dev, err := m.links.CreateVeth(link.Veth{Owner: e.ID, Host: e.HostIf, Peer: e.PeerIf, MTU: mtu, MAC: mac})
 	if err != nil {
 		return err
+	}
+	if e.Index != dev.Index {
+		if err := m.dropInterface(e); err != nil { // of a device that is gone
+			return err
+		}
 	}
 	e.Index, e.HostMAC = dev.Index, dev.MAC.String()
 	if err := m.links.Connect(e.HostIf, e.addrs(), m.gateways(n, e), mac); err != nil {
@@ -217,23 +255,57 @@ func (m *Manager) DeleteEndpoint(_ context.Context, _, id string) error {
 	return m.tearDownEndpoint(e)
 }
 
-// tearDownEndpoint undoes setUpEndpoint in reverse and forgets the endpoint.
-func (m *Manager) tearDownEndpoint(e *Endpoint) error {
-	err := errors.Join(m.leave(e), m.services.RemoveEndpoint(e.ID), m.datapath.DetachLXC(e.HostIf))
-	for _, a := range e.addrs() {
-		err = errors.Join(err, m.datapath.DeleteEndpoint(a))
+// dropInterface removes the entry of the host's end as it was recorded. After a reboot its ifindex may be
+// another endpoint's.
+func (m *Manager) dropInterface(e *Endpoint) error {
+	for _, other := range m.endpoints {
+		if other.Index == e.Index && other.ID != e.ID {
+			return nil
+		}
 	}
-	if e.Source == SourceDocker {
-		err = errors.Join(err, m.datapath.DeleteInterface(e.Index), m.links.Delete(e.HostIf))
+	return m.datapath.DeleteInterface(e.Index)
+}
+
+// tearDownEndpoint undoes setUpEndpoint and forgets the endpoint. The device goes before its programs and
+// maps, so that no packet of it is judged by less than all of them.
+func (m *Manager) tearDownEndpoint(e *Endpoint) error {
+	var unmarked error
+	if !e.Partial {
+		e.Partial = true
+		unmarked = m.put(bucketEndpoints, e.ID, e)
+	}
+	err := errors.Join(m.leave(e), m.services.RemoveEndpoint(e.ID))
+	if e.Source != SourceHand {
+		err = errors.Join(err, m.links.Delete(e.HostIf, e.ID))
+	}
+	if err == nil {
+		err = m.tearDownDatapath(e)
 	}
 	if err != nil {
-		return fmt.Errorf("remove the endpoint %s: %w", e.ID, err)
+		return fmt.Errorf("remove the endpoint %s: %w", e.ID, errors.Join(err, unmarked))
 	}
 	if err := m.remove(bucketEndpoints, e.ID); err != nil {
 		return fmt.Errorf("forget the endpoint %s: %w", e.ID, err)
 	}
 	delete(m.endpoints, e.ID)
 	return nil
+}
+
+func (m *Manager) tearDownDatapath(e *Endpoint) error {
+	var err error
+	if e.HostIf != "" {
+		err = m.datapath.DetachLXC(e.HostIf)
+	}
+	for _, a := range e.addrs() {
+		err = errors.Join(err, m.datapath.DeleteEndpoint(a))
+	}
+	if e.Source != SourceHand {
+		return errors.Join(err, m.dropInterface(e))
+	}
+	if e.HostIf != "" {
+		err = errors.Join(err, m.links.DetachClsact(e.HostIf))
+	}
+	return err
 }
 
 // Endpoint returns an endpoint, or an error that is [ErrNotFound].

@@ -21,7 +21,7 @@ import (
 // Links is what the driver asks of the kernel's devices and namespaces; [link.Host] is the real one.
 type Links interface {
 	CreateVeth(link.Veth) (link.Device, error)
-	Delete(name string) error
+	Delete(name, owner string) error
 	Owned() (map[string]string, error)
 	Connect(name string, addrs, gateways []netip.Addr, mac net.HardwareAddr) error
 	Refuse(netip.Prefix) error
@@ -29,6 +29,7 @@ type Links interface {
 	Refused() ([]netip.Prefix, error)
 	UplinkMTU() int
 	AttachClsact(name string, ingress, egress int) error
+	DetachClsact(name string) error
 	HasClsact(name string) bool
 	Namespaces
 }
@@ -92,6 +93,8 @@ type Manager struct {
 	networks  map[string]*Network
 	endpoints map[string]*Endpoint
 	waiting   map[string]context.CancelFunc // sandboxes awaited, by endpoint
+	waits     sync.WaitGroup
+	missing   map[string]bool // networks and endpoints that the engine did not know at the last Collect
 }
 
 // Config is what a Manager works with.
@@ -146,10 +149,11 @@ func New(cfg Config) (*Manager, error) {
 // Close stops waiting for sandboxes. The datapath goes on.
 func (m *Manager) Close() {
 	m.mu.Lock()
-	defer m.mu.Unlock()
 	for _, cancel := range m.waiting {
 		cancel()
 	}
+	m.mu.Unlock()
+	m.waits.Wait()
 }
 
 func (m *Manager) put(bucket, key string, v any) error {

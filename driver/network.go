@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 
@@ -25,6 +26,15 @@ type Network struct {
 	IPv6     []Subnet          `json:"ipv6,omitempty"`
 	Internal bool              `json:"internal,omitempty"`
 	VIPs     []netip.Prefix    `json:"vips,omitempty"` // its blocks of the service pool
+	// Partial says that it is half made or half removed, and nobody's: nobody asks for its removal any more.
+	Partial bool `json:"partial,omitempty"`
+}
+
+// same tells whether n was made from cfg.
+func (n *Network) same(cfg NetworkConfig) bool {
+	equal := func(a, b Subnet) bool { return a.Pool == b.Pool && a.Gateway == b.Gateway }
+	return slices.EqualFunc(n.IPv4, cfg.IPv4, equal) && slices.EqualFunc(n.IPv6, cfg.IPv6, equal) &&
+		maps.Equal(n.Raw, cfg.Options) && n.Internal == cfg.Internal
 }
 
 // Subnets are the pools of both families.
@@ -64,20 +74,23 @@ func (m *Manager) CreateNetwork(_ context.Context, cfg NetworkConfig) error {
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if had, ok := m.networks[cfg.ID]; ok {
-		if !slices.Equal(had.Subnets(), (&Network{IPv4: cfg.IPv4, IPv6: cfg.IPv6}).Subnets()) {
-			return fmt.Errorf("create network %s: it exists with the subnets %v", cfg.ID, had.Subnets())
+	if had, ok := m.networks[cfg.ID]; ok && !had.Partial {
+		if !had.same(cfg) {
+			return fmt.Errorf("create network %s: it exists with the subnets %v and the options %v", cfg.ID, had.Subnets(), had.Raw)
 		}
 		return m.setUpNetwork(had)
 	}
+	if err := m.clearNetworks(cfg); err != nil {
+		return err
+	}
 	n := &Network{
 		ID: cfg.ID, Name: cfg.Name, Options: opts, Raw: cfg.Options,
-		IPv4: cfg.IPv4, IPv6: cfg.IPv6, Internal: cfg.Internal,
+		IPv4: cfg.IPv4, IPv6: cfg.IPv6, Internal: cfg.Internal, Partial: true,
 	}
 	if err := m.checkSubnets(n); err != nil {
 		return err
 	}
-	// the record comes first: whatever happens after it can be undone by DeleteNetwork
+	// the record comes first: whatever happens after it, Restore can finish the undo
 	err = m.store.Update(func(tx state.Tx) error {
 		if _, err := tx.Get(bucketCounter, "network", &n.Number); err != nil {
 			return err
@@ -95,18 +108,52 @@ func (m *Manager) CreateNetwork(_ context.Context, cfg NetworkConfig) error {
 	if err := m.setUpNetwork(n); err != nil {
 		return errors.Join(err, m.tearDownNetwork(n))
 	}
+	n.Partial = false
+	if err := m.put(bucketNetworks, n.ID, n); err != nil {
+		n.Partial = true
+		return errors.Join(fmt.Errorf("record the network %s: %w", n.ID, err), m.tearDownNetwork(n))
+	}
 	return nil
 }
 
-// checkSubnets refuses what overlaps a network of ours: two networks with one subnet cannot be told apart.
+// clearNetworks removes what is left of networks that are in the way of a new one.
+func (m *Manager) clearNetworks(cfg NetworkConfig) error {
+	fresh := &Network{IPv4: cfg.IPv4, IPv6: cfg.IPv6}
+	for _, n := range m.networks {
+		if n.Partial && (n.ID == cfg.ID || fresh.overlap(n.Subnets()).IsValid()) {
+			if err := m.removeNetwork(n); err != nil {
+				return fmt.Errorf("remove what is left of the network %s: %w", n.ID, err)
+			}
+		}
+	}
+	return nil
+}
+
+// overlap is a prefix that overlaps a subnet of the network, or none.
+func (n *Network) overlap(prefixes []netip.Prefix) netip.Prefix {
+	for _, p := range prefixes {
+		if slices.ContainsFunc(n.Subnets(), p.Overlaps) {
+			return p
+		}
+	}
+	return netip.Prefix{}
+}
+
+// checkSubnets refuses what overlaps a network of ours or the service pools: an address could not be told
+// from another, or from a VIP.
 func (m *Manager) checkSubnets(n *Network) error {
-	for _, other := range m.networks {
-		for _, theirs := range other.Subnets() {
-			for _, ours := range n.Subnets() {
-				if ours.Overlaps(theirs) {
-					return fmt.Errorf("subnet %s overlaps %s of the network %s: choose another with --subnet",
-						ours, theirs, cmp.Or(other.Name, other.ID))
-				}
+	for i, p := range n.Subnets() {
+		one := &Network{IPv4: []Subnet{{Pool: p}}}
+		if pool := one.overlap(m.pools); pool.IsValid() {
+			return fmt.Errorf("subnet %s overlaps the service pool %s: choose another with --subnet", p, pool)
+		}
+		if own := one.overlap(n.Subnets()[:i]); own.IsValid() {
+			return fmt.Errorf("subnet %s overlaps %s of the same network: choose another with --subnet", p, own)
+		}
+		for _, other := range m.networks {
+			if theirs := one.overlap(other.Subnets()); theirs.IsValid() {
+				return fmt.Errorf("subnet %s overlaps %s of the network %s: choose another with --subnet",
+					p, theirs, cmp.Or(other.Name, other.ID))
 			}
 		}
 	}
@@ -136,12 +183,17 @@ func (m *Manager) setUpNetwork(n *Network) error {
 // tearDownNetwork undoes setUpNetwork and forgets the network.
 func (m *Manager) tearDownNetwork(n *Network) error {
 	var errs []error
+	var unmarked error
+	if !n.Partial {
+		n.Partial = true
+		unmarked = m.put(bucketNetworks, n.ID, n)
+	}
 	for _, p := range n.Subnets() {
 		errs = append(errs, m.links.Unrefuse(p))
 	}
 	errs = append(errs, m.services.RemoveNetwork(n.ID))
 	if err := errors.Join(errs...); err != nil {
-		return err
+		return errors.Join(err, unmarked)
 	}
 	if err := m.remove(bucketNetworks, n.ID); err != nil {
 		return fmt.Errorf("forget the network %s: %w", n.ID, err)
@@ -158,8 +210,12 @@ func (m *Manager) DeleteNetwork(_ context.Context, id string) error {
 	if !ok {
 		return nil
 	}
+	return m.removeNetwork(n)
+}
+
+func (m *Manager) removeNetwork(n *Network) error {
 	for _, e := range m.endpoints {
-		if e.NetworkID == id {
+		if e.NetworkID == n.ID {
 			if err := m.tearDownEndpoint(e); err != nil {
 				return err
 			}
@@ -176,9 +232,12 @@ func (m *Manager) SetNetworkName(id, name string) {
 	if !ok || n.Name == name {
 		return
 	}
+	before := n.Name
 	n.Name = name
 	if err := m.put(bucketNetworks, id, n); err != nil {
+		n.Name = before // so that the next call tries again
 		m.log.WithError(err).WithField("network", name).Warn("record the name of a network")
+		return
 	}
 	if _, err := m.services.AddNetwork(n.service()); err != nil {
 		m.log.WithError(err).WithField("network", name).Warn("tell the services the name of a network")

@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+
+	"github.com/mustang-net/mustang/driver/link"
 )
 
 // Restore makes the kernel agree with the state after a start: what is missing is made again, running
@@ -20,7 +22,11 @@ func (m *Manager) Restore() error {
 		errs = append(errs, m.links.Refuse(p))
 	}
 	for _, n := range m.networks {
-		errs = append(errs, m.setUpNetwork(n))
+		if n.Partial {
+			errs = append(errs, m.removeNetwork(n))
+		} else {
+			errs = append(errs, m.setUpNetwork(n))
+		}
 	}
 	for _, e := range m.endpoints {
 		if err := m.restoreEndpoint(e); err != nil {
@@ -31,18 +37,21 @@ func (m *Manager) Restore() error {
 }
 
 func (m *Manager) restoreEndpoint(e *Endpoint) error {
-	if e.Source == SourceHand {
-		if cookie, err := m.links.Cookie(e.Sandbox); err != nil || cookie != e.Cookie {
-			return m.tearDownEndpoint(e) // its sandbox is gone
-		}
-		return m.setUpByHand(e)
-	}
 	n := m.networks[e.NetworkID]
-	if n == nil {
+	if e.Partial || e.Source != SourceHand && n == nil {
 		return m.tearDownEndpoint(e)
 	}
+	if e.Source == SourceHand {
+		return m.restoreByHand(e)
+	}
+	index, mac := e.Index, e.HostMAC
 	if err := m.setUpEndpoint(n, e); err != nil {
 		return err
+	}
+	if e.Index != index || e.HostMAC != mac {
+		if err := m.put(bucketEndpoints, e.ID, e); err != nil {
+			return err
+		}
 	}
 	if e.Sandbox == "" {
 		return nil
@@ -51,12 +60,37 @@ func (m *Manager) restoreEndpoint(e *Endpoint) error {
 	switch {
 	case err == nil && (e.Cookie == 0 || cookie == e.Cookie):
 		return m.enter(n, e, cookie)
+	case err != nil && !errors.Is(err, link.ErrNoNetns):
+		return err // it may well be alive
 	case e.Cookie == 0:
 		m.await(e.ID, e.Sandbox)
 		return nil
-	default:
-		return m.leave(e) // it ended while nobody looked
+	default: // it ended while nobody looked
+		m.services.Gone(e.ID)
+		return m.leave(e)
 	}
+}
+
+// restoreByHand looks at the endpoint again: its sandbox, its device and its address must be what they were,
+// which after a reboot a cookie alone does not tell.
+func (m *Manager) restoreByHand(e *Endpoint) error {
+	now, err := m.inspect(e.IfName, e.Sandbox)
+	if errors.Is(err, link.ErrNoNetns) || errors.Is(err, link.ErrNoDevice) || errors.Is(err, errNoAddress) {
+		return m.tearDownEndpoint(e)
+	}
+	if err != nil {
+		return err
+	}
+	if now.Cookie != e.Cookie || now.ID != e.ID {
+		return m.tearDownEndpoint(e)
+	}
+	if *now.identity() != *e.identity() {
+		if err := m.tearDownEndpoint(e); err != nil {
+			return err
+		}
+		return m.recordByHand(now)
+	}
+	return m.setUpByHand(e)
 }
 
 // prune removes what carries our mark and no record explains.
@@ -76,7 +110,7 @@ func (m *Manager) pruneDevices() error {
 	var errs []error
 	for name, owner := range owned {
 		if m.endpoints[owner] == nil {
-			errs = append(errs, m.datapath.DetachLXC(name), m.links.Delete(name))
+			errs = append(errs, m.links.Delete(name, owner), m.datapath.DetachLXC(name))
 		}
 	}
 	attached, err := m.datapath.AttachedLXC()
@@ -89,7 +123,11 @@ func (m *Manager) pruneDevices() error {
 }
 
 func (m *Manager) pruneMaps() error {
-	addrs, indexes, cookies := map[netip.Addr]bool{}, map[int]bool{}, map[uint64]bool{m.hostCookie(): true}
+	host, err := m.links.Cookie("")
+	if err != nil {
+		return err
+	}
+	addrs, indexes, cookies := map[netip.Addr]bool{}, map[int]bool{}, map[uint64]bool{host: true}
 	members := map[[2]uint64]bool{}
 	for _, e := range m.endpoints {
 		for _, a := range e.addrs() {
@@ -134,7 +172,7 @@ func (m *Manager) pruneRoutes() error {
 	}
 	wanted := map[netip.Prefix]bool{}
 	for _, p := range m.pools {
-		wanted[p] = true
+		wanted[p.Masked()] = true
 	}
 	for _, n := range m.networks {
 		for _, p := range n.Subnets() {
@@ -148,14 +186,6 @@ func (m *Manager) pruneRoutes() error {
 		}
 	}
 	return errors.Join(errs...)
-}
-
-func (m *Manager) hostCookie() uint64 {
-	cookie, err := m.links.Cookie("")
-	if err != nil {
-		return 0
-	}
-	return cookie
 }
 
 func parseMAC(s string) net.HardwareAddr {

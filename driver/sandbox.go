@@ -7,15 +7,20 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"time"
 
+	"github.com/sirupsen/logrus"
+
 	"github.com/mustang-net/mustang/bpf"
+	"github.com/mustang-net/mustang/driver/link"
 )
 
 // Engines before 28 name a sandbox at Join that comes into being when the container's task starts.
 const (
-	sandboxWait = 60 * time.Second
-	sandboxPoll = 5 * time.Millisecond
+	sandboxWait  = 60 * time.Second
+	sandboxPoll  = 5 * time.Millisecond
+	sandboxRetry = time.Second // after an error other than that it does not exist
 )
 
 // Join puts an endpoint into a sandbox, which may not exist yet. Joining again returns the same.
@@ -23,7 +28,7 @@ func (m *Manager) Join(_ context.Context, _, id, sandbox string) (Join, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	e, ok := m.endpoints[id]
-	if !ok {
+	if !ok || e.Partial {
 		return Join{}, fmt.Errorf("endpoint %s: %w", id, ErrNotFound)
 	}
 	n, ok := m.networks[e.NetworkID]
@@ -35,15 +40,23 @@ func (m *Manager) Join(_ context.Context, _, id, sandbox string) (Join, error) {
 			return Join{}, err
 		}
 	}
+	known := e.Sandbox == sandbox
 	e.Sandbox = sandbox
-	if err := m.put(bucketEndpoints, e.ID, e); err != nil {
-		return Join{}, fmt.Errorf("record the endpoint %s: %w", e.ID, err)
-	}
-	if cookie, err := m.links.Cookie(sandbox); err == nil {
+	cookie, err := m.links.Cookie(sandbox)
+	switch {
+	case err == nil:
 		if err := m.enter(n, e, cookie); err != nil {
 			return Join{}, errors.Join(err, m.leave(e))
 		}
-	} else {
+	case !errors.Is(err, link.ErrNoNetns):
+		return Join{}, errors.Join(err, m.leave(e))
+	default:
+		if !known {
+			if err := m.put(bucketEndpoints, e.ID, e); err != nil {
+				e.Sandbox = ""
+				return Join{}, fmt.Errorf("record the endpoint %s: %w", e.ID, err)
+			}
+		}
 		m.await(e.ID, sandbox)
 	}
 	return Join{
@@ -56,7 +69,7 @@ func (m *Manager) Join(_ context.Context, _, id, sandbox string) (Join, error) {
 // subnets, for which the host's end answers neighbour discovery.
 func (m *Manager) routes(n *Network, e *Endpoint) []netip.Prefix {
 	var out []netip.Prefix
-	for _, p := range append(n.VIPs, n.Subnets()...) {
+	for _, p := range slices.Concat(n.VIPs, n.Subnets()) {
 		has4, has6 := e.IPv4.IsValid(), e.IPv6.IsValid()
 		if p.Addr().Is4() && !has4 || p.Addr().Is6() && !has6 {
 			continue
@@ -76,26 +89,34 @@ func (m *Manager) await(id, sandbox string) {
 		before()
 	}
 	m.waiting[id] = cancel
-	go func() {
+	m.waits.Go(func() {
 		defer cancel()
-		for tick := time.NewTicker(sandboxPoll); ; {
+		log := m.log.WithFields(logrus.Fields{"endpoint": id, "sandbox": sandbox})
+		tick := time.NewTicker(sandboxPoll)
+		defer tick.Stop()
+		for {
 			select {
 			case <-ctx.Done():
-				tick.Stop()
+				if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+					log.Warnf("the sandbox did not come into being within %v", sandboxWait)
+				}
 				return
 			case <-tick.C:
 			}
 			cookie, err := m.links.Cookie(sandbox)
-			if err != nil {
+			if errors.Is(err, link.ErrNoNetns) {
 				continue
 			}
-			tick.Stop()
-			if err := m.entered(ctx, id, cookie); err != nil {
-				m.log.WithError(err).WithField("endpoint", id).Error("enter a sandbox")
+			if err == nil {
+				err = m.entered(ctx, id, cookie)
 			}
-			return
+			if err == nil {
+				return
+			}
+			log.WithError(err).Errorf("enter a sandbox: trying again in %v", sandboxRetry)
+			tick.Reset(sandboxRetry)
 		}
-	}()
+	})
 }
 
 func (m *Manager) entered(ctx context.Context, id string, cookie uint64) error {
@@ -105,26 +126,47 @@ func (m *Manager) entered(ctx context.Context, id string, cookie uint64) error {
 	if ctx.Err() != nil || e == nil {
 		return nil // it left while we looked
 	}
+	n := m.networks[e.NetworkID]
+	if n == nil {
+		return nil
+	}
+	if err := m.enter(n, e, cookie); err != nil {
+		return err
+	}
 	delete(m.waiting, id)
-	return m.enter(m.networks[e.NetworkID], e, cookie)
+	return nil
 }
 
 // enter makes a sandbox that exists a member of the network and starts answering names in it.
 func (m *Manager) enter(n *Network, e *Endpoint, cookie uint64) error {
-	e.Cookie = cookie
-	if err := m.put(bucketEndpoints, e.ID, e); err != nil {
-		return fmt.Errorf("record the endpoint %s: %w", e.ID, err)
+	if e.Cookie != cookie {
+		if e.Cookie != 0 {
+			if err := m.leaveSandbox(e); err != nil { // the path leads to another sandbox now
+				return err
+			}
+		}
+		e.Cookie = cookie
+		if err := m.put(bucketEndpoints, e.ID, e); err != nil {
+			e.Cookie = 0
+			return fmt.Errorf("record the endpoint %s: %w", e.ID, err)
+		}
 	}
 	sb, known, err := m.datapath.Sandbox(cookie)
 	if err != nil {
 		return err
 	}
+	sb.Cookie, sb.SocketLB = cookie, m.socketLB(cookie, nil)
 	if !known {
-		// a sandbox in which nothing listens yet will show every listener to the hook
+		// first, so that no socket begins to listen between the look at them and the hook
+		if err := m.datapath.PutSandbox(sb); err != nil {
+			return err
+		}
+	}
+	if !sb.Tracked {
+		// while nothing listens, the hook has missed nothing
 		listens, err := m.links.Listens(e.Sandbox)
 		sb.Tracked = err == nil && !listens
 	}
-	sb.Cookie, sb.SocketLB = cookie, n == nil || n.Options.LB != LBPacket
 	if m.resolver != nil && n != nil && n.Options.VIP {
 		if sb.DNSPort, err = m.resolver.Add(cookie, e.Sandbox); err != nil {
 			// names keep the engine's answers
@@ -143,6 +185,18 @@ func (m *Manager) enter(n *Network, e *Endpoint, cookie uint64) error {
 	return m.services.PutEndpoint(e.service())
 }
 
+// socketLB tells whether the sockets of a sandbox are balanced when they connect: unless one of its
+// networks, other than through the endpoint without, asks for packets only.
+func (m *Manager) socketLB(cookie uint64, without *Endpoint) bool {
+	for _, e := range m.endpoints {
+		n := m.networks[e.NetworkID]
+		if e != without && e.Cookie == cookie && n != nil && n.Options.LB == LBPacket {
+			return false
+		}
+	}
+	return true
+}
+
 // Leave takes an endpoint out of its sandbox. Leaving twice, or never having joined, is no error.
 func (m *Manager) Leave(_ context.Context, _, id string) error {
 	m.services.Gone(id) // before anything waits: no new flow shall reach what is being taken down
@@ -152,6 +206,7 @@ func (m *Manager) Leave(_ context.Context, _, id string) error {
 	if !ok {
 		return nil
 	}
+	m.services.Gone(id) // again: it may have entered a late sandbox while we waited
 	return m.leave(e)
 }
 
@@ -169,8 +224,13 @@ func (m *Manager) leave(e *Endpoint) error {
 			return fmt.Errorf("take the endpoint %s out of its sandbox: %w", e.ID, err)
 		}
 	}
+	sandbox, cookie := e.Sandbox, e.Cookie
 	e.Sandbox, e.Cookie = "", 0
+	if e.Partial {
+		return nil // its record goes next
+	}
 	if err := m.put(bucketEndpoints, e.ID, e); err != nil {
+		e.Sandbox, e.Cookie = sandbox, cookie // so that Leave can be repeated
 		return fmt.Errorf("record the endpoint %s: %w", e.ID, err)
 	}
 	return nil
@@ -191,7 +251,12 @@ func (m *Manager) leaveSandbox(e *Endpoint) error {
 		}
 	}
 	if !last {
-		return nil
+		sb, known, err := m.datapath.Sandbox(e.Cookie)
+		if lb := m.socketLB(e.Cookie, e); err == nil && known && sb.SocketLB != lb {
+			sb.SocketLB = lb
+			err = m.datapath.PutSandbox(sb)
+		}
+		return err
 	}
 	if m.resolver != nil {
 		m.resolver.Remove(e.Cookie)

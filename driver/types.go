@@ -2,7 +2,11 @@
 
 package driver
 
-import "net/netip"
+import (
+	"bytes"
+	"maps"
+	"net/netip"
+)
 
 // NetworkConfig is what a network is made from. Options are the keys of `docker network create --opt`.
 type NetworkConfig struct {
@@ -48,6 +52,14 @@ type Endpoint struct {
 	Cookie    uint64            `json:"cookie,omitempty"`  // netns cookie of the sandbox, once known
 	IfName    string            `json:"if_name,omitempty"` // wanted name inside (com.docker.network.endpoint.ifname)
 	Options   map[string]string `json:"options,omitempty"`
+	// Partial says that it is half made or half removed, and nobody's: nobody asks for its removal any more.
+	Partial bool `json:"partial,omitempty"`
+}
+
+// same tells whether e was made from cfg.
+func (e *Endpoint) same(cfg EndpointConfig) bool {
+	return e.NetworkID == cfg.NetworkID && e.IPv4 == cfg.IPv4 && e.IPv6 == cfg.IPv6 &&
+		(cfg.MAC == "" || bytes.Equal(parseMAC(cfg.MAC), parseMAC(e.MAC))) && maps.Equal(e.Options, cfg.Options)
 }
 
 // Join is what the engine needs to move an endpoint into a sandbox.

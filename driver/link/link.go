@@ -4,6 +4,7 @@
 package link
 
 import (
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"net"
@@ -20,6 +21,9 @@ const alias = "mustang:"
 // protocol marks our routes in the kernel's tables (rtm_protocol; values below 192 are taken or
 // listed in /etc/iproute2/rt_protos).
 const protocol = 205
+
+// group marks a device as ours from its first moment (IFLA_GROUP), when it has no alias yet.
+const group = 205
 
 // Host changes the network namespace that the process runs in.
 type Host struct{}
@@ -41,19 +45,20 @@ type Device struct {
 }
 
 // CreateVeth creates the pair and returns its host's end, which is up, has no link-local address and
-// forwards nothing. A pair of the same owner that is there already is taken as it is.
+// forwards nothing. A pair of the same owner that is there already is taken, and finished if it is half made.
 func (Host) CreateVeth(v Veth) (Device, error) {
 	pair := &netlink.Veth{
-		LinkAttrs:        netlink.LinkAttrs{Name: v.Host, MTU: v.MTU},
+		// with a random MAC of the kernel's, systemd-udevd would soon give the device another
+		LinkAttrs:        netlink.LinkAttrs{Name: v.Host, MTU: v.MTU, Group: group, HardwareAddr: randomMAC()},
 		PeerName:         v.Peer,
 		PeerHardwareAddr: v.MAC,
 	}
 	err := netlink.LinkAdd(pair)
 	if errors.Is(err, unix.EEXIST) {
-		found, findErr := netlink.LinkByName(v.Host)
-		if findErr == nil && found.Attrs().Alias == alias+v.Owner {
-			return device(found), nil
+		if found, findErr := netlink.LinkByName(v.Host); findErr == nil && ownedBy(found, v.Owner) {
+			return setUp(v)
 		}
+		err = fmt.Errorf("%w: a device of that name is not this endpoint's: remove or rename it", err)
 	}
 	if err != nil {
 		return Device{}, fmt.Errorf("create the veth pair %s, %s: %w", v.Host, v.Peer, err)
@@ -63,6 +68,22 @@ func (Host) CreateVeth(v Veth) (Device, error) {
 		return Device{}, errors.Join(err, netlink.LinkDel(pair))
 	}
 	return dev, nil
+}
+
+// ownedBy tells whether a device is the owner's, or half made: ours, and nobody's yet.
+func ownedBy(l netlink.Link, owner string) bool {
+	return l.Attrs().Alias == alias+owner || halfMade(l)
+}
+
+func halfMade(l netlink.Link) bool {
+	return l.Attrs().Alias == "" && l.Attrs().Group == group && l.Type() == "veth"
+}
+
+func randomMAC() net.HardwareAddr {
+	mac := make(net.HardwareAddr, 6)
+	_, _ = rand.Read(mac)        // never fails (crypto/rand)
+	mac[0] = mac[0]&^0x01 | 0x02 // of one device, locally administered
+	return mac
 }
 
 func setUp(v Veth) (Device, error) {
@@ -88,10 +109,11 @@ func device(l netlink.Link) Device {
 	return Device{Index: a.Index, MAC: a.HardwareAddr, MTU: a.MTU}
 }
 
-// Delete removes a device, and with it its addresses, neighbours and routes; a missing one is no error.
-func (Host) Delete(name string) error {
+// Delete removes a device of the owner's, and with it its addresses, neighbours and routes. A missing one
+// is no error, and another's of the same name stays.
+func (Host) Delete(name, owner string) error {
 	l, err := netlink.LinkByName(name)
-	if isNotFound(err) {
+	if isNotFound(err) || err == nil && !ownedBy(l, owner) {
 		return nil
 	}
 	if err == nil {
@@ -103,16 +125,18 @@ func (Host) Delete(name string) error {
 	return nil
 }
 
-// Owned lists the devices of ours, name to owner.
+// Owned lists the devices of ours, name to owner; half-made ones have the owner "".
 func (Host) Owned() (map[string]string, error) {
-	links, err := netlink.LinkList()
-	if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
+	links, err := whole(netlink.LinkList)
+	if err != nil {
 		return nil, fmt.Errorf("list the devices: %w", err)
 	}
 	out := map[string]string{}
 	for _, l := range links {
 		if owner, ok := strings.CutPrefix(l.Attrs().Alias, alias); ok {
 			out[l.Attrs().Name] = owner
+		} else if halfMade(l) {
+			out[l.Attrs().Name] = ""
 		}
 	}
 	return out, nil
@@ -135,7 +159,8 @@ func (Host) Connect(name string, addrs, gateways []netip.Addr, mac net.HardwareA
 		return fmt.Errorf("find the device %s: %w", name, err)
 	}
 	for _, gw := range gateways {
-		a := &netlink.Addr{IPNet: hostNet(gw), Scope: unix.RT_SCOPE_LINK, Flags: unix.IFA_F_NODAD}
+		// no route of the kernel's own: it would look like a network of the host's to our IPAM
+		a := &netlink.Addr{IPNet: hostNet(gw), Scope: unix.RT_SCOPE_LINK, Flags: unix.IFA_F_NODAD | unix.IFA_F_NOPREFIXROUTE}
 		if err := netlink.AddrReplace(l, a); err != nil {
 			return fmt.Errorf("give %s the gateway address %s: %w", name, gw, err)
 		}
@@ -184,7 +209,9 @@ func (Host) Refused() ([]netip.Prefix, error) {
 	var out []netip.Prefix
 	filter := &netlink.Route{Protocol: protocol, Type: unix.RTN_UNREACHABLE}
 	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
-		routes, err := netlink.RouteListFiltered(family, filter, netlink.RT_FILTER_PROTOCOL|netlink.RT_FILTER_TYPE)
+		routes, err := whole(func() ([]netlink.Route, error) {
+			return netlink.RouteListFiltered(family, filter, netlink.RT_FILTER_PROTOCOL|netlink.RT_FILTER_TYPE)
+		})
 		if err != nil {
 			return nil, fmt.Errorf("list the routes: %w", err)
 		}
@@ -212,8 +239,8 @@ func unreachable(p netip.Prefix) *netlink.Route {
 func (Host) Routes() ([]netip.Prefix, error) {
 	var out []netip.Prefix
 	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
-		routes, err := netlink.RouteList(nil, family)
-		if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
+		routes, err := routesOf(family)
+		if err != nil {
 			return nil, fmt.Errorf("list the routes: %w", err)
 		}
 		for _, r := range routes {
@@ -227,7 +254,7 @@ func (Host) Routes() ([]netip.Prefix, error) {
 
 // HasAddr tells whether addr is an address of the host.
 func (Host) HasAddr(addr netip.Addr) bool {
-	addrs, err := netlink.AddrList(nil, netlink.FAMILY_ALL)
+	addrs, err := whole(func() ([]netlink.Addr, error) { return netlink.AddrList(nil, netlink.FAMILY_ALL) })
 	if err != nil {
 		return false
 	}
@@ -243,20 +270,38 @@ func (Host) HasAddr(addr netip.Addr) bool {
 func (Host) UplinkMTU() int {
 	const ethernet = 1500
 	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
-		routes, err := netlink.RouteList(nil, family)
+		routes, err := routesOf(family)
 		if err != nil {
 			continue
 		}
 		for _, r := range routes {
-			if p, ok := prefixOf(r.Dst); ok && p.Bits() > 0 {
+			if p, ok := prefixOf(r.Dst); ok && p.Bits() > 0 || r.Type != unix.RTN_UNICAST {
 				continue
 			}
-			if l, err := netlink.LinkByIndex(r.LinkIndex); err == nil {
+			index := r.LinkIndex
+			if len(r.MultiPath) > 0 {
+				index = r.MultiPath[0].LinkIndex
+			}
+			if l, err := netlink.LinkByIndex(index); err == nil {
 				return l.Attrs().MTU
 			}
 		}
 	}
 	return ethernet
+}
+
+func routesOf(family int) ([]netlink.Route, error) {
+	return whole(func() ([]netlink.Route, error) { return netlink.RouteList(nil, family) })
+}
+
+// whole repeats a listing that a change interrupted: half a list would be taken for the whole truth.
+func whole[T any](list func() ([]T, error)) (out []T, err error) {
+	for range 10 {
+		if out, err = list(); !errors.Is(err, netlink.ErrDumpInterrupted) {
+			break
+		}
+	}
+	return out, err
 }
 
 func hostNet(a netip.Addr) *net.IPNet {

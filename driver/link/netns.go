@@ -5,7 +5,9 @@ package link
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"net/netip"
+	"os"
 
 	"github.com/containernetworking/plugins/pkg/ns"
 	"github.com/vishvananda/netlink"
@@ -17,8 +19,24 @@ func (Host) Do(path string, fn func() error) error {
 	return ns.WithNetNSPath(path, func(ns.NetNS) error { return fn() })
 }
 
+// ErrNoNetns says that nothing, or something else, is where a network namespace should be.
+var ErrNoNetns = errors.New("there is no such network namespace")
+
+// ErrNoDevice says that a namespace has no device of that name.
+var ErrNoDevice = errors.New("there is no such device")
+
+// explain tells a namespace that is not there from one that cannot be entered.
+func explain(err error) error {
+	var missing ns.NSPathNotExistErr
+	var other ns.NSPathNotNSErr
+	if errors.As(err, &missing) || errors.As(err, &other) || errors.Is(err, fs.ErrNotExist) {
+		return ErrNoNetns
+	}
+	return err
+}
+
 // Cookie reads the namespace's netns cookie: unique on this boot, 0 never (SO_NETNS_COOKIE, Linux 5.14).
-// An empty path means the namespace of the process.
+// An empty path means the namespace of the process. An error that is [ErrNoNetns] says that none is there.
 func (h Host) Cookie(path string) (cookie uint64, err error) {
 	read := func() error {
 		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
@@ -35,7 +53,7 @@ func (h Host) Cookie(path string) (cookie uint64, err error) {
 		err = h.Do(path, read)
 	}
 	if err != nil {
-		return 0, fmt.Errorf("read the cookie of the network namespace %s: %w", path, err)
+		return 0, fmt.Errorf("read the cookie of the network namespace %q: %w", path, explain(err))
 	}
 	return cookie, nil
 }
@@ -46,7 +64,7 @@ func (h Host) Listens(path string) (bool, error) {
 	found := false
 	err := h.Do(path, func() error {
 		for _, family := range []uint8{unix.AF_INET, unix.AF_INET6} {
-			sockets, err := netlink.SocketDiagTCP(family)
+			sockets, err := whole(func() ([]*netlink.Socket, error) { return netlink.SocketDiagTCP(family) })
 			if err != nil {
 				return err
 			}
@@ -59,7 +77,7 @@ func (h Host) Listens(path string) (bool, error) {
 		return nil
 	})
 	if err != nil {
-		return false, fmt.Errorf("list the listeners of the network namespace %s: %w", path, err)
+		return false, fmt.Errorf("list the listeners of the network namespace %q: %w", path, explain(err))
 	}
 	return found, nil
 }
@@ -76,6 +94,9 @@ func (h Host) FindInside(path, name string) (Inside, error) {
 	var out Inside
 	err := h.Do(path, func() error {
 		l, err := netlink.LinkByName(name)
+		if isNotFound(err) {
+			err = ErrNoDevice
+		}
 		if err != nil {
 			return fmt.Errorf("find the device %s: %w", name, err)
 		}
@@ -83,7 +104,7 @@ func (h Host) FindInside(path, name string) (Inside, error) {
 		if l.Type() == "veth" || l.Type() == "netkit" {
 			out.Peer = l.Attrs().ParentIndex
 		}
-		addrs, err := netlink.AddrList(l, netlink.FAMILY_ALL)
+		addrs, err := whole(func() ([]netlink.Addr, error) { return netlink.AddrList(l, netlink.FAMILY_ALL) })
 		if err != nil {
 			return fmt.Errorf("list the addresses of %s: %w", name, err)
 		}
@@ -95,13 +116,28 @@ func (h Host) FindInside(path, name string) (Inside, error) {
 		return nil
 	})
 	if err != nil {
-		var missing ns.NSPathNotExistErr
-		if errors.As(err, &missing) {
-			err = errors.New("there is no such network namespace")
-		}
-		return out, fmt.Errorf("look into the sandbox %s: %w", path, err)
+		return out, fmt.Errorf("look into the sandbox %s: %w", path, explain(err))
+	}
+	if out.Peer != 0 && !isPair(out.Peer, out.Index, path) {
+		out.Peer = 0
 	}
 	return out, nil
+}
+
+// isPair tells whether the device with index outer on the host is the other end of the one with index
+// inner in the namespace at path: an index alone may mean another device of another namespace.
+func isPair(outer, inner int, path string) bool {
+	l, err := netlink.LinkByIndex(outer)
+	if err != nil || l.Attrs().ParentIndex != inner {
+		return false
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	id, err := netlink.GetNetNsIdByFd(int(f.Fd()))
+	return err == nil && id >= 0 && id == l.Attrs().NetNsID
 }
 
 // Name returns the name of a device by ifindex.

@@ -21,16 +21,18 @@ type definition struct{ name, unit, how, target, baseline string }
 
 // figure is what is printed. Low and High bound the median with 95 % confidence.
 type figure struct {
-	Name     string  `json:"name"`
-	Value    float64 `json:"value"`
-	Unit     string  `json:"unit"`
-	Target   string  `json:"target,omitempty"`
-	Reached  *bool   `json:"reached,omitempty"` // only with a target
-	Baseline string  `json:"baseline,omitempty"`
-	Runs     int     `json:"runs"`
-	Low      float64 `json:"low"`
-	High     float64 `json:"high"`
-	noisy    bool    // the target lies within the interval
+	Name        string    `json:"name"`
+	Value       float64   `json:"value"`
+	Unit        string    `json:"unit"`
+	Target      string    `json:"target,omitempty"`
+	Reached     *bool     `json:"reached,omitempty"` // only with a target
+	Baseline    string    `json:"baseline,omitempty"`
+	Runs        int       `json:"runs"`
+	Low         float64   `json:"low"`
+	High        float64   `json:"high"`
+	Medians     []float64 `json:"medians,omitempty"` // of the two series of a ratio or a difference
+	MediansUnit string    `json:"medians_unit,omitempty"`
+	noisy       bool      // the target lies within the interval
 }
 
 func read(in io.Reader) (*measurement, error) {
@@ -66,6 +68,16 @@ func (m *measurement) figures() ([]figure, error) {
 		}
 		f := figure{Name: d.name, Unit: d.unit, Target: d.target, Baseline: d.baseline, Runs: len(values)}
 		f.Value, f.Low, f.High = medianInterval(values)
+		if words := strings.Fields(d.how); len(words) == 3 {
+			f.MediansUnit = d.unit
+			for _, series := range words[1:] {
+				median, _, _ := medianInterval(m.series[series])
+				f.Medians = append(f.Medians, median)
+			}
+			if words[0] == "ratio" {
+				f.Unit = "ratio"
+			}
+		}
 		if err := f.judge(known); err != nil {
 			return nil, fmt.Errorf("figure %s: %w", d.name, err)
 		}

@@ -46,18 +46,18 @@ sample	b	100
 sample	a	102
 sample	a	99
 sample	b	100
-figure	a/b	ratio	ratio a b	>=0.98	b
+figure	a/b	Gbit/s	ratio a b	>=0.98	b
 figure	b less a	ms	difference b a	<1	
 figure	a again	ms	difference b a	<=b less a	
 figure	b	ms	median b		
 `
 	want := `a machine
 
-FIGURE    VALUE  95 % INTERVAL   RUNS  UNIT   TARGET      REACHED                    AGAINST
-a/b       0.990  0.980 … 1.020   3     ratio  >=0.98      reached                    b
-b less a  1.000  -2.000 … 2.000  3     ms     <1          not reached, within noise  -
-a again   1.000  -2.000 … 2.000  3     ms     <=b less a  reached, within noise      -
-b         100.0  100.0 … 100.0   3     ms     -           -                          -
+FIGURE    VALUE  95 % INTERVAL   UNIT   RUNS  TARGET      REACHED                    MEDIANS              AGAINST
+a/b       0.990  0.980 … 1.020   ratio  3     >=0.98      reached                    99.0 / 100.0 Gbit/s  b
+b less a  1.000  -2.000 … 2.000  ms     3     <1          not reached, within noise  100.0 / 99.0 ms      -
+a again   1.000  -2.000 … 2.000  ms     3     <=b less a  reached, within noise      100.0 / 99.0 ms      -
+b         100.0  100.0 … 100.0   ms     3     -           -                          -                    -
 `
 	var out strings.Builder
 	if err := run(strings.NewReader(in), &out, "table"); err != nil {

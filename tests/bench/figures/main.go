@@ -9,7 +9,7 @@
 //	note    TEXT                                 printed above the table
 //
 // HOW is "median SERIES", "ratio SERIES BASE" or "difference SERIES BASE"; the latter two pair the n-th value of one series with the
-// n-th of the other. TARGET is empty, or one of >= <= < with a number or the name of a figure.
+// n-th of the other; UNIT is that of the series. TARGET is empty, or one of >= <= < with a number or the name of a figure.
 package main
 
 import (
@@ -58,12 +58,20 @@ func printTable(out io.Writer, m *measurement, figures []figure) error {
 		fmt.Fprintln(out, note)
 	}
 	t := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(t, "\nFIGURE\tVALUE\t95 % INTERVAL\tRUNS\tUNIT\tTARGET\tREACHED\tAGAINST")
+	fmt.Fprintln(t, "\nFIGURE\tVALUE\t95 % INTERVAL\tUNIT\tRUNS\tTARGET\tREACHED\tMEDIANS\tAGAINST")
 	for _, f := range figures {
-		fmt.Fprintf(t, "%s\t%s\t%s\t%d\t%s\t%s\t%s\t%s\n",
-			f.Name, number(f.Value), number(f.Low)+" … "+number(f.High), f.Runs, f.Unit, dash(f.Target), f.verdict(), dash(f.Baseline))
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%d\t%s\t%s\t%s\t%s\n",
+			f.Name, number(f.Value), number(f.Low)+" … "+number(f.High), f.Unit, f.Runs, dash(f.Target), f.verdict(), f.medians(), dash(f.Baseline))
 	}
 	return t.Flush()
+}
+
+// medians are those of the two sides, the figure's own first.
+func (f *figure) medians() string {
+	if len(f.Medians) != 2 {
+		return "-"
+	}
+	return number(f.Medians[0]) + " / " + number(f.Medians[1]) + " " + f.MediansUnit
 }
 
 func dash(s string) string {

@@ -1,0 +1,185 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package driver
+
+import (
+	"fmt"
+	"slices"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/stretchr/testify/require"
+)
+
+// step is one call of an engine or an operator.
+type step struct {
+	name string
+	do   func(*world) error
+	kind string // creates, changes or removes
+}
+
+const (
+	creates = "creates"
+	changes = "changes"
+	removes = "removes"
+)
+
+// life is a network and an endpoint from beginning to end, and one made by hand.
+var life = []step{
+	{name: "create the network", kind: creates, do: func(w *world) error { return w.CreateNetwork(ctx, network(net1, 1, nil)) }},
+	{name: "create the endpoint", kind: creates, do: func(w *world) error {
+		_, err := w.CreateEndpoint(ctx, endpoint(ep1, net1, 1, 2))
+		return err
+	}},
+	{name: "join", kind: changes, do: func(w *world) error {
+		_, err := w.Join(ctx, net1, ep1, box)
+		return err
+	}},
+	{name: "add by hand", kind: creates, do: func(w *world) error {
+		_, err := w.AddByHand(ctx, "eth0", "/run/netns/hand")
+		return err
+	}},
+	{name: "remove by hand", kind: removes, do: func(w *world) error { return w.removeHand() }},
+	{name: "leave", kind: changes, do: func(w *world) error { return w.Leave(ctx, net1, ep1) }},
+	{name: "delete the endpoint", kind: removes, do: func(w *world) error { return w.DeleteEndpoint(ctx, net1, ep1) }},
+	{name: "delete the network", kind: removes, do: func(w *world) error { return w.DeleteNetwork(ctx, net1) }},
+}
+
+// removeHand is RemoveByHand, done when there is nothing to remove.
+func (w *world) removeHand() error {
+	for _, e := range w.Endpoints() {
+		if e.Source == SourceHand {
+			return w.RemoveByHand(ctx, e.IPv4.Addr().String())
+		}
+	}
+	return nil
+}
+
+// newLife is a world in which the first n steps of life have been done.
+func newLife(t *testing.T, n int, noTCX bool) *world {
+	w := newWorld(t)
+	w.datapath.noTCX = noTCX
+	w.kernel.addNetns(box)
+	w.kernel.addNetns("/run/netns/hand")
+	w.kernel.addPair("/run/netns/hand", "eth0", "host0", "192.168.10.10/24", "fd10::10/64")
+	for _, s := range life[:n] {
+		require.NoError(t, s.do(w), s.name)
+	}
+	return w
+}
+
+// end removes everything as an engine and an operator would.
+func (w *world) end() {
+	w.t.Helper()
+	require.NoError(w.t, w.removeHand())
+	w.remove(ep1)
+	require.NoError(w.t, w.DeleteNetwork(ctx, net1))
+}
+
+// linesAfterRestart are those of the undisturbed world.
+func linesAfterRestart(t *testing.T, n int, noTCX bool) []string {
+	w := newLife(t, n, noTCX)
+	w.restart()
+	return w.lines()
+}
+
+func TestAFailureOfAnyCallLeavesNothing(t *testing.T) {
+	for _, noTCX := range []bool{false, true} {
+		empty := linesAfterRestart(t, 0, noTCX)
+		for i, s := range life {
+			before, after := linesAfterRestart(t, i, noTCX), linesAfterRestart(t, i+1, noTCX)
+			for _, mode := range []mode{failsOnce, failsOnward, crashes} {
+				t.Run(fmt.Sprintf("%s/%s/noTCX=%v", s.name, mode, noTCX), func(t *testing.T) {
+					for n := 1; ; n++ {
+						require.Less(t, n, 100, "the step never ends")
+						if !breakAt(t, i, n, mode, noTCX, before, after, empty) {
+							require.Greater(t, n, 1, "the step calls nothing")
+							return
+						}
+					}
+				})
+			}
+		}
+	}
+}
+
+// breakAt breaks the n'th call of a step, and reports false if the step has fewer calls.
+func breakAt(t *testing.T, i, n int, mode mode, noTCX bool, before, after, empty []string) bool {
+	s, w := life[i], newLife(t, i, noTCX)
+	alive := w.lines()
+	w.fault.arm(mode, n)
+	died, err := survive(func() error { return s.do(w) })
+	if !w.fault.disarm() {
+		require.NoError(t, err)
+		return false
+	}
+	at := fmt.Sprintf("call %d of %s", n, s.name)
+	// what can do without (names of the engine's) may succeed although a call failed
+	if !died && err != nil {
+		require.ErrorIs(t, err, errInjected, at)
+		if mode == failsOnce && s.kind == creates {
+			require.Empty(t, cmp.Diff(alive, w.lines()), "undone at once: %s", at)
+		}
+		again := s.do(w) // an operator tries again, and some engines do
+		require.NoError(t, again, at)
+		w.end()
+		require.Empty(t, cmp.Diff(empty, w.lines()), "deleted after a repeat: %s", at)
+		w = newLife(t, i, noTCX)
+		w.fault.arm(mode, n)
+		_, _ = survive(func() error { return s.do(w) })
+		w.fault.disarm()
+	}
+	w.restart()
+	got := w.lines()
+	switch {
+	case !died && err == nil:
+		require.Empty(t, cmp.Diff(after, got), at)
+	case s.kind == creates:
+		require.Empty(t, cmp.Diff(before, got), "the engine was told of a failure: %s", at)
+	default:
+		if !slices.Equal(before, got) {
+			require.Empty(t, cmp.Diff(after, got), "neither as before nor as after: %s", at)
+		}
+	}
+	w.end()
+	require.Empty(t, cmp.Diff(empty, w.lines()), "deleted after a restart: %s", at)
+	return true
+}
+
+func TestWhatTheKernelDidNotLetUsRemoveIsRemovedAtTheNextStart(t *testing.T) {
+	for i, s := range life {
+		if s.kind != removes {
+			continue
+		}
+		after := linesAfterRestart(t, i+1, false)
+		w := newLife(t, i, false)
+		w.fault.spare = func(call string) bool { return call == "store" }
+		w.fault.arm(failsOnward, 1)
+		require.Error(t, s.do(w), s.name)
+		w.fault.disarm()
+		w.restart() // the engine forgot it when the call failed, and asks no more
+		require.Empty(t, cmp.Diff(after, w.lines()), s.name)
+	}
+}
+
+func TestAStartCanBreakAnywhereAndTheNextMakesItGood(t *testing.T) {
+	for _, mode := range []mode{failsOnce, failsOnward, crashes} {
+		for n := 1; ; n++ {
+			require.Less(t, n, 200)
+			w := newLife(t, 4, false)
+			want := linesAfterRestart(t, 4, false)
+			w.Close()
+			w.datapath.wipe()
+			w.startAgain()
+			w.fault.arm(mode, n)
+			_, _ = survive(w.Restore)
+			if !w.fault.disarm() {
+				break
+			}
+			w.restart()
+			require.Empty(t, cmp.Diff(want, w.lines()), "%s: call %d of Restore", mode, n)
+			w.end()
+			require.Empty(t, cmp.Diff(linesAfterRestart(t, 0, false), w.lines()))
+		}
+	}
+}

@@ -1,0 +1,305 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package driver
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"net"
+	"net/netip"
+	"slices"
+	"sync"
+
+	"github.com/mustang-net/mustang/driver/link"
+)
+
+// kernel is a kernel's devices, routes and namespaces in miniature.
+type kernel struct {
+	fault *fault
+
+	mu        sync.Mutex
+	devices   map[string]*device
+	netns     map[string]*netns // by path
+	refused   map[netip.Prefix]bool
+	lastIndex int
+	lastNetns uint64
+}
+
+// hostCookie is the cookie of the namespace that the driver runs in.
+const hostCookie = 1
+
+type device struct {
+	index    int
+	owner    string // "" for a foreign one
+	mac      net.HardwareAddr
+	addrs    []netip.Addr
+	gateways []netip.Addr
+	peerIn   string // path of the namespace that the peer was moved into
+	clsact   bool   // ours
+	tc       bool   // an operator's
+}
+
+type netns struct {
+	cookie  uint64
+	listens bool
+	inside  map[string]link.Inside
+}
+
+func newKernel(f *fault) *kernel {
+	k := &kernel{fault: f}
+	k.boot()
+	return k
+}
+
+// boot empties everything; ifindexes and cookies begin again.
+func (k *kernel) boot() {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.devices, k.netns, k.refused = map[string]*device{}, map[string]*netns{}, map[netip.Prefix]bool{}
+	k.lastIndex, k.lastNetns = 1, hostCookie
+}
+
+// addNetns makes a namespace at a path.
+func (k *kernel) addNetns(path string) *netns {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.lastNetns++
+	k.netns[path] = &netns{cookie: k.lastNetns, inside: map[string]link.Inside{}}
+	return k.netns[path]
+}
+
+// removeNetns ends a namespace, and every pair with an end in it.
+func (k *kernel) removeNetns(path string) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	delete(k.netns, path)
+	maps.DeleteFunc(k.devices, func(_ string, d *device) bool { return d.peerIn == path })
+}
+
+// addForeign adds a device that is nobody's.
+func (k *kernel) addForeign(name string) *device {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.add(name, "")
+}
+
+func (k *kernel) add(name, owner string) *device {
+	k.lastIndex++
+	k.devices[name] = &device{index: k.lastIndex, owner: owner, mac: net.HardwareAddr{2, 0, 0, 0, 0, byte(k.lastIndex)}}
+	return k.devices[name]
+}
+
+// addPair puts a device with addresses into a namespace, its other end on the host.
+func (k *kernel) addPair(path, inside, host string, addrs ...string) {
+	outer := k.addForeign(host)
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	outer.peerIn = path
+	in := link.Inside{Device: link.Device{Index: 2, MAC: net.HardwareAddr{2, 0, 0, 0, 1, byte(outer.index)}}, Peer: outer.index}
+	for _, a := range addrs {
+		in.Addrs = append(in.Addrs, netip.MustParsePrefix(a))
+	}
+	k.netns[path].inside[inside] = in
+}
+
+// moveInto is what an engine does with the other end of a pair of ours.
+func (k *kernel) moveInto(host, path string) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.devices[host].peerIn = path
+}
+
+func (k *kernel) has(name string) bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.devices[name] != nil
+}
+
+func (k *kernel) CreateVeth(v link.Veth) (link.Device, error) {
+	if err := k.fault.hit("create veth"); err != nil {
+		return link.Device{}, err
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	d := k.devices[v.Host]
+	if d == nil {
+		d = k.add(v.Host, v.Owner)
+	}
+	if d.owner != v.Owner {
+		return link.Device{}, errors.New("a device of that name is not this endpoint's")
+	}
+	return link.Device{Index: d.index, MAC: d.mac, MTU: v.MTU}, nil
+}
+
+func (k *kernel) Delete(name, owner string) error {
+	if err := k.fault.hit("delete"); err != nil {
+		return err
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if d := k.devices[name]; d != nil && d.owner == owner {
+		delete(k.devices, name)
+	}
+	return nil
+}
+
+func (k *kernel) Owned() (map[string]string, error) {
+	if err := k.fault.hit("owned"); err != nil {
+		return nil, err
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	out := map[string]string{}
+	for name, d := range k.devices {
+		if d.owner != "" {
+			out[name] = d.owner
+		}
+	}
+	return out, nil
+}
+
+func (k *kernel) Connect(name string, addrs, gateways []netip.Addr, _ net.HardwareAddr) error {
+	if err := k.fault.hit("connect"); err != nil {
+		return err
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	d := k.devices[name]
+	if d == nil {
+		return fmt.Errorf("find the device %s: no such device", name)
+	}
+	d.addrs, d.gateways = slices.Clone(addrs), slices.Clone(gateways)
+	return nil
+}
+
+func (k *kernel) Refuse(p netip.Prefix) error {
+	if err := k.fault.hit("refuse"); err != nil {
+		return err
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.refused[p.Masked()] = true
+	return nil
+}
+
+func (k *kernel) Unrefuse(p netip.Prefix) error {
+	if err := k.fault.hit("unrefuse"); err != nil {
+		return err
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	delete(k.refused, p.Masked())
+	return nil
+}
+
+func (k *kernel) Refused() ([]netip.Prefix, error) {
+	if err := k.fault.hit("refused"); err != nil {
+		return nil, err
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return slices.Collect(maps.Keys(k.refused)), nil
+}
+
+func (k *kernel) UplinkMTU() int { return 1500 }
+
+func (k *kernel) AttachClsact(name string, _, _ int) error {
+	if err := k.fault.hit("attach clsact"); err != nil {
+		return err
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.devices[name] == nil {
+		return fmt.Errorf("find the device %s: no such device", name)
+	}
+	k.devices[name].clsact = true
+	return nil
+}
+
+func (k *kernel) DetachClsact(name string) error {
+	if err := k.fault.hit("detach clsact"); err != nil {
+		return err
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if d := k.devices[name]; d != nil {
+		d.clsact = false
+	}
+	return nil
+}
+
+func (k *kernel) HasClsact(name string) bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.devices[name] != nil && k.devices[name].tc
+}
+
+func (k *kernel) Cookie(path string) (uint64, error) {
+	if err := k.fault.hit("cookie"); err != nil {
+		return 0, err
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if path == "" {
+		return hostCookie, nil
+	}
+	n := k.netns[path]
+	if n == nil {
+		return 0, fmt.Errorf("read the cookie of the network namespace %q: %w", path, link.ErrNoNetns)
+	}
+	return n.cookie, nil
+}
+
+func (k *kernel) Listens(path string) (bool, error) {
+	if err := k.fault.hit("listens"); err != nil {
+		return false, err
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.netns[path] != nil && k.netns[path].listens, nil
+}
+
+func (k *kernel) FindInside(path, name string) (link.Inside, error) {
+	if err := k.fault.hit("find inside"); err != nil {
+		return link.Inside{}, err
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	n := k.netns[path]
+	if n == nil {
+		return link.Inside{}, fmt.Errorf("look into the sandbox %s: %w", path, link.ErrNoNetns)
+	}
+	in, ok := n.inside[name]
+	if !ok {
+		return link.Inside{}, fmt.Errorf("look into the sandbox %s: find the device %s: %w", path, name, link.ErrNoDevice)
+	}
+	return in, nil
+}
+
+func (k *kernel) Name(index int) (string, error) {
+	if err := k.fault.hit("name"); err != nil {
+		return "", err
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for name, d := range k.devices {
+		if d.index == index {
+			return name, nil
+		}
+	}
+	return "", fmt.Errorf("find the device with index %d: no such device", index)
+}
+
+func (k *kernel) Find(name string) (link.Device, error) {
+	if err := k.fault.hit("find"); err != nil {
+		return link.Device{}, err
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	d := k.devices[name]
+	if d == nil {
+		return link.Device{}, fmt.Errorf("find the device %s: no such device", name)
+	}
+	return link.Device{Index: d.index, MAC: d.mac, MTU: 1500}, nil
+}

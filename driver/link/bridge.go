@@ -1,0 +1,141 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package link
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// Bridge describes a bridge of ours.
+type Bridge struct {
+	Owner    string // network id, kept in the alias
+	Name     string // at most 15 bytes
+	MTU      int    // bytes
+	MAC      net.HardwareAddr
+	Gateways []netip.Prefix // its addresses, with the subnets' lengths
+}
+
+// CreateBridge creates a bridge that is up and has the addresses. One of the same owner that is there
+// already is taken; one of anybody else is refused.
+func (Host) CreateBridge(b Bridge) (Device, error) {
+	// a fixed MAC: the kernel would otherwise take the lowest of the ports' each time one comes or goes
+	br := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: b.Name, MTU: b.MTU, HardwareAddr: b.MAC}}
+	if err := create(br, b.Owner); err != nil {
+		return Device{}, fmt.Errorf("create the bridge %s: %w", b.Name, err)
+	}
+	for _, gw := range b.Gateways {
+		a := &netlink.Addr{
+			IPNet: &net.IPNet{IP: gw.Addr().AsSlice(), Mask: net.CIDRMask(gw.Bits(), gw.Addr().BitLen())},
+			Flags: unix.IFA_F_NODAD,
+		}
+		if err := netlink.AddrReplace(br, a); err != nil {
+			return Device{}, fmt.Errorf("give %s the gateway address %s: %w", b.Name, gw, err)
+		}
+	}
+	if err := netlink.LinkSetUp(br); err != nil {
+		return Device{}, fmt.Errorf("set %s up: %w", b.Name, err)
+	}
+	return Host{}.Find(b.Name)
+}
+
+// create adds a device and marks it. One that exists is taken if it is marked as the same owner's.
+func create(l netlink.Link, owner string) error {
+	name := l.Attrs().Name
+	err := netlink.LinkAdd(l)
+	if errors.Is(err, unix.EEXIST) {
+		found, findErr := netlink.LinkByName(name)
+		if findErr != nil {
+			return findErr
+		}
+		if found.Attrs().Alias != alias+owner || found.Type() != l.Type() {
+			return fmt.Errorf("there is a device of that name already: remove or rename it")
+		}
+		*l.Attrs() = *found.Attrs()
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	found, err := netlink.LinkByName(name)
+	if err == nil {
+		*l.Attrs() = *found.Attrs()
+		err = netlink.LinkSetAlias(l, alias+owner)
+	}
+	if err == nil {
+		err = noLinkLocal(l)
+	}
+	if err != nil {
+		return errors.Join(err, netlink.LinkDel(l))
+	}
+	return nil
+}
+
+// noLinkLocal keeps the kernel from giving a device a link-local address: nothing on the host shall
+// talk to containers behind our back.
+func noLinkLocal(l netlink.Link) error {
+	if err := netlink.LinkSetIP6AddrGenMode(l, 1); err != nil && !errors.Is(err, unix.EAFNOSUPPORT) {
+		return fmt.Errorf("switch address generation off on %s: %w", l.Attrs().Name, err)
+	}
+	return nil
+}
+
+// Plug makes a device a port of a bridge, to which the MAC behind it is known for good: the bridge
+// neither learns nor floods unicast there.
+func (Host) Plug(port, bridge string, addrs []netip.Addr, mac net.HardwareAddr) error {
+	p, err := netlink.LinkByName(port)
+	if err != nil {
+		return fmt.Errorf("find the device %s: %w", port, err)
+	}
+	br, err := netlink.LinkByName(bridge)
+	if err != nil {
+		return fmt.Errorf("find the bridge %s: %w", bridge, err)
+	}
+	if err := netlink.LinkSetMaster(p, br); err != nil {
+		return fmt.Errorf("plug %s into %s: %w", port, bridge, err)
+	}
+	for _, set := range []func(netlink.Link, bool) error{netlink.LinkSetLearning, netlink.LinkSetFlood} {
+		if err := set(p, false); err != nil {
+			return fmt.Errorf("stop %s from learning and flooding: %w", port, err)
+		}
+	}
+	fdb := &netlink.Neigh{
+		LinkIndex: p.Attrs().Index, Family: unix.AF_BRIDGE, Flags: netlink.NTF_MASTER,
+		State: netlink.NUD_PERMANENT | netlink.NUD_NOARP, HardwareAddr: mac,
+	}
+	if err := netlink.NeighSet(fdb); err != nil {
+		return fmt.Errorf("tell %s who is behind %s: %w", bridge, port, err)
+	}
+	for _, addr := range addrs {
+		neigh := &netlink.Neigh{
+			LinkIndex: br.Attrs().Index, IP: addr.AsSlice(), HardwareAddr: mac, State: netlink.NUD_PERMANENT,
+		}
+		if err := netlink.NeighSet(neigh); err != nil {
+			return fmt.Errorf("set the neighbour %s on %s: %w", addr, bridge, err)
+		}
+	}
+	return nil
+}
+
+// Unplug forgets the neighbours that Plug set on the bridge; the port itself goes with its device.
+func (Host) Unplug(bridge string, addrs []netip.Addr) error {
+	br, err := netlink.LinkByName(bridge)
+	if isNotFound(err) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("find the bridge %s: %w", bridge, err)
+	}
+	for _, addr := range addrs {
+		neigh := &netlink.Neigh{LinkIndex: br.Attrs().Index, IP: addr.AsSlice()}
+		if err := netlink.NeighDel(neigh); err != nil && !errors.Is(err, unix.ENOENT) {
+			return fmt.Errorf("forget the neighbour %s on %s: %w", addr, bridge, err)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,119 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package link
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// Slave describes a macvlan or ipvlan device on a parent.
+type Slave struct {
+	Owner  string // endpoint or network id, kept in the alias
+	Name   string // at most 15 bytes
+	Parent string
+	Type   string           // macvlan or ipvlan
+	Mode   string           // macvlan: bridge, private, vepa, passthru; ipvlan: l2, l3, l3s
+	Flag   string           // ipvlan: bridge, private, vepa
+	MTU    int              // bytes; 0 for the parent's
+	MAC    net.HardwareAddr // macvlan only; an ipvlan slave has its parent's
+}
+
+var macvlanModes = map[string]netlink.MacvlanMode{
+	"bridge": netlink.MACVLAN_MODE_BRIDGE, "private": netlink.MACVLAN_MODE_PRIVATE,
+	"vepa": netlink.MACVLAN_MODE_VEPA, "passthru": netlink.MACVLAN_MODE_PASSTHRU,
+}
+
+var ipvlanModes = map[string]netlink.IPVlanMode{
+	"l2": netlink.IPVLAN_MODE_L2, "l3": netlink.IPVLAN_MODE_L3, "l3s": netlink.IPVLAN_MODE_L3S,
+}
+
+var ipvlanFlags = map[string]netlink.IPVlanFlag{
+	"bridge": netlink.IPVLAN_FLAG_BRIDGE, "private": netlink.IPVLAN_FLAG_PRIVATE, "vepa": netlink.IPVLAN_FLAG_VEPA,
+}
+
+// kernelOptions are what a kernel is built with to have a type of device.
+var kernelOptions = map[string]string{
+	"macvlan": "CONFIG_MACVLAN", "ipvlan": "CONFIG_IPVLAN", "netkit": "CONFIG_NETKIT",
+}
+
+// CreateSlave creates a slave and leaves it down, as engines want it. One of the same owner that is
+// there already is taken.
+func (Host) CreateSlave(s Slave) (Device, error) {
+	parent, err := netlink.LinkByName(s.Parent)
+	if err != nil {
+		return Device{}, fmt.Errorf("find the parent %s: %w", s.Parent, err)
+	}
+	attrs := netlink.LinkAttrs{Name: s.Name, ParentIndex: parent.Attrs().Index, MTU: s.MTU}
+	var l netlink.Link
+	if s.Type == "macvlan" {
+		attrs.HardwareAddr = s.MAC
+		l = &netlink.Macvlan{LinkAttrs: attrs, Mode: macvlanModes[s.Mode]}
+	} else {
+		l = &netlink.IPVlan{LinkAttrs: attrs, Mode: ipvlanModes[s.Mode], Flag: ipvlanFlags[s.Flag]}
+	}
+	err = create(l, s.Owner)
+	switch {
+	case errors.Is(err, unix.EOPNOTSUPP):
+		err = fmt.Errorf("this kernel has no %s: it needs %s", s.Type, kernelOptions[s.Type])
+	case errors.Is(err, unix.EBUSY):
+		err = fmt.Errorf("%w: the parent carries slaves of another type or mode: one parent cannot serve macvlan and ipvlan", err)
+	}
+	if err != nil {
+		return Device{}, fmt.Errorf("create the %s slave %s of %s: %w", s.Type, s.Name, s.Parent, err)
+	}
+	return device(l), nil
+}
+
+// CheckParent refuses a device that cannot be a parent, saying why.
+func (Host) CheckParent(name string) error {
+	l, err := netlink.LinkByName(name)
+	if isNotFound(err) {
+		return fmt.Errorf("parent %s: there is no such device: `ip link` lists them", name)
+	}
+	if err != nil {
+		return fmt.Errorf("parent %s: %w", name, err)
+	}
+	if _, err := os.Stat(filepath.Join("/sys/class/net", name, "phy80211")); err == nil {
+		return fmt.Errorf("parent %s is wireless, which takes frames of its own MAC only: use mode veth", name)
+	}
+	if l.Attrs().Flags&net.FlagLoopback != 0 {
+		return fmt.Errorf("parent %s is the loopback device: choose one that leads out, or none for a private network", name)
+	}
+	if l.Attrs().MasterIndex != 0 {
+		return fmt.Errorf("parent %s is a port of another device (bridge or bond): give that as the parent", name)
+	}
+	return nil
+}
+
+// CreateVLAN creates BASE.ID on its base if it is missing and reports whether it did.
+func (Host) CreateVLAN(name, owner string) (bool, error) {
+	if _, err := netlink.LinkByName(name); err == nil {
+		return false, nil
+	}
+	base, tag, ok := strings.Cut(name, ".")
+	id, err := strconv.Atoi(tag)
+	if !ok || err != nil || id < 1 || id > 4094 {
+		return false, fmt.Errorf("parent %s: there is no such device, and it does not name a VLAN (eth0.50, with a tag from 1 to 4094)", name)
+	}
+	lower, err := netlink.LinkByName(base)
+	if err != nil {
+		return false, fmt.Errorf("parent %s: there is no device %s to put a VLAN on: `ip link` lists them", name, base)
+	}
+	vlan := &netlink.Vlan{LinkAttrs: netlink.LinkAttrs{Name: name, ParentIndex: lower.Attrs().Index}, VlanId: id}
+	if err := create(vlan, owner); err != nil {
+		return false, fmt.Errorf("create the VLAN %s: %w", name, err)
+	}
+	if err := netlink.LinkSetUp(vlan); err != nil {
+		return true, fmt.Errorf("set %s up: %w", name, err)
+	}
+	return true, nil
+}

@@ -1,0 +1,173 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package driver
+
+import (
+	"net/netip"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/stretchr/testify/require"
+)
+
+func TestOptionsOfANetwork(t *testing.T) {
+	defaults := Options{Mode: "veth", LB: "auto", VIP: true, Publish: "gwbridge"}
+	with := func(change func(*Options)) Options {
+		o := defaults
+		change(&o)
+		return o
+	}
+	const mtu = "com.docker.network.driver.mtu"
+	for _, tt := range []struct {
+		name string
+		raw  map[string]string
+		want Options
+		err  string
+	}{
+		{name: "none", want: defaults},
+		{name: "mode", raw: map[string]string{"mode": "veth"}, want: defaults},
+		{name: "mode of another day", raw: map[string]string{"mode": "ipvlan"}, err: `network option mode="ipvlan": choose one of veth`},
+		{name: "packets only", raw: map[string]string{"lb": "packet"}, want: with(func(o *Options) { o.LB = LBPacket })},
+		{name: "unknown balancing", raw: map[string]string{"lb": "dns"}, err: `network option lb="dns": choose one of auto, socket, packet`},
+		{name: "no VIPs", raw: map[string]string{"vip": "off"}, want: with(func(o *Options) { o.VIP = false })},
+		{name: "VIPs perhaps", raw: map[string]string{"vip": "true"}, err: `network option vip="true": choose one of on, off`},
+		{name: "empty value", raw: map[string]string{"vip": ""}, err: `network option vip="": choose one of on, off`},
+		{name: "publishing by us", raw: map[string]string{"publish": "ebpf"}, err: `network option publish="ebpf": choose one of gwbridge`},
+		{name: "MTU", raw: map[string]string{"mtu": "1400"}, want: with(func(o *Options) { o.MTU = 1400 })},
+		{name: "MTU by Docker's key", raw: map[string]string{mtu: "9000"}, want: with(func(o *Options) { o.MTU = 9000 })},
+		{name: "the same MTU by both", raw: map[string]string{mtu: "1280", "mtu": "1280"}, want: with(func(o *Options) { o.MTU = 1280 })},
+		{name: "two MTUs", raw: map[string]string{mtu: "1280", "mtu": "1500"}, err: `network option mtu="1500" contradicts the other MTU option, which says 1280`},
+		{name: "MTU too small for IPv6", raw: map[string]string{"mtu": "1279"}, err: `network option mtu="1279" must be a number of bytes from 1280 to 65535`},
+		{name: "MTU too large", raw: map[string]string{"mtu": "65536"}, err: `network option mtu="65536" must be a number of bytes from 1280 to 65535`},
+		{name: "MTU in words", raw: map[string]string{mtu: "jumbo"}, err: `network option com.docker.network.driver.mtu="jumbo" must be a number of bytes from 1280 to 65535`},
+		{name: "unknown key", raw: map[string]string{"parent": "eth0"},
+			err: `unknown network option "parent": the options are com.docker.network.driver.mtu, lb, mode, mtu, publish, vip`},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			got, err := ParseOptions(tt.raw)
+			if tt.err != "" {
+				require.EqualError(t, err, tt.err)
+				w := newWorld(t)
+				empty := w.lines()
+				require.EqualError(t, w.CreateNetwork(ctx, network(net1, 1, tt.raw)), tt.err)
+				require.Empty(t, cmp.Diff(empty, w.lines()))
+				return
+			}
+			require.NoError(t, err)
+			require.Equal(t, tt.want, got)
+		})
+	}
+}
+
+func TestNetworksThatAreRefused(t *testing.T) {
+	four := func(pools ...string) NetworkConfig {
+		c := NetworkConfig{ID: net2}
+		for _, p := range pools {
+			c.IPv4 = append(c.IPv4, subnet(p))
+		}
+		return c
+	}
+	for name, tt := range map[string]struct {
+		cfg NetworkConfig
+		err string
+	}{
+		"no subnet":             {four(), `create network "net2": it needs an id and at least one subnet`},
+		"no id":                 {NetworkConfig{IPv4: []Subnet{subnet("10.9.0.0/24")}}, `create network "": it needs an id and at least one subnet`},
+		"inside another":        {four("10.1.0.128/25"), "subnet 10.1.0.128/25 overlaps 10.1.0.0/24 of the network net1: choose another with --subnet"},
+		"around another":        {four("10.0.0.0/8"), "subnet 10.0.0.0/8 overlaps the service pool 10.96.0.0/16: choose another with --subnet"},
+		"its second subnet":     {four("10.9.0.0/24", "10.1.0.0/24"), "subnet 10.1.0.0/24 overlaps 10.1.0.0/24 of the network net1: choose another with --subnet"},
+		"within itself":         {four("10.9.0.0/24", "10.9.0.0/25"), "subnet 10.9.0.0/25 overlaps 10.9.0.0/24 of the same network: choose another with --subnet"},
+		"IPv6 inside another":   {NetworkConfig{ID: net2, IPv6: []Subnet{subnet("fd00:1::/80")}}, "subnet fd00:1::/80 overlaps fd00:1::/64 of the network net1: choose another with --subnet"},
+		"among the virtual IPs": {four("10.96.7.0/24"), "subnet 10.96.7.0/24 overlaps the service pool 10.96.0.0/16: choose another with --subnet"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			w.createNetwork(net1, 1)
+			before := w.lines()
+			require.EqualError(t, w.CreateNetwork(ctx, tt.cfg), tt.err)
+			require.Empty(t, cmp.Diff(before, w.lines()))
+		})
+	}
+}
+
+func TestEndpointsThatAreRefused(t *testing.T) {
+	change := func(f func(*EndpointConfig)) EndpointConfig {
+		c := endpoint(ep2, net1, 1, 3)
+		f(&c)
+		return c
+	}
+	for name, tt := range map[string]struct {
+		cfg EndpointConfig
+		err string
+	}{
+		"unknown network":    {change(func(c *EndpointConfig) { c.NetworkID = "net9" }), "network net9: not found"},
+		"short id":           {change(func(c *EndpointConfig) { c.ID = "abc" }), `create endpoint "abc": its id must have at least 11 characters`},
+		"no address":         {change(func(c *EndpointConfig) { c.IPv4, c.IPv6 = netip.Prefix{}, netip.Prefix{} }), "create endpoint " + ep2 + ": it needs an address"},
+		"foreign address":    {change(func(c *EndpointConfig) { c.IPv4 = netip.MustParsePrefix("10.2.0.3/24") }), "create endpoint " + ep2 + ": its address 10.2.0.3 is in none of the network's subnets [10.1.0.0/24 fd00:1::/64]"},
+		"taken address":      {change(func(c *EndpointConfig) { c.IPv4 = netip.MustParsePrefix("10.1.0.2/24") }), "create endpoint " + ep2 + ": its address 10.1.0.2 belongs to the endpoint " + ep1},
+		"taken IPv6 address": {change(func(c *EndpointConfig) { c.IPv6 = netip.MustParsePrefix("fd00:1::2/64") }), "create endpoint " + ep2 + ": its address fd00:1::2 belongs to the endpoint " + ep1},
+		"group MAC":          {change(func(c *EndpointConfig) { c.MAC = "01:00:00:00:00:01" }), "create endpoint " + ep2 + `: "01:00:00:00:00:01" is no MAC address of an interface (six bytes, the first even)`},
+		"long MAC":           {change(func(c *EndpointConfig) { c.MAC = "02:00:00:00:00:00:00:01" }), "create endpoint " + ep2 + `: "02:00:00:00:00:00:00:01" is no MAC address of an interface (six bytes, the first even)`},
+		"the same beginning": {change(func(c *EndpointConfig) { c.ID = ep1[:idBytes] + "99999" }), "create endpoint e1e1e1e1e1e99999: its device " + if1 + " belongs to the endpoint " + ep1},
+		"unknown option": {change(func(c *EndpointConfig) { c.Options = map[string]string{"mustang.vips": "on"} }),
+			`unknown endpoint option "mustang.vips": the options are com.docker.network.endpoint.ifname, mustang.service, mustang.vip, mustang.health, mustang.weight`},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			w.kernel.addNetns(box)
+			w.createNetwork(net1, 1)
+			w.createEndpoint(ep1, net1, 1, 2)
+			w.join(ep1, box)
+			before := w.lines()
+			_, err := w.CreateEndpoint(ctx, tt.cfg)
+			require.EqualError(t, err, tt.err)
+			require.Empty(t, cmp.Diff(before, w.lines()))
+		})
+	}
+}
+
+func TestAnEndpointThatTheEngineForgotMakesRoom(t *testing.T) {
+	w := newWorld(t)
+	w.kernel.addNetns(box)
+	w.createNetwork(net1, 1)
+	before := w.lines()
+	w.createEndpoint(ep1, net1, 1, 2)
+	w.join(ep1, box)
+	w.kernel.removeNetns(box)
+	w.createEndpoint(ep2, net1, 1, 2)
+	require.Len(t, w.Endpoints(), 1)
+	w.remove(ep2)
+	w.kernel.addNetns(box)
+	require.Empty(t, cmp.Diff(before, w.lines()))
+}
+
+func TestAForeignDeviceOfTheSameNameIsLeftAlone(t *testing.T) {
+	w := newWorld(t)
+	w.createNetwork(net1, 1)
+	w.kernel.addForeign(if1)
+	before := w.lines()
+	_, err := w.CreateEndpoint(ctx, endpoint(ep1, net1, 1, 2))
+	require.ErrorContains(t, err, "a device of that name is not this endpoint's")
+	require.Empty(t, cmp.Diff(before, w.lines()))
+}
+
+func TestAnAddressThatIsAVIPIsRefusedByTheServices(t *testing.T) {
+	w := newWorld(t)
+	w.createNetwork(net1, 1)
+	before := w.lines()
+	w.services.refuses = ep1
+	_, err := w.CreateEndpoint(ctx, endpoint(ep1, net1, 1, 2))
+	require.ErrorContains(t, err, "its address is a VIP")
+	require.Empty(t, cmp.Diff(before, w.lines()))
+}
+
+func TestWhatIsUnknownIsNotFound(t *testing.T) {
+	w := newWorld(t)
+	_, err := w.Join(ctx, net1, ep1, box)
+	require.ErrorIs(t, err, ErrNotFound)
+	_, err = w.Endpoint(ctx, net1, ep1)
+	require.ErrorIs(t, err, ErrNotFound)
+	require.NoError(t, w.Leave(ctx, net1, ep1))
+	require.NoError(t, w.DeleteEndpoint(ctx, net1, ep1))
+	require.NoError(t, w.DeleteNetwork(ctx, net1))
+}

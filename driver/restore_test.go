@@ -1,0 +1,150 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package driver
+
+import (
+	"net/netip"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/stretchr/testify/require"
+
+	"github.com/mustang-net/mustang/bpf"
+)
+
+// running is a world with a container on two networks, one more that waits to join, and one by hand.
+func running(t *testing.T) *world {
+	w := newLife(t, 4, false)
+	w.createNetwork(net2, 2)
+	w.createEndpoint(ep2, net2, 2, 2)
+	w.join(ep2, box)
+	w.createEndpoint("e3e3e3e3e3e3e3e3", net2, 2, 3)
+	w.kernel.moveInto(if1, box)
+	return w
+}
+
+func TestTheNextDaemonFindsWhatTheLastLeft(t *testing.T) {
+	t.Run("after a clean stop", func(t *testing.T) {
+		w := running(t)
+		want := w.lines()
+		w.restart()
+		require.Empty(t, cmp.Diff(want, w.lines()))
+	})
+	t.Run("with other maps, as after an unmount of bpffs", func(t *testing.T) {
+		w := running(t)
+		want := w.lines()
+		w.datapath.wipe()
+		w.restart()
+		require.Empty(t, cmp.Diff(want, w.lines()))
+	})
+	t.Run("after the container ended meanwhile", func(t *testing.T) {
+		w := running(t)
+		w.kernel.removeNetns(box)
+		w.restart()
+		require.True(t, w.services.gone[ep1])
+		require.NotContains(t, w.lines(), sandboxLine)
+		e, err := w.Endpoint(ctx, net1, ep1)
+		require.NoError(t, err, "the engine will ask for its removal")
+		require.Empty(t, e.Sandbox)
+		w.remove(ep1)
+	})
+	t.Run("after the sandbox could not be looked at", func(t *testing.T) {
+		w := running(t)
+		want := w.lines()
+		w.startAgain()
+		w.fault.spare = func(call string) bool { return call != "cookie" }
+		w.fault.arm(failsOnward, 1)
+		require.ErrorIs(t, w.Restore(), errInjected)
+		w.fault.disarm()
+		require.Contains(t, w.lines(), sandboxLine[:len(sandboxLine)-len(" dns 5353")]+" dns 5353", "it may well be alive")
+		w.restart()
+		require.Empty(t, cmp.Diff(want, w.lines()))
+	})
+}
+
+func TestAfterAReboot(t *testing.T) {
+	w := newWorld(t)
+	empty := w.lines()
+	w.kernel.addForeign("eth0")
+	w.kernel.addNetns(box)
+	w.createNetwork(net1, 1)
+	w.createEndpoint(ep1, net1, 1, 2)
+	w.createEndpoint(ep2, net1, 1, 3)
+	w.join(ep1, box)
+	old, err := w.Endpoint(ctx, net1, ep2)
+	require.NoError(t, err)
+	w.kernel.addNetns("/run/netns/hand")
+	w.kernel.addPair("/run/netns/hand", "eth0", "host0", "192.168.10.10/24")
+	_, err = w.AddByHand(ctx, "eth0", "/run/netns/hand")
+	require.NoError(t, err)
+
+	w.reboot()
+	require.Subset(t, w.lines(), []string{
+		"refused 10.1.0.0/24", "interface " + if1 + " network net1 gateways 10.1.0.1 fd00:1::1", "programs of " + if1 + " on " + if1,
+	}, "networks and endpoints are made again")
+	require.Len(t, w.Endpoints(), 2, "the one by hand is gone with its sandbox")
+	got, err := w.Endpoint(ctx, net1, ep2)
+	require.NoError(t, err)
+	require.NotEqual(t, old.Index, got.Index)
+	w.restart()
+	again, err := w.Endpoint(ctx, net1, ep2)
+	require.NoError(t, err)
+	require.Equal(t, got, again, "new ifindexes are on record")
+
+	w.remove(ep1) // an ifindex that was the one's may be the other's now
+	require.Contains(t, w.lines(), "interface mste2e2e2e2e2e network net1 gateways 10.1.0.1 fd00:1::1")
+	w.remove(ep2)
+	require.NoError(t, w.DeleteNetwork(ctx, net1))
+	require.Empty(t, cmp.Diff(empty, w.lines()))
+}
+
+func TestAPathThatBelongsToAnotherSandboxAfterAReboot(t *testing.T) {
+	w := newWorld(t)
+	w.kernel.addNetns("/run/netns/first")
+	w.kernel.addNetns("/run/netns/hand")
+	w.kernel.addPair("/run/netns/hand", "eth0", "host0", "192.168.10.10/24")
+	w.kernel.addNetns(box)
+	w.createNetwork(net1, 1)
+	w.createEndpoint(ep1, net1, 1, 2)
+	w.join(ep1, box)
+	_, err := w.AddByHand(ctx, "eth0", "/run/netns/hand")
+	require.NoError(t, err)
+	w.Close()
+	w.kernel.boot()
+	w.datapath.wipe()
+	w.kernel.addNetns("/run/netns/other") // has the cookie that hand had
+	w.kernel.addNetns(box)                // and box has hand's
+	w.kernel.addNetns("/run/netns/hand")
+	w.restart()
+	require.NotContains(t, w.lines(), sandboxLine)
+	require.Len(t, w.Endpoints(), 1)
+}
+
+func TestLeftoversAreRemovedAndTheOthersDevicesStay(t *testing.T) {
+	w := running(t)
+	want := w.lines()
+	w.kernel.mu.Lock()
+	w.kernel.add("mstleftover", "an endpoint of another life")
+	w.kernel.mu.Unlock()
+	require.NoError(t, w.datapath.AttachLXC("mstleftover", w.kernel.devices["mstleftover"].index))
+	require.NoError(t, w.kernel.Refuse(netip.MustParsePrefix("10.77.0.0/16")))
+	require.NoError(t, w.datapath.PutEndpoint(bpf.Endpoint{Addr: netip.MustParseAddr("10.77.0.2"), IfIndex: 77}))
+	require.NoError(t, w.datapath.PutInterface(bpf.Interface{IfIndex: 77}))
+	require.NoError(t, w.datapath.PutSandbox(bpf.Sandbox{Cookie: 7777}))
+	require.NoError(t, w.datapath.PutMember(7777, 3))
+	require.NoError(t, w.datapath.PutMember(w.kernel.netns[box].cookie, 77))
+	w.restart()
+	require.Empty(t, cmp.Diff(want, w.lines()))
+	require.True(t, w.kernel.has("host0"))
+}
+
+func TestThePoolsOfAnotherConfiguration(t *testing.T) {
+	w := newWorld(t)
+	require.NoError(t, w.kernel.Refuse(netip.MustParsePrefix("10.200.0.0/16")))
+	w.startAgain()
+	w.pools = []netip.Prefix{netip.MustParsePrefix("10.96.3.4/16")} // as somebody may write it
+	require.NoError(t, w.Restore())
+	require.Contains(t, w.lines(), "refused 10.96.0.0/16")
+	require.NotContains(t, w.lines(), "refused 10.200.0.0/16")
+	require.NotContains(t, w.lines(), "refused fd6d:7374:10::/96")
+}
