@@ -92,7 +92,6 @@ func TestConntrack(t *testing.T) {
 			id := w.web()
 			w.service(w.vip2, 80, ProtocolTCP, id)
 			open(w)
-			w.send(fromClient(), tcp(w.client, 5000, w.vip2, 80, syn)).dropped("ct-collision")
 			w.send(fromBackend(), w.reply(fin)).toClient(w.received(fin))
 			w.send(fromClient(), tcp(w.client, 5000, w.vip2, 80, syn)).toBackend(w.sent(syn))
 			w.send(fromBackend(), w.reply(synAck)).toClient(tcp(w.vip2, 80, w.client, 5000, synAck))

@@ -4,6 +4,7 @@ package bpf
 
 import (
 	"bytes"
+	"encoding/binary"
 	"encoding/hex"
 	"errors"
 	"maps"
@@ -282,6 +283,15 @@ func (r result) is(verdict uint32, out []byte, counted ...string) {
 	if out != nil && !bytes.Equal(out, r.out) {
 		r.w.Fatalf("packet in\n%swant out\n%sgot out\n%s", dump(r.in), dump(out), dump(r.out))
 	}
+}
+
+// sourcePort is that of the packet that came out.
+func (r result) sourcePort() uint16 {
+	at := 14 + 20
+	if r.out[12] == 0x86 {
+		at = 14 + 40
+	}
+	return binary.BigEndian.Uint16(r.out[at:])
 }
 
 // dropped says that the packet went nowhere, for a reason, and that nobody was told.

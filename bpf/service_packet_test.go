@@ -109,7 +109,7 @@ func TestServiceTranslation(t *testing.T) {
 		{"a backend of another network is reached through the VIP only", func(w *world) {
 			w.service(w.vip, 80, ProtocolTCP, w.backendAt(w.foreign, 8080))
 			w.send(fromClient(), w.request(syn)).is(verdictRedirect, tcp(w.client, 5000, w.foreign, 8080, syn).macs(mac(5), mac(0x15)).bytes())
-			w.send(fromClient(), tcp(w.client, 5000, w.foreign, 8080, syn)).dropped("isolated")
+			w.send(fromClient(), tcp(w.client, 5001, w.foreign, 8080, syn)).dropped("isolated")
 		}},
 		{"a member that calls its own VIP reaches itself, and the answer comes back from the VIP", func(w *world) {
 			w.web()
@@ -118,12 +118,28 @@ func TestServiceTranslation(t *testing.T) {
 			w.send(fromBackend(), tcp(w.backend, 8080, w.vip, 5000, synAck)).toBackend(tcp(w.vip, 80, w.backend, 5000, synAck))
 			w.send(fromBackend(), tcp(w.backend, 5000, w.vip, 80, data)).toBackend(tcp(w.vip, 5000, w.backend, 8080, data))
 		}},
-		{"two VIPs with one backend cannot share a client's port", func(w *world) {
+		{"two VIPs with one backend may share a client's port: the second flow gets one of ours", func(w *world) {
 			id := w.web()
 			w.service(w.vip2, 80, ProtocolTCP, id)
 			w.send(fromClient(), w.request(syn)).toBackend(w.sent(syn))
-			w.send(fromClient(), tcp(w.client, 5000, w.vip2, 80, syn)).dropped("ct-collision")
-			w.send(fromClient(), tcp(w.client, 5001, w.vip2, 80, syn)).toBackend(tcp(w.client, 5001, w.backend, 8080, syn))
+			second := w.send(fromClient(), tcp(w.client, 5000, w.vip2, 80, syn))
+			port := second.sourcePort()
+			require.GreaterOrEqual(w, port, uint16(61000))
+			second.toBackend(tcp(w.client, port, w.backend, 8080, syn))
+			w.send(fromBackend(), tcp(w.backend, 8080, w.client, port, synAck)).toClient(tcp(w.vip2, 80, w.client, 5000, synAck))
+			w.send(fromBackend(), w.reply(synAck)).toClient(w.received(synAck))
+		}},
+		{"a client's port that a flow of the VIP has is not free for the backend itself", func(w *world) {
+			w.web()
+			w.send(fromClient(), w.request(syn)).toBackend(w.sent(syn))
+			w.send(fromClient(), w.sent(syn)).dropped("ct-collision")
+		}},
+		{"a client's port that a flow of the VIP had is free for the backend itself", func(w *world) {
+			w.web()
+			w.send(fromClient(), w.request(syn)).toBackend(w.sent(syn))
+			w.send(fromBackend(), w.reply(fin)).toClient(w.received(fin))
+			w.send(fromClient(), w.sent(syn)).toBackend(w.sent(syn))
+			w.send(fromBackend(), w.reply(synAck)).toClient(w.reply(synAck))
 		}},
 		{"mark, priority and cb that a container set mean nothing", func(w *world) {
 			w.web()

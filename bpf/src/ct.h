@@ -21,6 +21,13 @@ static __always_inline __u64 ct_timeout(const struct mst_ct *ct, __u8 proto)
 	return 3600 * SEC_NS;
 }
 
+/* Has the flow ended, or not been heard of for too long? */
+static __always_inline bool ct_over(const struct mst_ct *ct, __u8 proto)
+{
+	return ct->state == MST_CT_CLOSING ||
+	       bpf_ktime_get_ns() - ct->seen > ct_timeout(ct, proto);
+}
+
 /* The live entry of the packet's tuple in this direction, refreshed. */
 static __always_inline struct mst_ct *ct_lookup(struct pkt *p, __u8 dir)
 {
@@ -32,7 +39,7 @@ static __always_inline struct mst_ct *ct_lookup(struct pkt *p, __u8 dir)
 	if (!ct || now - ct->seen > ct_timeout(ct, p->t.proto))
 		return NULL;
 	if (p->t.proto == IPPROTO_TCP) {
-		if ((p->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN) {
+		if (is_syn(p)) {
 			if (ct->state == MST_CT_CLOSING)
 				return NULL; /* the client reuses its port */
 		} else if (p->tcp_flags & (TCP_FIN | TCP_RST)) {
@@ -104,9 +111,9 @@ __noinline int ct_create(struct work *w, __u32 backend)
 	ct->seen = now;
 	had = bpf_map_lookup_elem(&mst_ct_v1, key);
 	if (had &&
-	    (!addr_eq(&had->saddr, &ct->saddr) || had->sport != ct->sport) &&
-	    had->state != MST_CT_CLOSING &&
-	    now - had->seen < ct_timeout(had, request->proto))
+	    (!addr_eq(&had->saddr, &ct->saddr) || had->sport != ct->sport ||
+	     had->dport != ct->dport) &&
+	    !ct_over(had, request->proto))
 		return MST_REASON_CT_COLLISION;
 	if (bpf_map_update_elem(&mst_ct_v1, key, ct, BPF_ANY))
 		return MST_REASON_CT_FULL;
@@ -118,6 +125,32 @@ __noinline int ct_create(struct work *w, __u32 backend)
 	key->dir = MST_DIR_REQUEST;
 	if (bpf_map_update_elem(&mst_ct_v1, key, ct, BPF_ANY))
 		return MST_REASON_CT_FULL;
+	return 0;
+}
+
+/*
+ * A client opens a flow to a backend's own address from a port that it used
+ * for a VIP before: an entry of that flow, if it is over, must not translate
+ * the replies of this one. Returns 0 or a reason.
+ */
+static __always_inline __u32 ct_direct(struct work *w)
+{
+	const struct mst_ct *had;
+	struct mst_tuple *key = &w->key;
+
+	__builtin_memset(key, 0, sizeof(*key));
+	key->saddr = w->p.t.daddr;
+	key->daddr = w->p.t.saddr;
+	key->sport = w->p.t.dport;
+	key->dport = w->p.t.sport;
+	key->proto = w->p.t.proto;
+	key->dir = MST_DIR_REPLY;
+	had = bpf_map_lookup_elem(&mst_ct_v1, key);
+	if (!had)
+		return 0;
+	if (!ct_over(had, key->proto))
+		return MST_REASON_CT_COLLISION;
+	bpf_map_delete_elem(&mst_ct_v1, key);
 	return 0;
 }
 

@@ -226,14 +226,13 @@ enum mst_reason {
 		5, /* destination is neither endpoint, VIP nor gateway */
 	MST_REASON_NO_FRAGMENT_HEAD =
 		6, /* fragment of a flow whose head was not seen */
-	MST_REASON_NO_SERVICE = 7, /* port of a VIP that no service has */
-	MST_REASON_NO_BACKEND = 8, /* service without a running backend */
-	MST_REASON_NOT_MEMBER = 9, /* VIP of another network */
-	MST_REASON_NO_FLOW = 10,   /* mid-flow TCP without conntrack */
-	MST_REASON_CT_FULL = 11,   /* conntrack could not be written */
-	MST_REASON_CT_COLLISION =
-		12,		    /* two flows with one reply tuple */
-	MST_REASON_NAT_FAILED = 13, /* the kernel refused a rewrite */
+	MST_REASON_NO_SERVICE = 7,    /* port of a VIP that no service has */
+	MST_REASON_NO_BACKEND = 8,    /* service without a running backend */
+	MST_REASON_NOT_MEMBER = 9,    /* VIP of another network */
+	MST_REASON_NO_FLOW = 10,      /* mid-flow TCP without conntrack */
+	MST_REASON_CT_FULL = 11,      /* conntrack could not be written */
+	MST_REASON_CT_COLLISION = 12, /* two flows with one reply tuple */
+	MST_REASON_NAT_FAILED = 13,   /* the kernel refused a rewrite */
 	MST_REASON_MULTICAST =
 		14, /* multicast and broadcast end at the endpoint */
 };

@@ -229,6 +229,12 @@ __noinline int parse(struct __sk_buff *skb, struct work *w)
 	return 0;
 }
 
+/* The first segment of a TCP connection. */
+static __always_inline bool is_syn(const struct pkt *p)
+{
+	return (p->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN;
+}
+
 static __always_inline bool is_echo(const struct pkt *p)
 {
 	if (p->frag)

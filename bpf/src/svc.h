@@ -12,6 +12,14 @@
 #define SVC_UNTOUCHED  -1
 #define SVC_TRANSLATED -2
 
+/*
+ * Source ports for flows whose own is taken: above what clients choose from
+ * (ip_local_port_range ends at 60999 unless it was changed).
+ */
+#define PORT_MIN   61000
+#define PORT_COUNT 4536
+#define PORT_TRIES 4
+
 /* Reads the packet that an ICMP error quotes; false if it is no flow of ours.
  */
 static __always_inline bool quoted(struct __sk_buff *skb, struct work *w)
@@ -137,7 +145,7 @@ __noinline int svc_new_flow(struct __sk_buff *skb, struct work *w)
 	const struct mst_backend *be;
 	struct mst_addr client;
 	struct mst_tuple *t, *sent;
-	__u32 id = 0, reason;
+	__u32 id = 0, reason, tries;
 
 	if (!w)
 		return TC_DROP;
@@ -147,8 +155,7 @@ __noinline int svc_new_flow(struct __sk_buff *skb, struct work *w)
 	if (!head)
 		return TC_DROP;
 	svc = lb_service(&w->service, head, t->dport, t->proto);
-	if (t->proto == IPPROTO_TCP &&
-	    (w->p.tcp_flags & (TCP_SYN | TCP_ACK)) != TCP_SYN)
+	if (t->proto == IPPROTO_TCP && !is_syn(&w->p))
 		return refuse(skb, w, MST_REASON_NO_FLOW, UNREACH_PORT);
 	client = t->saddr;
 	be = lb_select_for(&w->service, svc, &client, t->dport, t->proto, &id);
@@ -165,6 +172,13 @@ __noinline int svc_new_flow(struct __sk_buff *skb, struct work *w)
 	if (addr_eq(&be->addr, &t->saddr))
 		sent->saddr = t->daddr;
 	reason = ct_create(w, id);
+	/* two VIPs, or two of its ports, with one backend and client port */
+	for (tries = 0; reason == MST_REASON_CT_COLLISION && tries < PORT_TRIES;
+	     tries++) {
+		sent->sport = bpf_htons(PORT_MIN +
+					bpf_get_prandom_u32() % PORT_COUNT);
+		reason = ct_create(w, id);
+	}
 	if (reason)
 		return drop(skb, reason, MST_FROM_CONTAINER);
 	frag_remember(&w->p, sent);
@@ -178,6 +192,7 @@ __noinline int svc_request(struct __sk_buff *skb, struct work *w)
 {
 	const struct mst_service *head;
 	struct mst_ct *ct;
+	__u32 reason;
 
 	if (!w)
 		return SVC_UNTOUCHED;
@@ -186,6 +201,11 @@ __noinline int svc_request(struct __sk_buff *skb, struct work *w)
 		if (lb_in_pool(&w->p.t.daddr))
 			return refuse(skb, w, MST_REASON_NO_SERVICE,
 				      UNREACH_HOST);
+		if (w->p.t.proto != IPPROTO_TCP || !is_syn(&w->p))
+			return SVC_UNTOUCHED;
+		reason = ct_direct(w);
+		if (reason)
+			return drop(skb, reason, MST_FROM_CONTAINER);
 		return SVC_UNTOUCHED;
 	}
 	if (head->network && head->network != w->network)
