@@ -6,6 +6,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"runtime/debug"
 	"strings"
 
 	"github.com/mustang-net/mustang/api"
@@ -29,8 +30,15 @@ func (h *host) RemoveService(_ context.Context, ref string) error { return h.ser
 // ApplyServices implements [api.Host].
 func (h *host) ApplyServices(_ context.Context, specs []service.Spec) (a api.Applied, err error) {
 	a.Added, a.Changed, a.Removed, a.Unchanged, err = h.services.Apply(specs)
+	if len(specs) >= largeApply {
+		debug.FreeOSMemory()
+	}
 	return a, err
 }
+
+// largeApply services take tens of MiB while they are compared, which a daemon that then idles for
+// days would keep: the runtime returns memory only as it is used.
+const largeApply = 1000
 
 // Drain implements [api.Host].
 func (h *host) Drain(_ context.Context, ref string, undo bool) error {
