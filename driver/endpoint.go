@@ -13,7 +13,6 @@ import (
 	"slices"
 
 	"github.com/mustang-net/mustang/bpf"
-	"github.com/mustang-net/mustang/driver/link"
 	"github.com/mustang-net/mustang/service"
 )
 
@@ -172,7 +171,7 @@ func (m *Manager) setUpEndpoint(n *Network, e *Endpoint) error {
 	if mtu == 0 {
 		mtu = m.links.UplinkMTU()
 	}
-	dev, err := m.links.CreateVeth(link.Veth{Owner: e.ID, Host: e.HostIf, Peer: e.PeerIf, MTU: mtu, MAC: mac})
+	dev, err := m.mode(n).connect(n, e, mac, mtu)
 	if err != nil {
 		return err
 	}
@@ -182,9 +181,6 @@ func (m *Manager) setUpEndpoint(n *Network, e *Endpoint) error {
 		}
 	}
 	e.Index, e.HostMAC = dev.Index, dev.MAC.String()
-	if err := m.links.Connect(e.HostIf, e.addrs(), m.gateways(n, e), mac); err != nil {
-		return err
-	}
 	// the maps come before the programs, and these before the engine moves the peer: no packet is
 	// ever judged by less than all of it
 	if err := m.putDatapath(n, e, dev.MAC, mac); err != nil {
@@ -199,8 +195,8 @@ func (m *Manager) setUpEndpoint(n *Network, e *Endpoint) error {
 	return nil
 }
 
-// gateways are the gateway addresses that belong to the endpoint's subnets.
-func (m *Manager) gateways(n *Network, e *Endpoint) []netip.Addr {
+// gatewaysOf are the gateway addresses that belong to the endpoint's subnets.
+func (n *Network) gatewaysOf(e *Endpoint) []netip.Addr {
 	var out []netip.Addr
 	for _, a := range e.addrs() {
 		if s, ok := n.subnetOf(a); ok && s.Gateway.IsValid() {
@@ -212,7 +208,7 @@ func (m *Manager) gateways(n *Network, e *Endpoint) []netip.Addr {
 
 func (m *Manager) putDatapath(n *Network, e *Endpoint, hostMAC, mac net.HardwareAddr) error {
 	iface := bpf.Interface{IfIndex: e.Index, Network: n.Number, Strict: true, MAC: hostMAC}
-	for _, gw := range m.gateways(n, e) {
+	for _, gw := range n.gatewaysOf(e) {
 		if gw.Is4() {
 			iface.Gateway4 = gw
 		} else {
@@ -276,7 +272,8 @@ func (m *Manager) tearDownEndpoint(e *Endpoint) error {
 	}
 	err := errors.Join(m.leave(e), m.services.RemoveEndpoint(e.ID))
 	if e.Source != SourceHand {
-		err = errors.Join(err, m.links.Delete(e.HostIf, e.ID))
+		n := m.networks[e.NetworkID]
+		err = errors.Join(err, m.mode(n).disconnect(n, e))
 	}
 	if err == nil {
 		err = m.tearDownDatapath(e)

@@ -88,7 +88,7 @@ func TestAFailureOfAnyCallLeavesNothing(t *testing.T) {
 		empty := linesAfterRestart(t, 0, noTCX)
 		for i, s := range life {
 			before, after := linesAfterRestart(t, i, noTCX), linesAfterRestart(t, i+1, noTCX)
-			for _, mode := range []mode{failsOnce, failsOnward, crashes} {
+			for _, mode := range []faultMode{failsOnce, failsOnward, crashes} {
 				t.Run(fmt.Sprintf("%s/%s/noTCX=%v", s.name, mode, noTCX), func(t *testing.T) {
 					for n := 1; ; n++ {
 						require.Less(t, n, 100, "the step never ends")
@@ -104,7 +104,7 @@ func TestAFailureOfAnyCallLeavesNothing(t *testing.T) {
 }
 
 // breakAt breaks the n'th call of a step, and reports false if the step has fewer calls.
-func breakAt(t *testing.T, i, n int, mode mode, noTCX bool, before, after, empty []string) bool {
+func breakAt(t *testing.T, i, n int, mode faultMode, noTCX bool, before, after, empty []string) bool {
 	s, w := life[i], newLife(t, i, noTCX)
 	alive := w.lines()
 	w.fault.arm(mode, n)
@@ -163,7 +163,7 @@ func TestWhatTheKernelDidNotLetUsRemoveIsRemovedAtTheNextStart(t *testing.T) {
 }
 
 func TestAStartCanBreakAnywhereAndTheNextMakesItGood(t *testing.T) {
-	for _, mode := range []mode{failsOnce, failsOnward, crashes} {
+	for _, mode := range []faultMode{failsOnce, failsOnward, crashes} {
 		for n := 1; ; n++ {
 			require.Less(t, n, 200)
 			w := newLife(t, 4, false)

@@ -14,25 +14,25 @@ var errInjected = errors.New("injected failure")
 // crashed is what a call panics with when the daemon is to die just before it.
 type crashed struct{}
 
-// mode is what happens at the call that the fault waits for.
-type mode string
+// faultMode is what happens at the call that the fault waits for.
+type faultMode string
 
 const (
-	failsOnce   mode = "the call fails"
-	failsOnward mode = "this and every later call fails"
-	crashes     mode = "the daemon dies before the call"
+	failsOnce   faultMode = "the call fails"
+	failsOnward faultMode = "this and every later call fails"
+	crashes     faultMode = "the daemon dies before the call"
 )
 
 // fault counts the calls that leave the driver and breaks one of them.
 type fault struct {
 	mu    sync.Mutex
-	mode  mode
+	mode  faultMode
 	at    int // 0: nothing breaks
 	calls int
 	spare func(call string) bool // calls that neither fail nor count; nil for none
 }
 
-func (f *fault) arm(mode mode, at int) {
+func (f *fault) arm(mode faultMode, at int) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.mode, f.at, f.calls = mode, at, 0

@@ -34,6 +34,7 @@ type device struct {
 	owner    string // "" for a foreign one
 	mac      net.HardwareAddr
 	addrs    []netip.Addr
+	master   string // bridge that it is a port of
 	gateways []netip.Addr
 	peerIn   string // path of the namespace that the peer was moved into
 	clsact   bool   // ours
@@ -130,6 +131,57 @@ func (k *kernel) CreateVeth(v link.Veth) (link.Device, error) {
 		return link.Device{}, errors.New("a device of that name is not this endpoint's")
 	}
 	return link.Device{Index: d.index, MAC: d.mac, MTU: v.MTU}, nil
+}
+
+func (k *kernel) CreateBridge(b link.Bridge) (link.Device, error) {
+	if err := k.fault.hit("create bridge"); err != nil {
+		return link.Device{}, err
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	d := k.devices[b.Name]
+	if d == nil {
+		d = k.add(b.Name, b.Owner)
+		d.mac = b.MAC
+	}
+	if d.owner != b.Owner {
+		return link.Device{}, errors.New("there is a device of that name already")
+	}
+	d.gateways = nil
+	for _, gw := range b.Gateways {
+		d.gateways = append(d.gateways, gw.Addr())
+	}
+	return link.Device{Index: d.index, MAC: d.mac, MTU: b.MTU}, nil
+}
+
+func (k *kernel) Plug(port, bridge string, addrs []netip.Addr, _ net.HardwareAddr) error {
+	if err := k.fault.hit("plug"); err != nil {
+		return err
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.devices[port] == nil || k.devices[bridge] == nil {
+		return fmt.Errorf("plug %s into %s: no such device", port, bridge)
+	}
+	k.devices[port].master = bridge
+	for _, a := range addrs {
+		if !slices.Contains(k.devices[bridge].addrs, a) {
+			k.devices[bridge].addrs = append(k.devices[bridge].addrs, a)
+		}
+	}
+	return nil
+}
+
+func (k *kernel) Unplug(bridge string, addrs []netip.Addr) error {
+	if err := k.fault.hit("unplug"); err != nil {
+		return err
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if d := k.devices[bridge]; d != nil {
+		d.addrs = slices.DeleteFunc(d.addrs, func(a netip.Addr) bool { return slices.Contains(addrs, a) })
+	}
+	return nil
 }
 
 func (k *kernel) Delete(name, owner string) error {

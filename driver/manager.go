@@ -21,6 +21,9 @@ import (
 // Links is what the driver asks of the kernel's devices and namespaces; [link.Host] is the real one.
 type Links interface {
 	CreateVeth(link.Veth) (link.Device, error)
+	CreateBridge(link.Bridge) (link.Device, error)
+	Plug(port, bridge string, addrs []netip.Addr, mac net.HardwareAddr) error
+	Unplug(bridge string, addrs []netip.Addr) error
 	Delete(name, owner string) error
 	Owned() (map[string]string, error)
 	Connect(name string, addrs, gateways []netip.Addr, mac net.HardwareAddr) error

@@ -172,12 +172,7 @@ func (m *Manager) setUpNetwork(n *Network) error {
 			return fmt.Errorf("record the network %s: %w", n.ID, err)
 		}
 	}
-	for _, p := range n.Subnets() {
-		if err := m.links.Refuse(p); err != nil {
-			return err
-		}
-	}
-	return nil
+	return m.mode(n).raise(n)
 }
 
 // tearDownNetwork undoes setUpNetwork and forgets the network.
@@ -188,10 +183,7 @@ func (m *Manager) tearDownNetwork(n *Network) error {
 		n.Partial = true
 		unmarked = m.put(bucketNetworks, n.ID, n)
 	}
-	for _, p := range n.Subnets() {
-		errs = append(errs, m.links.Unrefuse(p))
-	}
-	errs = append(errs, m.services.RemoveNetwork(n.ID))
+	errs = append(errs, m.mode(n).lower(n), m.services.RemoveNetwork(n.ID))
 	if err := errors.Join(errs...); err != nil {
 		return errors.Join(err, unmarked)
 	}

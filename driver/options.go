@@ -12,12 +12,19 @@ import (
 
 // Options are what `docker network create --opt` can say about a network, validated.
 type Options struct {
-	Mode    string `json:"mode"`              // veth
+	Mode    string `json:"mode"`              // veth or bridge
+	Bridge  string `json:"bridge,omitempty"`  // name of the bridge; "" for one of ours
 	LB      string `json:"lb"`                // auto, socket or packet
 	VIP     bool   `json:"vip"`               // names become services
 	Publish string `json:"publish,omitempty"` // gwbridge
 	MTU     int    `json:"mtu,omitempty"`     // bytes; 0 for the uplink's
 }
+
+// How endpoints of a network are connected.
+const (
+	ModeVeth   = "veth"   // each routed on its own
+	ModeBridge = "bridge" // ports of one bridge
+)
 
 // Where services of a network are translated.
 const (
@@ -39,11 +46,18 @@ type option struct {
 }
 
 var options = map[string]option{
-	"mode": {[]string{"veth"}, func(o *Options, v string) error { o.Mode = v; return nil }},
+	"mode": {[]string{ModeVeth, ModeBridge}, func(o *Options, v string) error { o.Mode = v; return nil }},
 	"lb":   {[]string{LBAuto, LBSocket, LBPacket}, func(o *Options, v string) error { o.LB = v; return nil }},
 	"vip":  {[]string{"on", "off"}, func(o *Options, v string) error { o.VIP = v == "on"; return nil }},
 	"publish": {[]string{"gwbridge"}, func(o *Options, v string) error {
 		o.Publish = v
+		return nil
+	}},
+	"com.docker.network.bridge.name": {nil, func(o *Options, v string) error {
+		if v == "" || len(v) > maxIfName || strings.ContainsAny(v, "/ \t\n") {
+			return fmt.Errorf("must be a device name of 1 to %d characters without blanks and slashes", maxIfName)
+		}
+		o.Bridge = v
 		return nil
 	}},
 	"mtu":                           {nil, setMTU},
@@ -64,7 +78,7 @@ func setMTU(o *Options, v string) error {
 
 // ParseOptions validates the options of a network. An error names the key, the value and the choices.
 func ParseOptions(raw map[string]string) (Options, error) {
-	o := Options{Mode: "veth", LB: LBAuto, VIP: true, Publish: "gwbridge"}
+	o := Options{Mode: ModeVeth, LB: LBAuto, VIP: true, Publish: "gwbridge"}
 	for _, key := range slices.Sorted(maps.Keys(raw)) {
 		opt, ok := options[key]
 		if !ok {
@@ -79,8 +93,15 @@ func ParseOptions(raw map[string]string) (Options, error) {
 			return o, fmt.Errorf("network option %s=%q %w", key, value, err)
 		}
 	}
+	if o.Bridge != "" && o.Mode != ModeBridge {
+		return o, fmt.Errorf("network option com.docker.network.bridge.name=%q contradicts mode=%q: only mode=bridge has a bridge",
+			o.Bridge, o.Mode)
+	}
 	return o, nil
 }
+
+// maxIfName is the longest name of a device (IFNAMSIZ without the final zero).
+const maxIfName = 15
 
 // endpointOptions are the driver-opts of an endpoint: --network name=n,driver-opt=k=v.
 var endpointOptions = []string{

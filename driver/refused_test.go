@@ -26,7 +26,7 @@ func TestOptionsOfANetwork(t *testing.T) {
 	}{
 		{name: "none", want: defaults},
 		{name: "mode", raw: map[string]string{"mode": "veth"}, want: defaults},
-		{name: "mode of another day", raw: map[string]string{"mode": "ipvlan"}, err: `network option mode="ipvlan": choose one of veth`},
+		{name: "mode of another day", raw: map[string]string{"mode": "ipvlan"}, err: `network option mode="ipvlan": choose one of veth, bridge`},
 		{name: "packets only", raw: map[string]string{"lb": "packet"}, want: with(func(o *Options) { o.LB = LBPacket })},
 		{name: "unknown balancing", raw: map[string]string{"lb": "dns"}, err: `network option lb="dns": choose one of auto, socket, packet`},
 		{name: "no VIPs", raw: map[string]string{"vip": "off"}, want: with(func(o *Options) { o.VIP = false })},
@@ -41,7 +41,7 @@ func TestOptionsOfANetwork(t *testing.T) {
 		{name: "MTU too large", raw: map[string]string{"mtu": "65536"}, err: `network option mtu="65536" must be a number of bytes from 1280 to 65535`},
 		{name: "MTU in words", raw: map[string]string{mtu: "jumbo"}, err: `network option com.docker.network.driver.mtu="jumbo" must be a number of bytes from 1280 to 65535`},
 		{name: "unknown key", raw: map[string]string{"parent": "eth0"},
-			err: `unknown network option "parent": the options are com.docker.network.driver.mtu, lb, mode, mtu, publish, vip`},
+			err: `unknown network option "parent": the options are com.docker.network.bridge.name, com.docker.network.driver.mtu, lb, mode, mtu, publish, vip`},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			got, err := ParseOptions(tt.raw)

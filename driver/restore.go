@@ -109,7 +109,7 @@ func (m *Manager) pruneDevices() error {
 	}
 	var errs []error
 	for name, owner := range owned {
-		if m.endpoints[owner] == nil {
+		if m.endpoints[owner] == nil && m.networks[owner] == nil {
 			errs = append(errs, m.links.Delete(name, owner), m.datapath.DetachLXC(name))
 		}
 	}

@@ -1,0 +1,115 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package driver
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+
+	"github.com/mustang-net/mustang/driver/link"
+)
+
+// mode is one way to connect the endpoints of a network. Repeating a call changes nothing, and each has
+// its undo.
+type mode interface {
+	// raise makes what the network needs before it has endpoints.
+	raise(n *Network) error
+	lower(n *Network) error
+	// connect makes an endpoint's devices and returns the host's end, with the MAC that the gateway has.
+	connect(n *Network, e *Endpoint, mac net.HardwareAddr, mtu int) (link.Device, error)
+	disconnect(n *Network, e *Endpoint) error
+}
+
+// mode of a network. An endpoint whose network is lost is taken for the simplest.
+func (m *Manager) mode(n *Network) mode {
+	if n != nil && n.Options.Mode == ModeBridge {
+		return bridge{m.links}
+	}
+	return veth{m.links}
+}
+
+// veth routes each endpoint on its own: the host's end of the pair has the gateway's address and a route
+// to the container, and there is nothing between endpoints but the programs.
+type veth struct{ links Links }
+
+func (v veth) raise(n *Network) error {
+	for _, p := range n.Subnets() {
+		if err := v.links.Refuse(p); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (v veth) lower(n *Network) error {
+	var errs []error
+	for _, p := range n.Subnets() {
+		errs = append(errs, v.links.Unrefuse(p))
+	}
+	return errors.Join(errs...)
+}
+
+func (v veth) connect(n *Network, e *Endpoint, mac net.HardwareAddr, mtu int) (link.Device, error) {
+	dev, err := v.links.CreateVeth(link.Veth{Owner: e.ID, Host: e.HostIf, Peer: e.PeerIf, MTU: mtu, MAC: mac})
+	if err != nil {
+		return dev, err
+	}
+	return dev, v.links.Connect(e.HostIf, e.addrs(), n.gatewaysOf(e), mac)
+}
+
+func (v veth) disconnect(_ *Network, e *Endpoint) error { return v.links.Delete(e.HostIf, e.ID) }
+
+// bridge plugs each endpoint's host end into one bridge, which has the gateway's addresses. Containers of
+// the host go past it all the same, straight into each other's sandbox.
+type bridge struct{ links Links }
+
+// name of the network's bridge.
+func (b bridge) name(n *Network) string {
+	if n.Options.Bridge != "" {
+		return n.Options.Bridge
+	}
+	return "msb" + n.ID[:idBytes]
+}
+
+func (b bridge) raise(n *Network) error {
+	if len(n.ID) < idBytes {
+		return fmt.Errorf("create network %q: its id must have at least %d characters", n.ID, idBytes)
+	}
+	var gateways []netip.Prefix
+	mac := net.HardwareAddr{0x02, 0x6d, 0x73, byte(n.Number >> 16), byte(n.Number >> 8), byte(n.Number)}
+	for _, s := range append(append([]Subnet{}, n.IPv4...), n.IPv6...) {
+		if s.Gateway.IsValid() {
+			gateways = append(gateways, netip.PrefixFrom(s.Gateway.Addr(), s.Pool.Bits()))
+		}
+	}
+	mtu := n.Options.MTU
+	if mtu == 0 {
+		mtu = b.links.UplinkMTU()
+	}
+	_, err := b.links.CreateBridge(link.Bridge{Owner: n.ID, Name: b.name(n), MTU: mtu, MAC: mac, Gateways: gateways})
+	return err
+}
+
+func (b bridge) lower(n *Network) error { return b.links.Delete(b.name(n), n.ID) }
+
+func (b bridge) connect(n *Network, e *Endpoint, mac net.HardwareAddr, mtu int) (link.Device, error) {
+	dev, err := b.links.CreateVeth(link.Veth{Owner: e.ID, Host: e.HostIf, Peer: e.PeerIf, MTU: mtu, MAC: mac})
+	if err != nil {
+		return dev, err
+	}
+	if err := b.links.Plug(e.HostIf, b.name(n), e.addrs(), mac); err != nil {
+		return dev, err
+	}
+	br, err := b.links.Find(b.name(n))
+	if err != nil {
+		return dev, err
+	}
+	dev.MAC = br.MAC // frames to the host must be the bridge's own
+	return dev, nil
+}
+
+func (b bridge) disconnect(n *Network, e *Endpoint) error {
+	return errors.Join(b.links.Unplug(b.name(n), e.addrs()), b.links.Delete(e.HostIf, e.ID))
+}
