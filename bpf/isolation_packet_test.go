@@ -147,11 +147,24 @@ func TestByHand(t *testing.T) {
 
 func TestInsideSandbox(t *testing.T) {
 	both(t, []scenario{
-		{"a request is translated and goes on to the stack", func(w *world) {
+		{"a request goes on to the LAN with its backend's address and MAC", func(w *world) {
 			w.web()
-			w.send(insideClient(), w.request(syn)).toStack(w.sent(syn))
+			toLAN := func(s segment) []byte { return w.sent(s).macs(backendMAC, clientMAC).bytes() }
+			w.send(insideClient(), w.request(syn)).is(verdictPass, toLAN(syn))
 			w.send(intoClient(), w.reply(synAck)).toStack(w.received(synAck))
-			w.send(insideClient(), w.request(ack)).toStack(w.sent(ack))
+			w.send(insideClient(), w.request(ack)).is(verdictPass, toLAN(ack))
+		}},
+		{"a request to a backend outside is resolved by the sandbox's routes", func(w *world) {
+			w.service(w.vip, 80, ProtocolTCP, w.backendAt(w.outside, 8080))
+			r := w.send(insideClient(), w.request(syn))
+			r.is(verdictRedirect, tcp(w.client, 5000, w.outside, 8080, syn).macs(r.in[:6], r.in[6:12]).bytes())
+		}},
+		{"a member that calls its own VIP is turned back", func(w *world) {
+			w.service(w.vip, 80, ProtocolTCP, w.backendAt(w.client, 8080))
+			own := func(f frame) []byte { return f.macs(clientMAC, clientMAC).bytes() }
+			w.send(insideClient(), w.request(syn)).is(verdictRedirect, own(tcp(w.vip, 5000, w.client, 8080, syn)))
+			w.send(insideClient(), tcp(w.client, 8080, w.vip, 5000, synAck)).
+				is(verdictRedirect, own(tcp(w.vip, 80, w.client, 5000, synAck)))
 		}},
 		{"a refusal goes back into the sandbox", func(w *world) {
 			w.web()
@@ -164,12 +177,16 @@ func TestInsideSandbox(t *testing.T) {
 			w.send(insideClient(), tcp(w.client, 5000, w.backend, 80, syn)).untouched()
 			w.send(intoClient(), tcp(w.outside, 80, w.client, 5000, synAck)).untouched()
 		}},
-		{"ARP and neighbour discovery are the device's own", func(w *world) {
+		{"ARP and neighbour discovery are the device's own, but nobody else answers for VIPs", func(w *world) {
+			w.web()
 			if w.v6 {
 				w.send(insideClient(), solicit(w.client, w.gateway, clientMAC)).untouched()
+				w.send(insideClient(), solicit(w.client, w.vip, clientMAC)).is(verdictRedirect, advertByOwn(w, w.vip))
 				return
 			}
 			w.sendRaw(insideClient(), arpRequest(w.client, w.gateway)).untouched()
+			w.sendRaw(insideClient(), arpRequest(w.client, w.vip)).
+				is(verdictRedirect, arp(clientMAC, clientMAC, 2, clientMAC, w.vip, clientMAC, w.client))
 		}},
 	})
 }

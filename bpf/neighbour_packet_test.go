@@ -90,6 +90,12 @@ func solicit(from, target netip.Addr, mac net.HardwareAddr) frame {
 	return f.macs(net.HardwareAddr{0x33, 0x33, 0xff, t[13], t[14], t[15]}, mac)
 }
 
+// advertByOwn is the answer inside a sandbox, which comes from the device's own MAC.
+func advertByOwn(w *world, target netip.Addr) []byte {
+	return icmp(target, w.client, 136, 0, 0xe0000000, slices.Concat(target.AsSlice(), []byte{2, 1}, clientMAC)).
+		hops(255).macs(clientMAC, clientMAC).bytes()
+}
+
 // advert is the answer of the client's host end.
 func advert(w *world, target netip.Addr) []byte {
 	return icmp(target, w.client, 136, 0, 0xe0000000, slices.Concat(target.AsSlice(), []byte{2, 1}, clientHostMAC)).

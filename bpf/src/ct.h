@@ -25,18 +25,17 @@ static __always_inline __u64 ct_timeout(const struct mst_ct *ct, __u8 proto)
 static __always_inline bool ct_over(const struct mst_ct *ct, __u8 proto)
 {
 	return ct->state == MST_CT_CLOSING ||
-	       bpf_ktime_get_ns() - ct->seen > ct_timeout(ct, proto);
+	       older(ct->seen, ct_timeout(ct, proto));
 }
 
 /* The live entry of the packet's tuple in this direction, refreshed. */
 static __always_inline struct mst_ct *ct_lookup(struct pkt *p, __u8 dir)
 {
-	__u64 now = bpf_ktime_get_ns();
 	struct mst_ct *ct;
 
 	p->t.dir = dir;
 	ct = bpf_map_lookup_elem(&mst_ct_v1, &p->t);
-	if (!ct || now - ct->seen > ct_timeout(ct, p->t.proto))
+	if (!ct || older(ct->seen, ct_timeout(ct, p->t.proto)))
 		return NULL;
 	if (p->t.proto == IPPROTO_TCP) {
 		if (is_syn(p)) {
@@ -48,7 +47,7 @@ static __always_inline struct mst_ct *ct_lookup(struct pkt *p, __u8 dir)
 			ct->state = MST_CT_ESTABLISHED;
 		}
 	}
-	ct->seen = now;
+	ct->seen = bpf_ktime_get_ns();
 	return ct;
 }
 

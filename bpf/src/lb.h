@@ -146,7 +146,7 @@ lb_select_for(const struct mst_service_key *key, const struct mst_service *svc,
 		return lb_select(key, svc, port, proto, id);
 	had = bpf_map_lookup_elem(&mst_affinity_v1, &akey);
 	be = NULL;
-	if (had && a.seen - had->seen < keep) {
+	if (had && !older(had->seen, keep)) {
 		*id = had->backend;
 		be = bpf_map_lookup_elem(&mst_backends_v1, id);
 		if (be && !lb_listens(be, port, proto))

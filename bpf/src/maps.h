@@ -117,6 +117,15 @@ static __always_inline const struct mst_config *config(void)
 	return bpf_map_lookup_elem(&mst_config_v1, &zero);
 }
 
+/*
+ * Has it been longer than limit ns since then? Another CPU may have written
+ * then after we read the clock: that is now, not an age ago.
+ */
+static __always_inline bool older(__u64 then, __u64 limit)
+{
+	return (__s64)(bpf_ktime_get_ns() - then) > (__s64)limit;
+}
+
 /* Counts one refusal; reasons are listed by `mustang status`. */
 static __noinline void count(__u32 reason, __u32 dir, __u32 ifindex,
 			     __u32 bytes)

@@ -45,6 +45,30 @@ static __always_inline int deliver(struct __sk_buff *skb,
 }
 
 /*
+ * Out of a slave, whose LAN delivers by MAC: a translated packet needs that of
+ * its new destination. One to the sender itself turns back here, and one that
+ * leaves the network is resolved anew by the sandbox's routes.
+ */
+static __always_inline int forward_slave(struct __sk_buff *skb,
+					 const struct work *w,
+					 const struct mst_endpoint *dst,
+					 bool translated)
+{
+	__u8 mac[6];
+
+	if (!translated)
+		return TC_PASS;
+	if (!dst)
+		return bpf_redirect_neigh(skb->ifindex, NULL, 0, 0);
+	__builtin_memcpy(mac, dst->mac, sizeof(mac));
+	if (bpf_skb_store_bytes(skb, 0, mac, sizeof(mac), 0))
+		return drop(skb, MST_REASON_NAT_FAILED, MST_FROM_CONTAINER);
+	if (addr_eq(&w->p.t.daddr, &w->sender))
+		return bpf_redirect(skb->ifindex, BPF_F_INGRESS);
+	return TC_PASS;
+}
+
+/*
  * Where a packet of a strict interface may go: its own network's endpoints
  * and the gateway, which is the host. What lxc_egress would check at the
  * destination is checked here, because deliver() passes it by.
@@ -64,8 +88,11 @@ static __always_inline int forward(struct __sk_buff *skb, struct work *w,
 				    MST_FROM_CONTAINER);
 		if (dst->flags & MST_EP_REDIRECT && at_ingress(skb))
 			return deliver(skb, dst);
-		return TC_PASS;
 	}
+	if (!at_ingress(skb))
+		return forward_slave(skb, w, dst, translated);
+	if (dst)
+		return TC_PASS;
 	if (!strict || translated ||
 	    addr_eq(&p->t.daddr, p->v6 ? &iface->gateway6 : &iface->gateway4))
 		return TC_PASS;
@@ -87,7 +114,7 @@ int lxc_ingress(struct __sk_buff *skb)
 	if (strict && skb->vlan_present)
 		return drop(skb, MST_REASON_VLAN, MST_FROM_CONTAINER);
 	if (skb->protocol == bpf_htons(ETH_P_ARP))
-		return iface ? answer_arp(skb, iface) : TC_PASS;
+		return answer_arp(skb, iface);
 	if (skb->protocol != bpf_htons(ETH_P_IP) &&
 	    skb->protocol != bpf_htons(ETH_P_IPV6))
 		return strict ? drop(skb, MST_REASON_NO_ROUTE,
@@ -105,6 +132,7 @@ int lxc_ingress(struct __sk_buff *skb)
 	if (strict && (!src || src->ifindex != skb->ifindex))
 		return drop(skb, MST_REASON_SPOOFED, MST_FROM_CONTAINER);
 	w->network = src ? src->network : 0;
+	w->sender = w->p.t.saddr;
 	verdict = svc_reply(skb, w);
 	if (verdict == SVC_UNTOUCHED)
 		verdict = svc_request(skb, w);

@@ -89,8 +89,7 @@ static __always_inline bool dns_alive(struct bpf_sock_addr *ctx,
 	const struct mst_config *cfg = config();
 	struct bpf_sock *sk;
 
-	if (!sb->dns_port || !cfg ||
-	    bpf_ktime_get_ns() - cfg->heartbeat > HEARTBEAT_MAX)
+	if (!sb->dns_port || !cfg || older(cfg->heartbeat, HEARTBEAT_MAX))
 		return false;
 	tuple.ipv4.saddr = DNS_IP;
 	tuple.ipv4.sport = DNS_PORT;

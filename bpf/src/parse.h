@@ -84,7 +84,8 @@ struct work {
 	struct mst_ct ct;
 	struct mst_service_key service;
 	struct unreach_msg msg;
-	__u32 network; /* of the sender; 0: no endpoint of one */
+	struct mst_addr sender; /* source of p as it came */
+	__u32 network;		/* of the sender; 0: no endpoint of one */
 };
 
 struct {
