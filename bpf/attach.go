@@ -73,16 +73,27 @@ func (d *Datapath) AttachSock(cgroup string) error {
 	return nil
 }
 
-// AttachLXC attaches lxc_ingress and lxc_egress to the host's end of an endpoint through TCX and pins
-// the links. An error that is [ErrNoTCX] leaves it to the caller to use clsact filters.
-func (d *Datapath) AttachLXC(ifname string, ifindex int) error {
+// End is which end of an endpoint the programs are attached to.
+type End int
+
+// On the host's end a container's traffic comes in; on the device inside its sandbox it goes out.
+const (
+	HostEnd End = iota
+	SandboxEnd
+)
+
+// AttachLXC attaches lxc_ingress and lxc_egress to an end of an endpoint through TCX and pins the links
+// under ifname; ifindex is looked up in the namespace of the calling thread. An error that is [ErrNoTCX]
+// leaves it to the caller to use clsact filters.
+func (d *Datapath) AttachLXC(ifname string, ifindex int, end End) error {
 	if err := d.Load(); err != nil {
 		return err
 	}
-	for name, at := range map[string]ebpf.AttachType{
-		"lxc_ingress": ebpf.AttachTCXIngress,
-		"lxc_egress":  ebpf.AttachTCXEgress,
-	} {
+	hooks := map[string]ebpf.AttachType{"lxc_ingress": ebpf.AttachTCXIngress, "lxc_egress": ebpf.AttachTCXEgress}
+	if end == SandboxEnd {
+		hooks["lxc_ingress"], hooks["lxc_egress"] = hooks["lxc_egress"], hooks["lxc_ingress"]
+	}
+	for name, at := range hooks {
 		prog := d.lxc.Programs[name]
 		pin := d.lxcPin(ifname, name)
 		if replaced, err := replace(pin, prog); err != nil {

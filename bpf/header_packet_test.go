@@ -306,11 +306,11 @@ func TestMalformed(t *testing.T) {
 // frame goes through a real device.
 func TestTaggedFrameFromAStrictInterface(t *testing.T) {
 	w := newWorld(t, false)
-	require.NoError(t, testDP.AttachLXC("mst-client", clientIf))
+	require.NoError(t, testDP.AttachLXC("mst-client", clientIf, HostEnd))
 	attached, err := testDP.AttachedLXC()
 	require.NoError(t, err)
 	require.Equal(t, []string{"mst-client"}, attached)
-	require.NoError(t, testDP.AttachLXC("mst-client", clientIf), "attaching again replaces the programs")
+	require.NoError(t, testDP.AttachLXC("mst-client", clientIf, HostEnd), "attaching again replaces the programs")
 
 	peer, err := netlink.LinkByName("mst-client-p")
 	require.NoError(t, err)

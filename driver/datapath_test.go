@@ -166,7 +166,7 @@ func (d *datapath) Sandboxes() (map[uint64][]uint32, error) {
 	return out, nil
 }
 
-func (d *datapath) AttachLXC(name string, index int) error {
+func (d *datapath) AttachLXC(name string, index int, _ bpf.End) error {
 	if err := d.fault.hit("attach"); err != nil {
 		return err
 	}

@@ -13,6 +13,7 @@ import (
 	"slices"
 
 	"github.com/mustang-net/mustang/bpf"
+	"github.com/mustang-net/mustang/driver/link"
 	"github.com/mustang-net/mustang/service"
 )
 
@@ -77,6 +78,9 @@ func (m *Manager) CreateEndpoint(_ context.Context, cfg EndpointConfig) (Endpoin
 	if err != nil {
 		return Endpoint{}, err
 	}
+	if m.mode(n).end() == bpf.HostEnd {
+		e.HostIf = "mst" + e.ID[:idBytes]
+	}
 	if err := m.makeRoom(e); err != nil {
 		return Endpoint{}, fmt.Errorf("create endpoint %s: %w", cfg.ID, err)
 	}
@@ -108,8 +112,8 @@ func (m *Manager) makeRoom(e *Endpoint) error {
 			}
 		}
 		sameAddr := err != nil
-		if !sameAddr && other.HostIf == e.HostIf {
-			err = fmt.Errorf("its device %s belongs to the endpoint %s", e.HostIf, other.ID)
+		if !sameAddr && other.PeerIf == e.PeerIf {
+			err = fmt.Errorf("its device %s belongs to the endpoint %s", e.PeerIf, other.ID)
 		}
 		// the engine gives no address twice: it has removed the other while we were away
 		forgotten := sameAddr && other.Source == SourceDocker && other.NetworkID == e.NetworkID && !m.inUse(other)
@@ -146,9 +150,13 @@ func newEndpoint(n *Network, cfg EndpointConfig) (*Endpoint, error) {
 	if err != nil || len(mac) != 6 || mac[0]&1 != 0 {
 		return nil, fmt.Errorf("create endpoint %s: %q is no MAC address of an interface (six bytes, the first even)", e.ID, e.MAC)
 	}
-	e.HostIf, e.PeerIf = "mst"+e.ID[:idBytes], "msp"+e.ID[:idBytes]
+	e.PeerIf = "msp" + e.ID[:idBytes]
 	return e, nil
 }
+
+// guarded is the name under which the endpoint's programs are attached: of the host's end, or of the
+// slave that has none.
+func (e *Endpoint) guarded() string { return cmp.Or(e.HostIf, e.PeerIf) }
 
 // newMAC makes the MAC that Docker's own drivers would give an IPv4 address, or a random local one.
 func newMAC(addr netip.Addr) net.HardwareAddr {
@@ -186,7 +194,7 @@ func (m *Manager) setUpEndpoint(n *Network, e *Endpoint) error {
 	if err := m.putDatapath(n, e, dev.MAC, mac); err != nil {
 		return err
 	}
-	if err := m.attach(e); err != nil {
+	if err := m.attach(n, e); err != nil {
 		return err
 	}
 	if err := m.services.PutEndpoint(e.service()); err != nil {
@@ -207,20 +215,12 @@ func (n *Network) gatewaysOf(e *Endpoint) []netip.Addr {
 }
 
 func (m *Manager) putDatapath(n *Network, e *Endpoint, hostMAC, mac net.HardwareAddr) error {
-	iface := bpf.Interface{IfIndex: e.Index, Network: n.Number, Strict: true, MAC: hostMAC}
-	for _, gw := range n.gatewaysOf(e) {
-		if gw.Is4() {
-			iface.Gateway4 = gw
-		} else {
-			iface.Gateway6 = gw
-		}
-	}
-	if err := m.datapath.PutInterface(iface); err != nil {
+	if err := m.putInterface(n, e, hostMAC); err != nil {
 		return err
 	}
 	for _, a := range e.addrs() {
 		err := m.datapath.PutEndpoint(bpf.Endpoint{
-			Addr: a, IfIndex: e.Index, Network: n.Number, Redirect: true, MAC: mac, HostMAC: hostMAC,
+			Addr: a, IfIndex: e.Index, Network: n.Number, Redirect: e.HostIf != "", MAC: mac, HostMAC: hostMAC,
 		})
 		if err != nil {
 			return err
@@ -229,14 +229,59 @@ func (m *Manager) putDatapath(n *Network, e *Endpoint, hostMAC, mac net.Hardware
 	return nil
 }
 
+// putInterface describes the host's end, if there is one.
+func (m *Manager) putInterface(n *Network, e *Endpoint, hostMAC net.HardwareAddr) error {
+	if e.HostIf == "" {
+		return nil
+	}
+	iface := bpf.Interface{IfIndex: e.Index, Network: n.Number, Strict: true, MAC: hostMAC}
+	for _, gw := range n.gatewaysOf(e) {
+		if gw.Is4() {
+			iface.Gateway4 = gw
+		} else {
+			iface.Gateway6 = gw
+		}
+	}
+	return m.datapath.PutInterface(iface)
+}
+
 // attach attaches the endpoint's programs: TCX, or clsact filters where the kernel has none.
-func (m *Manager) attach(e *Endpoint) error {
-	err := m.datapath.AttachLXC(e.HostIf, e.Index)
+func (m *Manager) attach(n *Network, e *Endpoint) error {
+	if m.mode(n).end() == bpf.SandboxEnd {
+		return m.attachSlave(e)
+	}
+	err := m.datapath.AttachLXC(e.HostIf, e.Index, bpf.HostEnd)
 	if !errors.Is(err, bpf.ErrNoTCX) {
 		return err
 	}
 	ingress, egress := m.datapath.LXCPrograms()
 	return m.links.AttachClsact(e.HostIf, ingress, egress)
+}
+
+// attachSlave attaches the programs to a slave, which the engine may have moved into its sandbox already.
+func (m *Manager) attachSlave(e *Endpoint) error {
+	if e.Sandbox == "" {
+		return explainTCX(m.datapath.AttachLXC(e.PeerIf, e.Index, bpf.SandboxEnd))
+	}
+	index, err := m.links.IndexInside(e.Sandbox, e.ID)
+	if errors.Is(err, link.ErrNoNetns) || errors.Is(err, link.ErrNoDevice) {
+		return nil // on its way in or out
+	}
+	if err != nil {
+		return err
+	}
+	return m.links.Do(e.Sandbox, func() error {
+		return explainTCX(m.datapath.AttachLXC(e.PeerIf, index, bpf.SandboxEnd))
+	})
+}
+
+// explainTCX says what a missing feature means to somebody who asked for slaves: filters of theirs would
+// be lost when the engine moves them.
+func explainTCX(err error) error {
+	if errors.Is(err, bpf.ErrNoTCX) {
+		return fmt.Errorf("%w (Linux 6.6 or newer), which mode=macvlan needs: use mode=veth or mode=bridge", err)
+	}
+	return err
 }
 
 // DeleteEndpoint removes an endpoint; a missing one is no error.
@@ -254,6 +299,9 @@ func (m *Manager) DeleteEndpoint(_ context.Context, _, id string) error {
 // dropInterface removes the entry of the host's end as it was recorded. After a reboot its ifindex may be
 // another endpoint's.
 func (m *Manager) dropInterface(e *Endpoint) error {
+	if e.HostIf == "" {
+		return nil
+	}
 	for _, other := range m.endpoints {
 		if other.Index == e.Index && other.ID != e.ID {
 			return nil
@@ -290,8 +338,8 @@ func (m *Manager) tearDownEndpoint(e *Endpoint) error {
 
 func (m *Manager) tearDownDatapath(e *Endpoint) error {
 	var err error
-	if e.HostIf != "" {
-		err = m.datapath.DetachLXC(e.HostIf)
+	if name := e.guarded(); name != "" {
+		err = m.datapath.DetachLXC(name)
 	}
 	for _, a := range e.addrs() {
 		err = errors.Join(err, m.datapath.DeleteEndpoint(a))

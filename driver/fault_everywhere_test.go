@@ -26,7 +26,7 @@ const (
 
 // life is a network and an endpoint from beginning to end, and one made by hand.
 var life = []step{
-	{name: "create the network", kind: creates, do: func(w *world) error { return w.CreateNetwork(ctx, network(net1, 1, nil)) }},
+	{name: "create the network", kind: creates, do: func(w *world) error { return w.CreateNetwork(ctx, network(net1, 1, w.setting.options)) }},
 	{name: "create the endpoint", kind: creates, do: func(w *world) error {
 		_, err := w.CreateEndpoint(ctx, endpoint(ep1, net1, 1, 2))
 		return err
@@ -45,6 +45,21 @@ var life = []step{
 	{name: "delete the network", kind: removes, do: func(w *world) error { return w.DeleteNetwork(ctx, net1) }},
 }
 
+// setting is a kind of host and network.
+type setting struct {
+	name    string
+	noTCX   bool
+	options map[string]string
+}
+
+// Slaves need TCX: filters would be lost when the engine moves them.
+var settings = []setting{
+	{name: "veth"},
+	{name: "veth without TCX", noTCX: true},
+	{name: "bridge", options: map[string]string{"mode": "bridge"}},
+	{name: "macvlan", options: map[string]string{"mode": "macvlan"}},
+}
+
 // removeHand is RemoveByHand, done when there is nothing to remove.
 func (w *world) removeHand() error {
 	for _, e := range w.Endpoints() {
@@ -56,9 +71,9 @@ func (w *world) removeHand() error {
 }
 
 // newLife is a world in which the first n steps of life have been done.
-func newLife(t *testing.T, n int, noTCX bool) *world {
+func newLife(t *testing.T, n int, on setting) *world {
 	w := newWorld(t)
-	w.datapath.noTCX = noTCX
+	w.datapath.noTCX, w.setting = on.noTCX, on
 	w.kernel.addNetns(box)
 	w.kernel.addNetns("/run/netns/hand")
 	w.kernel.addPair("/run/netns/hand", "eth0", "host0", "192.168.10.10/24", "fd10::10/64")
@@ -77,22 +92,22 @@ func (w *world) end() {
 }
 
 // linesAfterRestart are those of the undisturbed world.
-func linesAfterRestart(t *testing.T, n int, noTCX bool) []string {
-	w := newLife(t, n, noTCX)
+func linesAfterRestart(t *testing.T, n int, on setting) []string {
+	w := newLife(t, n, on)
 	w.restart()
 	return w.lines()
 }
 
 func TestAFailureOfAnyCallLeavesNothing(t *testing.T) {
-	for _, noTCX := range []bool{false, true} {
-		empty := linesAfterRestart(t, 0, noTCX)
+	for _, on := range settings {
+		empty := linesAfterRestart(t, 0, on)
 		for i, s := range life {
-			before, after := linesAfterRestart(t, i, noTCX), linesAfterRestart(t, i+1, noTCX)
+			before, after := linesAfterRestart(t, i, on), linesAfterRestart(t, i+1, on)
 			for _, mode := range []faultMode{failsOnce, failsOnward, crashes} {
-				t.Run(fmt.Sprintf("%s/%s/noTCX=%v", s.name, mode, noTCX), func(t *testing.T) {
+				t.Run(fmt.Sprintf("%s/%s/%s", on.name, s.name, mode), func(t *testing.T) {
 					for n := 1; ; n++ {
 						require.Less(t, n, 100, "the step never ends")
-						if !breakAt(t, i, n, mode, noTCX, before, after, empty) {
+						if !breakAt(t, i, n, mode, on, before, after, empty) {
 							require.Greater(t, n, 1, "the step calls nothing")
 							return
 						}
@@ -104,8 +119,8 @@ func TestAFailureOfAnyCallLeavesNothing(t *testing.T) {
 }
 
 // breakAt breaks the n'th call of a step, and reports false if the step has fewer calls.
-func breakAt(t *testing.T, i, n int, mode faultMode, noTCX bool, before, after, empty []string) bool {
-	s, w := life[i], newLife(t, i, noTCX)
+func breakAt(t *testing.T, i, n int, mode faultMode, on setting, before, after, empty []string) bool {
+	s, w := life[i], newLife(t, i, on)
 	alive := w.lines()
 	w.fault.arm(mode, n)
 	died, err := survive(func() error { return s.do(w) })
@@ -124,7 +139,7 @@ func breakAt(t *testing.T, i, n int, mode faultMode, noTCX bool, before, after, 
 		require.NoError(t, again, at)
 		w.end()
 		require.Empty(t, cmp.Diff(empty, w.lines()), "deleted after a repeat: %s", at)
-		w = newLife(t, i, noTCX)
+		w = newLife(t, i, on)
 		w.fault.arm(mode, n)
 		_, _ = survive(func() error { return s.do(w) })
 		w.fault.disarm()
@@ -151,8 +166,9 @@ func TestWhatTheKernelDidNotLetUsRemoveIsRemovedAtTheNextStart(t *testing.T) {
 		if s.kind != removes {
 			continue
 		}
-		after := linesAfterRestart(t, i+1, false)
-		w := newLife(t, i, false)
+		on := setting{}
+		after := linesAfterRestart(t, i+1, on)
+		w := newLife(t, i, on)
 		w.fault.spare = func(call string) bool { return call == "store" }
 		w.fault.arm(failsOnward, 1)
 		require.Error(t, s.do(w), s.name)
@@ -163,23 +179,29 @@ func TestWhatTheKernelDidNotLetUsRemoveIsRemovedAtTheNextStart(t *testing.T) {
 }
 
 func TestAStartCanBreakAnywhereAndTheNextMakesItGood(t *testing.T) {
-	for _, mode := range []faultMode{failsOnce, failsOnward, crashes} {
-		for n := 1; ; n++ {
-			require.Less(t, n, 200)
-			w := newLife(t, 4, false)
-			want := linesAfterRestart(t, 4, false)
-			w.Close()
-			w.datapath.wipe()
-			w.startAgain()
-			w.fault.arm(mode, n)
-			_, _ = survive(w.Restore)
-			if !w.fault.disarm() {
-				break
-			}
-			w.restart()
-			require.Empty(t, cmp.Diff(want, w.lines()), "%s: call %d of Restore", mode, n)
-			w.end()
-			require.Empty(t, cmp.Diff(linesAfterRestart(t, 0, false), w.lines()))
+	for _, on := range settings {
+		for _, mode := range []faultMode{failsOnce, failsOnward, crashes} {
+			t.Run(fmt.Sprintf("%s/%s", on.name, mode), func(t *testing.T) { breakStarts(t, mode, on) })
 		}
+	}
+}
+
+func breakStarts(t *testing.T, mode faultMode, on setting) {
+	for n := 1; ; n++ {
+		require.Less(t, n, 200)
+		w := newLife(t, 4, on)
+		want := linesAfterRestart(t, 4, on)
+		w.Close()
+		w.datapath.wipe()
+		w.startAgain()
+		w.fault.arm(mode, n)
+		_, _ = survive(w.Restore)
+		if !w.fault.disarm() {
+			break
+		}
+		w.restart()
+		require.Empty(t, cmp.Diff(want, w.lines()), "%s: call %d of Restore", mode, n)
+		w.end()
+		require.Empty(t, cmp.Diff(linesAfterRestart(t, 0, on), w.lines()))
 	}
 }

@@ -159,7 +159,7 @@ func (m *Manager) setUpByHand(e *Endpoint) error {
 		}
 	}
 	if e.HostIf != "" && !m.links.HasClsact(e.HostIf) {
-		if err := m.attach(e); err != nil {
+		if err := m.attach(nil, e); err != nil {
 			return err
 		}
 	}

@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"strings"
 	"sync"
 
 	"github.com/mustang-net/mustang/driver/link"
@@ -182,6 +183,108 @@ func (k *kernel) Unplug(bridge string, addrs []netip.Addr) error {
 		d.addrs = slices.DeleteFunc(d.addrs, func(a netip.Addr) bool { return slices.Contains(addrs, a) })
 	}
 	return nil
+}
+
+func (k *kernel) CreatePrivateParent(owner, name, peer string, _ int) error {
+	if err := k.fault.hit("create private parent"); err != nil {
+		return err
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.devices[name] == nil {
+		k.add(name, owner)
+	}
+	return nil
+}
+
+func (k *kernel) CreateVLAN(name, owner string) (bool, error) {
+	if err := k.fault.hit("create vlan"); err != nil {
+		return false, err
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.devices[name] != nil || !strings.Contains(name, ".") {
+		return false, nil
+	}
+	k.add(name, owner)
+	return true, nil
+}
+
+func (k *kernel) CheckParent(name string) error {
+	if err := k.fault.hit("check parent"); err != nil {
+		return err
+	}
+	if !k.has(name) {
+		return fmt.Errorf("parent %s: there is no such device", name)
+	}
+	return nil
+}
+
+func (k *kernel) CreateSlave(s link.Slave) (link.Device, error) {
+	if err := k.fault.hit("create slave"); err != nil {
+		return link.Device{}, err
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.devices[s.Parent] == nil {
+		return link.Device{}, fmt.Errorf("find the parent %s: no such device", s.Parent)
+	}
+	d := k.devices[s.Name]
+	if d == nil {
+		d = k.add(s.Name, s.Owner)
+		d.mac = s.MAC
+	}
+	if d.owner != s.Owner {
+		return link.Device{}, errors.New("there is a device of that name already")
+	}
+	return link.Device{Index: d.index, MAC: d.mac, MTU: s.MTU}, nil
+}
+
+func (k *kernel) CreateHostSlave(s link.Slave, addrs []netip.Prefix) (link.Device, error) {
+	d, err := k.CreateSlave(s)
+	if err != nil {
+		return d, err
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.devices[s.Name].gateways = nil
+	for _, a := range addrs {
+		k.devices[s.Name].gateways = append(k.devices[s.Name].gateways, a.Addr())
+	}
+	return d, nil
+}
+
+func (k *kernel) Disconnect(name string, addrs []netip.Addr) error {
+	if err := k.fault.hit("disconnect"); err != nil {
+		return err
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if d := k.devices[name]; d != nil {
+		d.addrs = slices.DeleteFunc(d.addrs, func(a netip.Addr) bool { return slices.Contains(addrs, a) })
+	}
+	return nil
+}
+
+func (k *kernel) Do(path string, fn func() error) error {
+	if _, err := k.Cookie(path); err != nil {
+		return err
+	}
+	return fn()
+}
+
+func (k *kernel) IndexInside(path, owner string) (int, error) {
+	if _, err := k.Cookie(path); err != nil {
+		return 0, err
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for _, d := range k.devices {
+		if d.owner == owner {
+			return d.index, nil
+		}
+	}
+	return 0, link.ErrNoDevice
 }
 
 func (k *kernel) Delete(name, owner string) error {

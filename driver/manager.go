@@ -24,6 +24,12 @@ type Links interface {
 	CreateBridge(link.Bridge) (link.Device, error)
 	Plug(port, bridge string, addrs []netip.Addr, mac net.HardwareAddr) error
 	Unplug(bridge string, addrs []netip.Addr) error
+	CreatePrivateParent(owner, name, peer string, mtu int) error
+	CreateVLAN(name, owner string) (bool, error)
+	CheckParent(name string) error
+	CreateSlave(link.Slave) (link.Device, error)
+	CreateHostSlave(link.Slave, []netip.Prefix) (link.Device, error)
+	Disconnect(name string, addrs []netip.Addr) error
 	Delete(name, owner string) error
 	Owned() (map[string]string, error)
 	Connect(name string, addrs, gateways []netip.Addr, mac net.HardwareAddr) error
@@ -43,6 +49,8 @@ type Namespaces interface {
 	Listens(path string) (bool, error)
 	FindInside(path, name string) (link.Inside, error)
 	Name(index int) (string, error)
+	Do(path string, fn func() error) error
+	IndexInside(path, owner string) (int, error)
 	Find(name string) (link.Device, error)
 }
 
@@ -59,7 +67,7 @@ type Datapath interface {
 	DeleteMember(cookie uint64, network uint32) error
 	Sandboxes() (map[uint64][]uint32, error)
 	Sandbox(cookie uint64) (bpf.Sandbox, bool, error)
-	AttachLXC(ifname string, ifindex int) error
+	AttachLXC(ifname string, ifindex int, end bpf.End) error
 	DetachLXC(ifname string) error
 	AttachedLXC() ([]string, error)
 	LXCPrograms() (ingress, egress int)

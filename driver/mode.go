@@ -6,8 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"net/netip"
 
+	"github.com/mustang-net/mustang/bpf"
 	"github.com/mustang-net/mustang/driver/link"
 )
 
@@ -20,12 +20,21 @@ type mode interface {
 	// connect makes an endpoint's devices and returns the host's end, with the MAC that the gateway has.
 	connect(n *Network, e *Endpoint, mac net.HardwareAddr, mtu int) (link.Device, error)
 	disconnect(n *Network, e *Endpoint) error
+	// end is where the endpoint's programs are attached.
+	end() bpf.End
+	// leadsOut tells whether the subnet's gateway is the endpoint's default route.
+	leadsOut(n *Network) bool
 }
 
 // mode of a network. An endpoint whose network is lost is taken for the simplest.
 func (m *Manager) mode(n *Network) mode {
-	if n != nil && n.Options.Mode == ModeBridge {
-		return bridge{m.links}
+	if n != nil {
+		switch n.Options.Mode {
+		case ModeBridge:
+			return bridge{m.links}
+		case ModeMacvlan:
+			return slave{m.links}
+		}
 	}
 	return veth{m.links}
 }
@@ -61,6 +70,10 @@ func (v veth) connect(n *Network, e *Endpoint, mac net.HardwareAddr, mtu int) (l
 
 func (v veth) disconnect(_ *Network, e *Endpoint) error { return v.links.Delete(e.HostIf, e.ID) }
 
+func (veth) end() bpf.End { return bpf.HostEnd }
+
+func (veth) leadsOut(*Network) bool { return false }
+
 // bridge plugs each endpoint's host end into one bridge, which has the gateway's addresses. Containers of
 // the host go past it all the same, straight into each other's sandbox.
 type bridge struct{ links Links }
@@ -70,25 +83,16 @@ func (b bridge) name(n *Network) string {
 	if n.Options.Bridge != "" {
 		return n.Options.Bridge
 	}
-	return "msb" + n.ID[:idBytes]
+	return fmt.Sprintf("msb%d", n.Number)
 }
 
 func (b bridge) raise(n *Network) error {
-	if len(n.ID) < idBytes {
-		return fmt.Errorf("create network %q: its id must have at least %d characters", n.ID, idBytes)
-	}
-	var gateways []netip.Prefix
 	mac := net.HardwareAddr{0x02, 0x6d, 0x73, byte(n.Number >> 16), byte(n.Number >> 8), byte(n.Number)}
-	for _, s := range append(append([]Subnet{}, n.IPv4...), n.IPv6...) {
-		if s.Gateway.IsValid() {
-			gateways = append(gateways, netip.PrefixFrom(s.Gateway.Addr(), s.Pool.Bits()))
-		}
-	}
 	mtu := n.Options.MTU
 	if mtu == 0 {
 		mtu = b.links.UplinkMTU()
 	}
-	_, err := b.links.CreateBridge(link.Bridge{Owner: n.ID, Name: b.name(n), MTU: mtu, MAC: mac, Gateways: gateways})
+	_, err := b.links.CreateBridge(link.Bridge{Owner: n.ID, Name: b.name(n), MTU: mtu, MAC: mac, Gateways: n.gateways()})
 	return err
 }
 
@@ -113,3 +117,7 @@ func (b bridge) connect(n *Network, e *Endpoint, mac net.HardwareAddr, mtu int) 
 func (b bridge) disconnect(n *Network, e *Endpoint) error {
 	return errors.Join(b.links.Unplug(b.name(n), e.addrs()), b.links.Delete(e.HostIf, e.ID))
 }
+
+func (bridge) end() bpf.End { return bpf.HostEnd }
+
+func (bridge) leadsOut(*Network) bool { return false }

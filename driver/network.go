@@ -56,6 +56,17 @@ func (n *Network) subnetOf(addr netip.Addr) (Subnet, bool) {
 	return Subnet{}, false
 }
 
+// gateways are the gateway addresses with the lengths of their subnets.
+func (n *Network) gateways() []netip.Prefix {
+	var out []netip.Prefix
+	for _, s := range slices.Concat(n.IPv4, n.IPv6) {
+		if s.Gateway.IsValid() {
+			out = append(out, netip.PrefixFrom(s.Gateway.Addr(), s.Pool.Bits()))
+		}
+	}
+	return out
+}
+
 func (n *Network) service() service.Network {
 	return service.Network{
 		ID: n.ID, Number: n.Number, Name: n.Name,
@@ -88,6 +99,9 @@ func (m *Manager) CreateNetwork(_ context.Context, cfg NetworkConfig) error {
 		IPv4: cfg.IPv4, IPv6: cfg.IPv6, Internal: cfg.Internal, Partial: true,
 	}
 	if err := m.checkSubnets(n); err != nil {
+		return err
+	}
+	if err := m.checkParent(n); err != nil {
 		return err
 	}
 	// the record comes first: whatever happens after it, Restore can finish the undo
@@ -155,6 +169,17 @@ func (m *Manager) checkSubnets(n *Network) error {
 				return fmt.Errorf("subnet %s overlaps %s of the network %s: choose another with --subnet",
 					p, theirs, cmp.Or(other.Name, other.ID))
 			}
+		}
+	}
+	return nil
+}
+
+// checkParent refuses a parent that another network has: on one parent they would not be apart.
+func (m *Manager) checkParent(n *Network) error {
+	for _, other := range m.networks {
+		if n.Options.Parent != "" && other.Options.Parent == n.Options.Parent {
+			return fmt.Errorf("parent %s is the network %s's: give each network a parent of its own, such as a VLAN (parent=%s.50)",
+				n.Options.Parent, cmp.Or(other.Name, other.ID), n.Options.Parent)
 		}
 	}
 	return nil

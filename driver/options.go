@@ -12,8 +12,12 @@ import (
 
 // Options are what `docker network create --opt` can say about a network, validated.
 type Options struct {
-	Mode    string `json:"mode"`              // veth or bridge
-	Bridge  string `json:"bridge,omitempty"`  // name of the bridge; "" for one of ours
+	Mode   string `json:"mode"`             // veth, bridge or macvlan
+	Bridge string `json:"bridge,omitempty"` // name of the bridge; "" for one of ours
+	Parent string `json:"parent,omitempty"` // of slaves; "" for a private one
+
+	MacvlanMode string `json:"macvlan_mode,omitempty"` // bridge, private, vepa or passthru
+
 	LB      string `json:"lb"`                // auto, socket or packet
 	VIP     bool   `json:"vip"`               // names become services
 	Publish string `json:"publish,omitempty"` // gwbridge
@@ -22,8 +26,9 @@ type Options struct {
 
 // How endpoints of a network are connected.
 const (
-	ModeVeth   = "veth"   // each routed on its own
-	ModeBridge = "bridge" // ports of one bridge
+	ModeVeth    = "veth"    // each routed on its own
+	ModeBridge  = "bridge"  // ports of one bridge
+	ModeMacvlan = "macvlan" // slaves of one parent
 )
 
 // Where services of a network are translated.
@@ -46,19 +51,24 @@ type option struct {
 }
 
 var options = map[string]option{
-	"mode": {[]string{ModeVeth, ModeBridge}, func(o *Options, v string) error { o.Mode = v; return nil }},
+	"mode": {[]string{ModeVeth, ModeBridge, ModeMacvlan}, func(o *Options, v string) error { o.Mode = v; return nil }},
 	"lb":   {[]string{LBAuto, LBSocket, LBPacket}, func(o *Options, v string) error { o.LB = v; return nil }},
 	"vip":  {[]string{"on", "off"}, func(o *Options, v string) error { o.VIP = v == "on"; return nil }},
 	"publish": {[]string{"gwbridge"}, func(o *Options, v string) error {
 		o.Publish = v
 		return nil
 	}},
-	"com.docker.network.bridge.name": {nil, func(o *Options, v string) error {
-		if v == "" || len(v) > maxIfName || strings.ContainsAny(v, "/ \t\n") {
-			return fmt.Errorf("must be a device name of 1 to %d characters without blanks and slashes", maxIfName)
-		}
-		o.Bridge = v
+	"parent": {nil, func(o *Options, v string) error {
+		o.Parent = v
+		return checkIfName(v)
+	}},
+	"macvlan_mode": {[]string{"bridge", "private", "vepa", "passthru"}, func(o *Options, v string) error {
+		o.MacvlanMode = v
 		return nil
+	}},
+	"com.docker.network.bridge.name": {nil, func(o *Options, v string) error {
+		o.Bridge = v
+		return checkIfName(v)
 	}},
 	"mtu":                           {nil, setMTU},
 	"com.docker.network.driver.mtu": {nil, setMTU},
@@ -93,11 +103,27 @@ func ParseOptions(raw map[string]string) (Options, error) {
 			return o, fmt.Errorf("network option %s=%q %w", key, value, err)
 		}
 	}
-	if o.Bridge != "" && o.Mode != ModeBridge {
-		return o, fmt.Errorf("network option com.docker.network.bridge.name=%q contradicts mode=%q: only mode=bridge has a bridge",
-			o.Bridge, o.Mode)
+	for _, needs := range []struct{ key, value, mode string }{
+		{"com.docker.network.bridge.name", o.Bridge, ModeBridge},
+		{"parent", o.Parent, ModeMacvlan},
+		{"macvlan_mode", o.MacvlanMode, ModeMacvlan},
+	} {
+		if needs.value != "" && o.Mode != needs.mode {
+			return o, fmt.Errorf("network option %s=%q contradicts mode=%q: it goes with mode=%s only",
+				needs.key, needs.value, o.Mode, needs.mode)
+		}
+	}
+	if o.Mode == ModeMacvlan && o.MacvlanMode == "" {
+		o.MacvlanMode = "bridge"
 	}
 	return o, nil
+}
+
+func checkIfName(name string) error {
+	if name == "" || len(name) > maxIfName || strings.ContainsAny(name, "/ \t\n") {
+		return fmt.Errorf("must be a device name of 1 to %d characters without blanks and slashes", maxIfName)
+	}
+	return nil
 }
 
 // maxIfName is the longest name of a device (IFNAMSIZ without the final zero).

@@ -26,7 +26,7 @@ func TestOptionsOfANetwork(t *testing.T) {
 	}{
 		{name: "none", want: defaults},
 		{name: "mode", raw: map[string]string{"mode": "veth"}, want: defaults},
-		{name: "mode of another day", raw: map[string]string{"mode": "ipvlan"}, err: `network option mode="ipvlan": choose one of veth, bridge`},
+		{name: "mode of another day", raw: map[string]string{"mode": "ipvlan"}, err: `network option mode="ipvlan": choose one of veth, bridge, macvlan`},
 		{name: "packets only", raw: map[string]string{"lb": "packet"}, want: with(func(o *Options) { o.LB = LBPacket })},
 		{name: "unknown balancing", raw: map[string]string{"lb": "dns"}, err: `network option lb="dns": choose one of auto, socket, packet`},
 		{name: "no VIPs", raw: map[string]string{"vip": "off"}, want: with(func(o *Options) { o.VIP = false })},
@@ -40,8 +40,16 @@ func TestOptionsOfANetwork(t *testing.T) {
 		{name: "MTU too small for IPv6", raw: map[string]string{"mtu": "1279"}, err: `network option mtu="1279" must be a number of bytes from 1280 to 65535`},
 		{name: "MTU too large", raw: map[string]string{"mtu": "65536"}, err: `network option mtu="65536" must be a number of bytes from 1280 to 65535`},
 		{name: "MTU in words", raw: map[string]string{mtu: "jumbo"}, err: `network option com.docker.network.driver.mtu="jumbo" must be a number of bytes from 1280 to 65535`},
-		{name: "unknown key", raw: map[string]string{"parent": "eth0"},
-			err: `unknown network option "parent": the options are com.docker.network.bridge.name, com.docker.network.driver.mtu, lb, mode, mtu, publish, vip`},
+		{name: "unknown key", raw: map[string]string{"colour": "red"},
+			err: `unknown network option "colour": the options are com.docker.network.bridge.name, com.docker.network.driver.mtu, lb, macvlan_mode, mode, mtu, parent, publish, vip`},
+		{name: "a parent without slaves", raw: map[string]string{"parent": "eth0"},
+			err: `network option parent="eth0" contradicts mode="veth": it goes with mode=macvlan only`},
+		{name: "a mode of slaves without slaves", raw: map[string]string{"mode": "bridge", "macvlan_mode": "vepa"},
+			err: `network option macvlan_mode="vepa" contradicts mode="bridge": it goes with mode=macvlan only`},
+		{name: "a bridge without a bridge", raw: map[string]string{"com.docker.network.bridge.name": "br7"},
+			err: `network option com.docker.network.bridge.name="br7" contradicts mode="veth": it goes with mode=bridge only`},
+		{name: "a parent that is no name", raw: map[string]string{"mode": "macvlan", "parent": "a/b"},
+			err: `network option parent="a/b" must be a device name of 1 to 15 characters without blanks and slashes`},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			got, err := ParseOptions(tt.raw)
@@ -108,7 +116,7 @@ func TestEndpointsThatAreRefused(t *testing.T) {
 		"taken IPv6 address": {change(func(c *EndpointConfig) { c.IPv6 = netip.MustParsePrefix("fd00:1::2/64") }), "create endpoint " + ep2 + ": its address fd00:1::2 belongs to the endpoint " + ep1},
 		"group MAC":          {change(func(c *EndpointConfig) { c.MAC = "01:00:00:00:00:01" }), "create endpoint " + ep2 + `: "01:00:00:00:00:01" is no MAC address of an interface (six bytes, the first even)`},
 		"long MAC":           {change(func(c *EndpointConfig) { c.MAC = "02:00:00:00:00:00:00:01" }), "create endpoint " + ep2 + `: "02:00:00:00:00:00:00:01" is no MAC address of an interface (six bytes, the first even)`},
-		"the same beginning": {change(func(c *EndpointConfig) { c.ID = ep1[:idBytes] + "99999" }), "create endpoint e1e1e1e1e1e99999: its device " + if1 + " belongs to the endpoint " + ep1},
+		"the same beginning": {change(func(c *EndpointConfig) { c.ID = ep1[:idBytes] + "99999" }), "create endpoint e1e1e1e1e1e99999: its device msp" + ep1[:idBytes] + " belongs to the endpoint " + ep1},
 		"unknown option": {change(func(c *EndpointConfig) { c.Options = map[string]string{"mustang.vips": "on"} }),
 			`unknown endpoint option "mustang.vips": the options are com.docker.network.endpoint.ifname, mustang.service, mustang.vip, mustang.health, mustang.weight`},
 	} {

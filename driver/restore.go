@@ -103,9 +103,9 @@ func (m *Manager) pruneDevices() error {
 	if err != nil {
 		return err
 	}
-	hostIfs := map[string]bool{}
+	guarded := map[string]bool{}
 	for _, e := range m.endpoints {
-		hostIfs[e.HostIf] = true
+		guarded[e.guarded()] = true
 	}
 	var errs []error
 	for name, owner := range owned {
@@ -115,7 +115,7 @@ func (m *Manager) pruneDevices() error {
 	}
 	attached, err := m.datapath.AttachedLXC()
 	for _, name := range attached {
-		if !hostIfs[name] {
+		if !guarded[name] {
 			errs = append(errs, m.datapath.DetachLXC(name))
 		}
 	}

@@ -14,7 +14,7 @@ import (
 
 // running is a world with a container on two networks, one more that waits to join, and one by hand.
 func running(t *testing.T) *world {
-	w := newLife(t, 4, false)
+	w := newLife(t, 4, setting{})
 	w.createNetwork(net2, 2)
 	w.createEndpoint(ep2, net2, 2, 2)
 	w.join(ep2, box)
@@ -126,7 +126,7 @@ func TestLeftoversAreRemovedAndTheOthersDevicesStay(t *testing.T) {
 	w.kernel.mu.Lock()
 	w.kernel.add("mstleftover", "an endpoint of another life")
 	w.kernel.mu.Unlock()
-	require.NoError(t, w.datapath.AttachLXC("mstleftover", w.kernel.devices["mstleftover"].index))
+	require.NoError(t, w.datapath.AttachLXC("mstleftover", w.kernel.devices["mstleftover"].index, bpf.HostEnd))
 	require.NoError(t, w.kernel.Refuse(netip.MustParsePrefix("10.77.0.0/16")))
 	require.NoError(t, w.datapath.PutEndpoint(bpf.Endpoint{Addr: netip.MustParseAddr("10.77.0.2"), IfIndex: 77}))
 	require.NoError(t, w.datapath.PutInterface(bpf.Interface{IfIndex: 77}))

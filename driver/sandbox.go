@@ -59,10 +59,20 @@ func (m *Manager) Join(_ context.Context, _, id, sandbox string) (Join, error) {
 		}
 		m.await(e.ID, sandbox)
 	}
-	return Join{
+	j := Join{
 		SrcName: e.PeerIf, DstPrefix: "eth", DstName: e.IfName,
 		Routes: m.routes(n, e), DisableGatewayService: n.Internal,
-	}, nil
+	}
+	if m.mode(n).leadsOut(n) {
+		for _, gw := range n.gatewaysOf(e) {
+			if gw.Is4() {
+				j.Gateway = gw
+			} else {
+				j.Gateway6 = gw
+			}
+		}
+	}
+	return j, nil
 }
 
 // routes are what an endpoint reaches on-link besides its own subnet: the network's VIPs and its other

@@ -129,6 +129,7 @@ type world struct {
 	resolver *resolver
 	store    state.Store
 	log      *test.Hook
+	setting  setting
 	*Manager
 }
 

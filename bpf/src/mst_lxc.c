@@ -155,6 +155,9 @@ int lxc_egress(struct __sk_buff *skb)
 	if (skb->protocol != bpf_htons(ETH_P_IP) &&
 	    skb->protocol != bpf_htons(ETH_P_IPV6))
 		return TC_PASS;
+	/* what a parent copies to its slaves may come without its MAC header */
+	if (at_ingress(skb) && skb->pkt_type != PACKET_HOST)
+		return TC_PASS;
 	reason = parse(skb, w);
 	if (reason)
 		return drop(skb, reason, MST_TO_CONTAINER);

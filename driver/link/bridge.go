@@ -29,19 +29,28 @@ func (Host) CreateBridge(b Bridge) (Device, error) {
 	if err := create(br, b.Owner); err != nil {
 		return Device{}, fmt.Errorf("create the bridge %s: %w", b.Name, err)
 	}
-	for _, gw := range b.Gateways {
+	return Host{}.raise(br, b.Gateways)
+}
+
+// raise gives a device of the host's own its addresses and sets it up.
+func (Host) raise(l netlink.Link, addrs []netip.Prefix) (Device, error) {
+	name := l.Attrs().Name
+	if err := noLinkLocal(l); err != nil {
+		return Device{}, err
+	}
+	for _, gw := range addrs {
 		a := &netlink.Addr{
 			IPNet: &net.IPNet{IP: gw.Addr().AsSlice(), Mask: net.CIDRMask(gw.Bits(), gw.Addr().BitLen())},
 			Flags: unix.IFA_F_NODAD,
 		}
-		if err := netlink.AddrReplace(br, a); err != nil {
-			return Device{}, fmt.Errorf("give %s the gateway address %s: %w", b.Name, gw, err)
+		if err := netlink.AddrReplace(l, a); err != nil {
+			return Device{}, fmt.Errorf("give %s the address %s: %w", name, gw, err)
 		}
 	}
-	if err := netlink.LinkSetUp(br); err != nil {
-		return Device{}, fmt.Errorf("set %s up: %w", b.Name, err)
+	if err := netlink.LinkSetUp(l); err != nil {
+		return Device{}, fmt.Errorf("set %s up: %w", name, err)
 	}
-	return Host{}.Find(b.Name)
+	return Host{}.Find(name)
 }
 
 // create adds a device and marks it. One that exists is taken if it is marked as the same owner's.
@@ -66,9 +75,6 @@ func create(l netlink.Link, owner string) error {
 	if err == nil {
 		*l.Attrs() = *found.Attrs()
 		err = netlink.LinkSetAlias(l, alias+owner)
-	}
-	if err == nil {
-		err = noLinkLocal(l)
 	}
 	if err != nil {
 		return errors.Join(err, netlink.LinkDel(l))

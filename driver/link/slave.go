@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -71,6 +72,81 @@ func (Host) CreateSlave(s Slave) (Device, error) {
 		return Device{}, fmt.Errorf("create the %s slave %s of %s: %w", s.Type, s.Name, s.Parent, err)
 	}
 	return device(l), nil
+}
+
+// CreateHostSlave creates the host's own slave of a parent, up and with the addresses: a parent and its
+// slaves cannot talk to each other, slaves can.
+func (h Host) CreateHostSlave(s Slave, addrs []netip.Prefix) (Device, error) {
+	if _, err := h.CreateSlave(s); err != nil {
+		return Device{}, err
+	}
+	l, err := netlink.LinkByName(s.Name)
+	if err != nil {
+		return Device{}, fmt.Errorf("find the device %s: %w", s.Name, err)
+	}
+	return h.raise(l, addrs)
+}
+
+// CreatePrivateParent creates a parent that leads nowhere: one end of a veth pair, whose other end drops
+// what it gets. (A dummy device would do where the kernel has one, and a bridge without ports has no
+// carrier, without which slaves do not send.)
+func (h Host) CreatePrivateParent(owner, name, peer string, mtu int) error {
+	if _, err := h.CreateVeth(Veth{Owner: owner, Host: name, Peer: peer, MTU: mtu, MAC: randomMAC()}); err != nil {
+		return err
+	}
+	l, err := netlink.LinkByName(peer)
+	if err != nil {
+		return fmt.Errorf("find the device %s: %w", peer, err)
+	}
+	// the host must not answer there for addresses that it has elsewhere
+	if err := netlink.LinkSetARPOff(l); err != nil {
+		return fmt.Errorf("switch ARP off on %s: %w", peer, err)
+	}
+	_, err = h.raise(l, nil)
+	return err
+}
+
+// Disconnect removes the routes and neighbours that Connect set on a device which stays.
+func (Host) Disconnect(name string, addrs []netip.Addr) error {
+	l, err := netlink.LinkByName(name)
+	if isNotFound(err) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("find the device %s: %w", name, err)
+	}
+	for _, addr := range addrs {
+		route := &netlink.Route{LinkIndex: l.Attrs().Index, Dst: hostNet(addr), Scope: netlink.SCOPE_LINK, Protocol: protocol}
+		if err := netlink.RouteDel(route); err != nil && !errors.Is(err, unix.ESRCH) {
+			return fmt.Errorf("remove the route of %s to %s: %w", addr, name, err)
+		}
+		neigh := &netlink.Neigh{LinkIndex: l.Attrs().Index, IP: addr.AsSlice()}
+		if err := netlink.NeighDel(neigh); err != nil && !errors.Is(err, unix.ENOENT) {
+			return fmt.Errorf("forget the neighbour %s on %s: %w", addr, name, err)
+		}
+	}
+	return nil
+}
+
+// IndexInside finds a device of ours by its owner in the namespace at path, where engines rename it.
+func (h Host) IndexInside(path, owner string) (index int, err error) {
+	err = h.Do(path, func() error {
+		links, err := whole(netlink.LinkList)
+		if err != nil {
+			return fmt.Errorf("list the devices: %w", err)
+		}
+		for _, l := range links {
+			if l.Attrs().Alias == alias+owner {
+				index = l.Attrs().Index
+				return nil
+			}
+		}
+		return ErrNoDevice
+	})
+	if err != nil {
+		return 0, fmt.Errorf("find the endpoint's device in the sandbox %s: %w", path, err)
+	}
+	return index, nil
 }
 
 // CheckParent refuses a device that cannot be a parent, saying why.

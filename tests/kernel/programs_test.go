@@ -94,7 +94,7 @@ func TestProgramsStayThroughTheMoveIntoASandboxAndBack(t *testing.T) {
 	d := loaded(t)
 	dev := newPair(t)
 	netns(t, "one")
-	if err := d.AttachLXC(pair().Host, dev.Index); err != nil {
+	if err := d.AttachLXC(pair().Host, dev.Index, bpf.HostEnd); err != nil {
 		require.ErrorIs(t, err, bpf.ErrNoTCX)
 		t.Skip("this kernel has no TCX; TestOurFilters shows the way for it")
 	}
@@ -102,7 +102,7 @@ func TestProgramsStayThroughTheMoveIntoASandboxAndBack(t *testing.T) {
 	attached, err := d.AttachedLXC()
 	require.NoError(t, err)
 	require.Equal(t, []string{pair().Host}, attached)
-	require.NoError(t, d.AttachLXC(pair().Host, dev.Index), "as a restart does")
+	require.NoError(t, d.AttachLXC(pair().Host, dev.Index, bpf.HostEnd), "as a restart does")
 	run(t, "ip -n one link set "+pair().Peer+" netns "+strconv.Itoa(os.Getpid()))
 
 	// another device of the same name: the dead links are replaced
@@ -110,7 +110,7 @@ func TestProgramsStayThroughTheMoveIntoASandboxAndBack(t *testing.T) {
 	again, err := host.CreateVeth(pair())
 	require.NoError(t, err)
 	require.NotEqual(t, dev.Index, again.Index)
-	require.NoError(t, d.AttachLXC(pair().Host, again.Index))
+	require.NoError(t, d.AttachLXC(pair().Host, again.Index, bpf.HostEnd))
 	require.NoError(t, d.DetachLXC(pair().Host))
 	require.NoError(t, d.DetachLXC(pair().Host))
 	attached, err = d.AttachedLXC()

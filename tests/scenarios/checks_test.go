@@ -138,11 +138,11 @@ func lookup(s *scenario, _ string, args []string) result {
 	if kind == dns.TypePTR && net.ParseIP(args[1]) != nil {
 		name, _ = dns.ReverseAddr(args[1])
 	}
-	pid, err := s.pid(args[0])
+	ns, err := s.netns(args[0])
 	if err != nil {
 		return result{err: err}
 	}
-	reply, err := ask(pid, name, kind, network)
+	reply, err := ask(ns, name, kind, network)
 	if err != nil {
 		return failure("look up %s: %v", name, err)
 	}
@@ -154,9 +154,9 @@ func lookup(s *scenario, _ string, args []string) result {
 	return result{stdout: strings.Join(append([]string{dns.RcodeToString[reply.Rcode]}, lines...), "\n") + "\n"}
 }
 
-// ask sends one query in the network namespace of a process.
-func ask(pid, name string, kind uint16, network string) (reply *dns.Msg, err error) {
-	err = inNetns(pid, func() error {
+// ask sends one query in a network namespace.
+func ask(ns, name string, kind uint16, network string) (reply *dns.Msg, err error) {
+	err = inNetns(ns, func() error {
 		ctx, cancel := context.WithTimeout(context.Background(), answerTime)
 		defer cancel()
 		q := new(dns.Msg).SetQuestion(name, kind)
@@ -166,12 +166,51 @@ func ask(pid, name string, kind uint16, network string) (reply *dns.Msg, err err
 	return reply, err
 }
 
-// inNetns runs f with its thread in the network namespace of a process.
-func inNetns(pid string, f func() error) error {
+// nameserver answers queries for one name with an address, and all others with NXDOMAIN, until the script ends:
+// `nameserver CONTAINER|lan NAME ADDRESS`.
+func nameserver(s *scenario, _ string, args []string) result {
+	if len(args) != 3 {
+		return failure("usage: nameserver CONTAINER|lan NAME ADDRESS")
+	}
+	ns, err := s.netns(args[0])
+	if err != nil {
+		return result{err: err}
+	}
+	server := &dns.Server{Handler: dns.HandlerFunc(func(w dns.ResponseWriter, q *dns.Msg) {
+		reply := new(dns.Msg).SetReply(q)
+		if q.Question[0].Name != dns.Fqdn(args[1]) {
+			reply.Rcode = dns.RcodeNameError
+		} else if record, err := dns.NewRR(q.Question[0].Name + " 60 IN A " + args[2]); err == nil && q.Question[0].Qtype == dns.TypeA {
+			reply.Answer = append(reply.Answer, record)
+		}
+		_ = w.WriteMsg(reply) // who asked may be gone
+	})}
+	if err := inNetns(ns, func() (err error) {
+		server.PacketConn, err = net.ListenPacket("udp", ":53")
+		return err
+	}); err != nil {
+		return result{err: err}
+	}
+	go func() { _ = server.ActivateAndServe() }()
+	s.onEnd = append(s.onEnd, func() { server.PacketConn.Close() })
+	return result{}
+}
+
+// netns is the network namespace of a container, or of the outside.
+func (s *scenario) netns(where string) (string, error) {
+	if where == "lan" {
+		return "/run/netns/lan", nil
+	}
+	pid, err := s.pid(where)
+	return "/proc/" + pid + "/ns/net", err
+}
+
+// inNetns runs f with its thread in a network namespace.
+func inNetns(path string, f func() error) error {
 	done := make(chan error)
 	go func() {
 		runtime.LockOSThread() // and never unlocked: the thread ends with this goroutine
-		ns, err := os.Open("/proc/" + pid + "/ns/net")
+		ns, err := os.Open(path)
 		if err == nil {
 			defer ns.Close()
 			err = unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET)

@@ -43,10 +43,11 @@ var commands = map[string]command{
 	"daemon": func(s *scenario, dir string, args []string) result {
 		return run(dir, append([]string{fakehost(), "daemon"}, args...)...)
 	},
-	"in":      inContainer,
-	"lookup":  lookup,
-	"vip":     vip,
-	"address": address,
+	"in":         inContainer,
+	"lookup":     lookup,
+	"nameserver": nameserver,
+	"vip":        vip,
+	"address":    address,
 }
 
 func program(argv ...string) command {

@@ -28,9 +28,7 @@ func snapshot() ([]string, error) {
 	}
 	add("link", matching(`mustang:|\b(mst|msp)[0-9a-z]`, "ip", "-o", "link")...)
 	add("netns", matching(`.`, "ip", "netns", "list")...)
-	sandboxes, _ := filepath.Glob("/run/docker/netns/*")
-	sandboxes = slices.DeleteFunc(sandboxes, func(p string) bool { return filepath.Base(p) == "default" }) // the host's own, which engine 20 keeps
-	add("sandbox", sandboxes...)
+	add("sandbox", matching(`/docker/netns/[0-9a-f]+$`, "findmnt", "-rn", "-t", "nsfs", "-o", "TARGET")...)
 	add("route", matching(`.`, "ip", "route", "show", "table", "all", "proto", "205")...)
 	add("route", matching(`.`, "ip", "-6", "route", "show", "table", "all", "proto", "205")...)
 	add("rule", matching(`205|mst`, "ip", "rule")...)

@@ -34,6 +34,11 @@ func TestScenarios(t *testing.T) {
 	if err != nil {
 		t.Fatalf("mustang is not ready: %v", err)
 	}
+	for _, key := range []string{"net.ipv4.icmp_ratelimit=0", "net.ipv6.icmp.ratelimit=0"} { // a refusal that is not sent looks like a time-out
+		if r := run("/", "ip", "netns", "exec", "lan", "sysctl", "-qw", key); r.err != nil {
+			t.Fatalf("sysctl %s in lan: %v: %s", key, r.err, r.stderr)
+		}
+	}
 	for _, file := range flag.Args() {
 		name := strings.TrimSuffix(filepath.Join(filepath.Base(filepath.Dir(file)), filepath.Base(file)), ".txtar")
 		s := &scenario{name: name, baseline: baseline}
@@ -68,6 +73,7 @@ type scenario struct {
 	left     bool // it left something behind: the next one is not to blame
 	loads    map[string]*load
 	asking   map[string]*asking
+	onEnd    []func()
 	pids     map[string]string // of containers, for when the engine is away
 }
 

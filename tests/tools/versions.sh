@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# What the test bench is built from and where it lives: sourced by tests/tools/install, tests/image/build and tests/fakehost.
+# What the test bench is built from and where it lives: sourced by tests/tools/install, tests/image/build, tests/fakehost and tests/vm/run.
 # Every directory in the cache is named after what made it, so that two checkouts can share one cache and a new version never meets an old binary.
 # shellcheck disable=SC2034  # read by the scripts that source this
 
@@ -9,6 +9,7 @@ RUNC_VERSION=v1.5.2       # as in runc/go.mod
 COMPOSE_VERSION=v5.5.0    # as in compose/go.mod
 GOLANGCI_VERSION=v2.15.0
 DEBIAN_DOCKER=20.10       # Debian 12's docker.io; never installed, only unpacked
+VM_KERNELS='6.1 6.12'     # series of Debian's linux-image packages, for tests/vm/run; never installed, the last one is the default
 DEBIAN_BUSYBOX=1.35       # of Debian 12, for the image: unpacked too, because it conflicts with busybox-static
 
 CACHE=${MUSTANG_CACHE:-/var/cache/mustang}

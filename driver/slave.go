@@ -1,0 +1,107 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package driver
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+
+	"github.com/mustang-net/mustang/bpf"
+	"github.com/mustang-net/mustang/driver/link"
+)
+
+// slave gives each endpoint a macvlan device on a parent: a device of the host that leads out, or a
+// private one that leads nowhere. There is no host's end: the programs sit on the slave, attached before
+// the engine moves it, and the host reaches containers through a slave of its own.
+type slave struct{ links Links }
+
+// The devices of a network: its private parent with the other end of that, and the host's slave.
+func (slave) private(n *Network) (name, peer string) {
+	return fmt.Sprintf("mpa%d", n.Number), fmt.Sprintf("mpb%d", n.Number)
+}
+
+func (slave) host(n *Network) string { return fmt.Sprintf("msh%d", n.Number) }
+
+// hostReaches tells whether slaves of the network's mode talk to each other on the host.
+func (slave) hostReaches(n *Network) bool { return n.Options.MacvlanMode == "bridge" }
+
+func (s slave) parent(n *Network) string {
+	if n.Options.Parent != "" {
+		return n.Options.Parent
+	}
+	name, _ := s.private(n)
+	return name
+}
+
+func (s slave) raise(n *Network) error {
+	if err := s.raiseParent(n); err != nil {
+		return err
+	}
+	if !s.hostReaches(n) {
+		return nil
+	}
+	// on a private parent the host is the gateway; on a LAN that is a router's address
+	var addrs []netip.Prefix
+	if n.Options.Parent == "" {
+		addrs = n.gateways()
+	}
+	_, err := s.links.CreateHostSlave(s.device(n, n.ID, s.host(n), nil), addrs)
+	return err
+}
+
+func (s slave) raiseParent(n *Network) error {
+	if n.Options.Parent == "" {
+		name, peer := s.private(n)
+		mtu := n.Options.MTU
+		if mtu == 0 {
+			mtu = s.links.UplinkMTU()
+		}
+		return s.links.CreatePrivateParent(n.ID, name, peer, mtu)
+	}
+	if _, err := s.links.CreateVLAN(n.Options.Parent, n.ID); err != nil {
+		return err
+	}
+	return s.links.CheckParent(n.Options.Parent)
+}
+
+func (s slave) device(n *Network, owner, name string, mac net.HardwareAddr) link.Slave {
+	return link.Slave{
+		Owner: owner, Name: name, Parent: s.parent(n), Type: "macvlan", Mode: n.Options.MacvlanMode,
+		MTU: n.Options.MTU, MAC: mac,
+	}
+}
+
+func (s slave) lower(n *Network) error {
+	// a VLAN is removed only if it is ours
+	return errors.Join(s.links.Delete(s.host(n), n.ID), s.links.Delete(s.parent(n), n.ID))
+}
+
+func (s slave) connect(n *Network, e *Endpoint, mac net.HardwareAddr, _ int) (link.Device, error) {
+	dev := link.Device{Index: e.Index, MAC: mac}
+	if e.Sandbox == "" { // afterwards the engine has it
+		var err error
+		if dev, err = s.links.CreateSlave(s.device(n, e.ID, e.PeerIf, mac)); err != nil {
+			return dev, err
+		}
+		dev.MAC = mac
+	}
+	if n.Options.Parent == "" || !s.hostReaches(n) {
+		return dev, nil
+	}
+	return dev, s.links.Connect(s.host(n), e.addrs(), nil, mac)
+}
+
+func (s slave) disconnect(n *Network, e *Endpoint) error {
+	err := s.links.Delete(e.PeerIf, e.ID)
+	if n != nil && n.Options.Parent != "" {
+		err = errors.Join(err, s.links.Disconnect(s.host(n), e.addrs()))
+	}
+	return err
+}
+
+func (slave) end() bpf.End { return bpf.SandboxEnd }
+
+// A LAN has a router, and the engine's own network need not lead out.
+func (slave) leadsOut(n *Network) bool { return n.Options.Parent != "" && !n.Internal }
