@@ -137,8 +137,9 @@ struct rst {
 };
 
 /* Answers the TCP segment p with a reset (RFC 9293, 3.5.2). */
-__noinline int answer_rst(struct __sk_buff *skb, struct work *w)
+__noinline int answer_rst(struct __sk_buff *skb)
 {
+	struct work *w = work();
 	struct pkt *p;
 	struct rst in, out = {};
 	__u32 payload, l4;
@@ -182,8 +183,9 @@ enum unreach {
 };
 
 /* Answers p with an ICMP destination unreachable. */
-__noinline int answer_unreach(struct __sk_buff *skb, struct work *w, __u32 how)
+__noinline int answer_unreach(struct __sk_buff *skb, __u32 how)
 {
+	struct work *w = work();
 	struct unreach_msg *msg;
 	__u32 l4, len, quote;
 	struct pkt *p;
@@ -223,9 +225,9 @@ __noinline int answer_unreach(struct __sk_buff *skb, struct work *w, __u32 how)
 }
 
 /* Refuses p: a reset for TCP, an ICMP error for all else that may have one. */
-__noinline int refuse(struct __sk_buff *skb, struct work *w, __u32 reason,
-		      __u32 how)
+__noinline int refuse(struct __sk_buff *skb, __u32 reason, __u32 how)
 {
+	struct work *w = work();
 	struct pkt *p;
 
 	if (!w)
@@ -235,14 +237,15 @@ __noinline int refuse(struct __sk_buff *skb, struct work *w, __u32 reason,
 	if (p->frag == FRAG_LATER || is_icmp_error(p))
 		return TC_DROP;
 	if (p->t.proto == IPPROTO_TCP && how == UNREACH_PORT)
-		return answer_rst(skb, w);
-	return answer_unreach(skb, w, how);
+		return answer_rst(skb);
+	return answer_unreach(skb, how);
 }
 
 /* Answers an echo request. The payload stays: only type and addresses change.
  */
-__noinline int answer_echo(struct __sk_buff *skb, struct work *w)
+__noinline int answer_echo(struct __sk_buff *skb)
 {
+	struct work *w = work();
 	struct mst_addr addrs[2];
 	__be32 ips[2];
 	struct pkt *p;

@@ -18,8 +18,9 @@
 #define AF_INET	 2
 #define AF_INET6 10
 
-#define PACKET_HOST 0 /* skb->pkt_type: the frame is addressed to the device   \
-		       */
+#define PACKET_HOST                                                            \
+	0 /* skb->pkt_type: the frame is addressed to the device               \
+	   */
 
 #define IPPROTO_ICMP   1
 #define IPPROTO_TCP    6

@@ -80,8 +80,9 @@ ct_of_sent(struct work *w, const struct mst_tuple *t)
  * back. A reply tuple that another live flow has is a collision. Returns 0 or
  * a reason.
  */
-__noinline int ct_create(struct work *w, __u32 backend)
+__noinline int ct_create(__u32 backend)
 {
+	struct work *w = work();
 	const struct mst_tuple *request, *sent;
 	const struct mst_ct *had;
 	struct mst_tuple *key;

@@ -96,7 +96,7 @@ static __always_inline int forward(struct __sk_buff *skb, struct work *w,
 	if (!strict || translated ||
 	    addr_eq(&p->t.daddr, p->v6 ? &iface->gateway6 : &iface->gateway4))
 		return TC_PASS;
-	return refuse(skb, w, MST_REASON_NO_ROUTE, UNREACH_HOST);
+	return refuse(skb, MST_REASON_NO_ROUTE, UNREACH_HOST);
 }
 
 SEC("lxc-ingress")
@@ -120,7 +120,7 @@ int lxc_ingress(struct __sk_buff *skb)
 		return strict ? drop(skb, MST_REASON_NO_ROUTE,
 				     MST_FROM_CONTAINER)
 			      : TC_PASS;
-	reason = parse(skb, w);
+	reason = parse(skb);
 	if (reason)
 		return drop(skb, reason, MST_FROM_CONTAINER);
 	if (w->p.v6 && w->p.t.proto == IPPROTO_ICMPV6 &&
@@ -133,9 +133,9 @@ int lxc_ingress(struct __sk_buff *skb)
 		return drop(skb, MST_REASON_SPOOFED, MST_FROM_CONTAINER);
 	w->network = src ? src->network : 0;
 	w->sender = w->p.t.saddr;
-	verdict = svc_reply(skb, w);
+	verdict = svc_reply(skb);
 	if (verdict == SVC_UNTOUCHED)
-		verdict = svc_request(skb, w);
+		verdict = svc_request(skb);
 	if (verdict >= 0)
 		return verdict;
 	return forward(skb, w, iface, verdict == SVC_TRANSLATED);
@@ -156,14 +156,15 @@ int lxc_egress(struct __sk_buff *skb)
 	    skb->protocol != bpf_htons(ETH_P_IPV6))
 		return TC_PASS;
 	/* what a parent copies to its slaves may come without its MAC header */
-	if (at_ingress(skb) && skb->pkt_type != PACKET_HOST)
+	if (at_ingress(skb) && (skb->pkt_type == PACKET_BROADCAST ||
+				skb->pkt_type == PACKET_MULTICAST))
 		return TC_PASS;
-	reason = parse(skb, w);
+	reason = parse(skb);
 	if (reason)
 		return drop(skb, reason, MST_TO_CONTAINER);
 	src = bpf_map_lookup_elem(&mst_endpoints_v1, &w->p.t.saddr);
 	w->network = 0;
-	verdict = svc_reply(skb, w);
+	verdict = svc_reply(skb);
 	if (verdict >= 0)
 		return verdict;
 	if (!iface || !(iface->flags & MST_IF_STRICT))

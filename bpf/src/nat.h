@@ -51,8 +51,9 @@ static __always_inline int nat_addrs(struct __sk_buff *skb, __u32 l3, bool v6,
  * Makes the packet's tuple w->now, and w->p.t with it. A later fragment has
  * no ports to write. Returns 0, or -1 if the kernel refuses.
  */
-__noinline int nat_tuple(struct __sk_buff *skb, struct work *w)
+__noinline int nat_tuple(struct __sk_buff *skb)
 {
+	struct work *w = work();
 	const struct mst_tuple *now;
 	__u32 from, to, zero_is_none = 0;
 	struct pkt *p;
@@ -92,8 +93,9 @@ __noinline int nat_tuple(struct __sk_buff *skb, struct work *w)
  * Translates an ICMP error: its addresses become those of w->now, the tuple
  * of the packet it quotes, w->inner, becomes w->known.
  */
-__noinline int nat_icmp_error(struct __sk_buff *skb, struct work *w)
+__noinline int nat_icmp_error(struct __sk_buff *skb)
 {
+	struct work *w = work();
 	const struct mst_tuple *outer, *quoted;
 	struct pkt *p, *inner;
 	__u32 from, to, csum;

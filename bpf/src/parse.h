@@ -73,7 +73,8 @@ struct unreach_msg {
 
 /*
  * What one packet needs while it is looked at, in a per-CPU map: too much for
- * the 512 bytes of stack that a chain of calls shares.
+ * the 512 bytes of stack that a chain of calls shares. Functions get it with
+ * work() each: kernel 6.1 takes no key of a map from an argument's memory.
  */
 struct work {
 	struct pkt p;
@@ -157,6 +158,8 @@ static __always_inline __u32 parse6(struct __sk_buff *skb, struct pkt *p)
 	if (addr_is4(&p->t.saddr) || addr_is4(&p->t.daddr))
 		return MST_REASON_MALFORMED;
 	next = ip.nexthdr;
+	/* no loop: kernel 6.1 refuses a back edge that is no jump */
+#pragma clang loop unroll(full)
 	for (i = 0; i <= EXT_HEADERS; i++) {
 		if (next != IPPROTO_HOPOPTS && next != IPPROTO_ROUTING &&
 		    next != IPPROTO_DSTOPTS && next != IPPROTO_FRAGMENT)
@@ -185,8 +188,9 @@ static __always_inline __u32 parse6(struct __sk_buff *skb, struct pkt *p)
 }
 
 /* Fills w->p from the frame; a reason to drop it, or 0. */
-__noinline int parse(struct __sk_buff *skb, struct work *w)
+__noinline int parse(struct __sk_buff *skb)
 {
+	struct work *w = work();
 	struct pkt *p;
 	__be16 ports[2];
 	__u32 reason;

@@ -66,8 +66,9 @@ static __always_inline bool quoted(struct __sk_buff *skb, struct work *w)
  * quoted packet is one that left us: the entry of its flow's other direction
  * says what the receiver knows the flow by.
  */
-__noinline int svc_icmp_error(struct __sk_buff *skb, struct work *w)
+__noinline int svc_icmp_error(struct __sk_buff *skb)
 {
+	struct work *w = work();
 	const struct mst_ct *ct;
 
 	if (!w || !quoted(skb, w))
@@ -85,7 +86,7 @@ __noinline int svc_icmp_error(struct __sk_buff *skb, struct work *w)
 	if (addr_eq(&w->p.t.saddr, &w->inner.t.daddr))
 		w->now.saddr = ct->saddr;
 	w->now.daddr = ct->daddr;
-	if (nat_icmp_error(skb, w))
+	if (nat_icmp_error(skb))
 		return drop(skb, MST_REASON_NAT_FAILED, MST_FROM_CONTAINER);
 	return SVC_TRANSLATED;
 }
@@ -98,7 +99,7 @@ static __always_inline int svc_translate(struct __sk_buff *skb, struct work *w,
 	w->now.sport = ct->sport;
 	w->now.dport = ct->dport;
 	frag_remember(&w->p, &w->now);
-	if (nat_tuple(skb, w))
+	if (nat_tuple(skb))
 		return drop(skb, MST_REASON_NAT_FAILED, MST_FROM_CONTAINER);
 	return SVC_TRANSLATED;
 }
@@ -114,14 +115,15 @@ static __always_inline int svc_fragment(struct __sk_buff *skb, struct work *w)
 	w->now.daddr = f->daddr;
 	w->now.sport = 0;
 	w->now.dport = 0;
-	if (nat_tuple(skb, w))
+	if (nat_tuple(skb))
 		return drop(skb, MST_REASON_NAT_FAILED, MST_FROM_CONTAINER);
 	return SVC_TRANSLATED;
 }
 
 /* From a backend: gives a reply the VIP as its source. */
-__noinline int svc_reply(struct __sk_buff *skb, struct work *w)
+__noinline int svc_reply(struct __sk_buff *skb)
 {
+	struct work *w = work();
 	const struct mst_ct *ct;
 
 	if (!w)
@@ -129,7 +131,7 @@ __noinline int svc_reply(struct __sk_buff *skb, struct work *w)
 	if (w->p.frag == FRAG_LATER)
 		return svc_fragment(skb, w);
 	if (!w->p.frag && is_icmp_error(&w->p))
-		return svc_icmp_error(skb, w);
+		return svc_icmp_error(skb);
 	if (w->p.t.proto != IPPROTO_TCP && w->p.t.proto != IPPROTO_UDP)
 		return SVC_UNTOUCHED;
 	ct = ct_lookup(&w->p, MST_DIR_REPLY);
@@ -138,32 +140,29 @@ __noinline int svc_reply(struct __sk_buff *skb, struct work *w)
 	return svc_translate(skb, w, ct);
 }
 
-/* A flow without backend yet: chooses one and enters the flow. */
-__noinline int svc_new_flow(struct __sk_buff *skb, struct work *w)
+/* Chooses a backend for a flow that has none and enters it; 0 or a reason. */
+__noinline int svc_new_flow(struct __sk_buff *skb)
 {
+	struct work *w = work();
 	const struct mst_service *head, *svc;
 	const struct mst_backend *be;
-	struct mst_addr client;
 	struct mst_tuple *t, *sent;
 	__u32 id = 0, reason, tries;
 
 	if (!w)
-		return TC_DROP;
+		return MST_REASON_CT_FULL;
 	t = &w->p.t;
 	sent = &w->now;
 	head = lb_head(&w->service, &t->daddr);
 	if (!head)
-		return TC_DROP;
+		return MST_REASON_NO_SERVICE;
 	svc = lb_service(&w->service, head, t->dport, t->proto);
 	if (t->proto == IPPROTO_TCP && !is_syn(&w->p))
-		return refuse(skb, w, MST_REASON_NO_FLOW, UNREACH_PORT);
-	client = t->saddr;
-	be = lb_select_for(&w->service, svc, &client, t->dport, t->proto, &id);
+		return MST_REASON_NO_FLOW;
+	be = lb_select_for(&w->service, svc, &t->saddr, t->dport, t->proto,
+			   &id);
 	if (!be)
-		return refuse(skb, w,
-			      svc->id ? MST_REASON_NO_BACKEND
-				      : MST_REASON_NO_SERVICE,
-			      UNREACH_PORT);
+		return svc->id ? MST_REASON_NO_BACKEND : MST_REASON_NO_SERVICE;
 	sent->saddr = t->saddr;
 	sent->daddr = be->addr;
 	sent->sport = t->sport;
@@ -171,25 +170,37 @@ __noinline int svc_new_flow(struct __sk_buff *skb, struct work *w)
 	/* a member that calls its own VIP: the reply must come back to us */
 	if (addr_eq(&be->addr, &t->saddr))
 		sent->saddr = t->daddr;
-	reason = ct_create(w, id);
+	reason = ct_create(id);
 	/* two VIPs, or two of its ports, with one backend and client port */
 	for (tries = 0; reason == MST_REASON_CT_COLLISION && tries < PORT_TRIES;
 	     tries++) {
 		sent->sport = bpf_htons(PORT_MIN +
 					bpf_get_prandom_u32() % PORT_COUNT);
-		reason = ct_create(w, id);
+		reason = ct_create(id);
 	}
 	if (reason)
-		return drop(skb, reason, MST_FROM_CONTAINER);
+		return reason;
 	frag_remember(&w->p, sent);
-	if (nat_tuple(skb, w))
-		return drop(skb, MST_REASON_NAT_FAILED, MST_FROM_CONTAINER);
-	return SVC_TRANSLATED;
+	return nat_tuple(skb) ? MST_REASON_NAT_FAILED : 0;
+}
+
+/* Tells a client that its new flow cannot be, or drops it where it may try
+ * again. */
+static __always_inline int svc_no_flow(struct __sk_buff *skb, __u32 reason)
+{
+	switch (reason) {
+	case MST_REASON_NO_FLOW:
+	case MST_REASON_NO_SERVICE:
+	case MST_REASON_NO_BACKEND:
+		return refuse(skb, reason, UNREACH_PORT);
+	}
+	return drop(skb, reason, MST_FROM_CONTAINER);
 }
 
 /* To a VIP: gives a packet of a member of w->network its backend's address. */
-__noinline int svc_request(struct __sk_buff *skb, struct work *w)
+__noinline int svc_request(struct __sk_buff *skb)
 {
+	struct work *w = work();
 	const struct mst_service *head;
 	struct mst_ct *ct;
 	__u32 reason;
@@ -199,8 +210,7 @@ __noinline int svc_request(struct __sk_buff *skb, struct work *w)
 	head = lb_head(&w->service, &w->p.t.daddr);
 	if (!head) {
 		if (lb_in_pool(&w->p.t.daddr))
-			return refuse(skb, w, MST_REASON_NO_SERVICE,
-				      UNREACH_HOST);
+			return refuse(skb, MST_REASON_NO_SERVICE, UNREACH_HOST);
 		if (w->p.t.proto != IPPROTO_TCP || !is_syn(&w->p))
 			return SVC_UNTOUCHED;
 		reason = ct_direct(w);
@@ -209,22 +219,23 @@ __noinline int svc_request(struct __sk_buff *skb, struct work *w)
 		return SVC_UNTOUCHED;
 	}
 	if (head->network && head->network != w->network)
-		return refuse(skb, w, MST_REASON_NOT_MEMBER, UNREACH_HOST);
+		return refuse(skb, MST_REASON_NOT_MEMBER, UNREACH_HOST);
 	if (is_echo(&w->p))
-		return answer_echo(skb, w);
+		return answer_echo(skb);
 	if (w->p.frag == FRAG_LATER)
 		return drop(skb, MST_REASON_NO_FRAGMENT_HEAD,
 			    MST_FROM_CONTAINER);
 	if (w->p.t.proto != IPPROTO_TCP && w->p.t.proto != IPPROTO_UDP)
-		return refuse(skb, w, MST_REASON_NO_SERVICE, UNREACH_PORT);
+		return refuse(skb, MST_REASON_NO_SERVICE, UNREACH_PORT);
 	ct = ct_lookup(&w->p, MST_DIR_REQUEST);
 	/* datagrams move on when their backend is gone, streams cannot */
 	if (ct && w->p.t.proto == IPPROTO_UDP &&
 	    !bpf_map_lookup_elem(&mst_backends_v1, &ct->backend))
 		ct = NULL;
-	if (!ct)
-		return svc_new_flow(skb, w);
-	return svc_translate(skb, w, ct);
+	if (ct)
+		return svc_translate(skb, w, ct);
+	reason = svc_new_flow(skb);
+	return reason ? svc_no_flow(skb, reason) : SVC_TRANSLATED;
 }
 
 #endif /* MST_SVC_H */

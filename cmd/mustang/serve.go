@@ -27,11 +27,6 @@ const retryEvery = 5 * time.Second
 
 // runDaemon serves Docker and the command line until ctx ends.
 func runDaemon(ctx context.Context, cfg config.Config, log *logrus.Logger) error {
-	control, err := api.Listen(cfg.Socket)
-	if err != nil {
-		return err
-	}
-	defer control.Close()
 	h, err := newHost(cfg, log, true)
 	if err != nil {
 		return err
@@ -44,6 +39,12 @@ func runDaemon(ctx context.Context, cfg config.Config, log *logrus.Logger) error
 	if err := h.start(); err != nil {
 		return err
 	}
+	// last: whoever finds the socket may rely on everything
+	control, err := api.Listen(cfg.Socket)
+	if err != nil {
+		return err
+	}
+	defer control.Close()
 	return h.serve(ctx, control)
 }
 

@@ -4,7 +4,9 @@
 //
 //	mst-serve :80            the name is the hostname, or $NAME
 //
-// With -wait it starts listening late; on SIGTERM it stops listening, finishes what it has and exits.
+// With -wait it starts listening late. On SIGTERM it goes on accepting for -linger, so that whoever
+// balances can hear of it: the kernel resets what waits to be accepted when a listener closes. Then it
+// stops listening, finishes what it has and exits.
 package main
 
 import (
@@ -22,6 +24,7 @@ import (
 
 func main() {
 	wait := flag.Duration("wait", 0, "before listening")
+	linger := flag.Duration("linger", 300*time.Millisecond, "between SIGTERM and the end of listening")
 	withClient := flag.Bool("client", false, "add the client's address to each answer")
 	flag.Parse()
 	if flag.NArg() == 0 {
@@ -56,6 +59,7 @@ func main() {
 	stop := make(chan os.Signal, 1)
 	signal.Notify(stop, syscall.SIGTERM, syscall.SIGINT)
 	<-stop
+	time.Sleep(*linger)
 	for _, l := range open {
 		l.Close()
 	}
