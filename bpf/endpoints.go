@@ -60,11 +60,36 @@ func (d *Datapath) PutEndpoint(e Endpoint) error {
 	return nil
 }
 
-// DeleteEndpoint removes the entry of an address; a missing one is no error.
+// DeleteEndpoint removes the entry of an address and its flows, which are not the next owner's. A missing
+// one is no error.
 func (d *Datapath) DeleteEndpoint(addr netip.Addr) error {
 	key := addrOf(addr)
 	if err := remove(d.maps["endpoints"], &key); err != nil {
 		return fmt.Errorf("remove the endpoint %s: %w", addr, err)
+	}
+	return d.endFlows(key)
+}
+
+// endFlows forgets the per-packet flows from and to an address.
+func (d *Datapath) endFlows(addr mstAddr) error {
+	m := d.maps["ct"]
+	var stale []mstTuple
+	var key mstTuple
+	var value mstCt
+	entries := m.Iterate()
+	for entries.Next(&key, &value) {
+		if key.Saddr == addr || key.Daddr == addr || value.Saddr == addr || value.Daddr == addr {
+			stale = append(stale, key)
+		}
+	}
+	// the least recently used entries may go while we look: what was missed expires by itself
+	if err := entries.Err(); err != nil && !errors.Is(err, ebpf.ErrIterationAborted) {
+		return fmt.Errorf("read mst_ct: %w", err)
+	}
+	for _, k := range stale {
+		if err := remove(m, &k); err != nil {
+			return fmt.Errorf("end a flow of %s: %w", addr.ip(), err)
+		}
 	}
 	return nil
 }

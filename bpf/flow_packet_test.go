@@ -88,6 +88,25 @@ func TestConntrack(t *testing.T) {
 			w.send(fromClient(), query).toBackend2(udp(w.client, 5000, w.backend2, 5353, "q"))
 			require.Equal(w, second, w.ct(query, dirRequest).Backend)
 		}},
+		{"datagrams go to whom they went last: the backend's own replies stay its own, and the VIP's are the VIP's again", func(w *world) {
+			w.dns()
+			query, direct := udp(w.client, 5000, w.vip, 53, "q"), udp(w.client, 5000, w.backend, 5353, "q")
+			answer := udp(w.backend, 5353, w.client, 5000, "a")
+			w.send(fromClient(), query).toBackend(direct)
+			w.send(fromBackend(), answer).toClient(udp(w.vip, 53, w.client, 5000, "a"))
+			w.send(fromClient(), direct).toBackend(direct)
+			w.send(fromBackend(), answer).toClient(answer)
+			w.send(fromClient(), query).toBackend(direct)
+			w.send(fromBackend(), answer).toClient(udp(w.vip, 53, w.client, 5000, "a"))
+		}},
+		{"the flows of an endpoint end with it", func(w *world) {
+			w.dns()
+			answer := udp(w.backend, 5353, w.client, 5000, "a")
+			w.send(fromClient(), udp(w.client, 5000, w.vip, 53, "q")).toBackend(udp(w.client, 5000, w.backend, 5353, "q"))
+			require.NoError(w, testDP.DeleteEndpoint(w.client))
+			require.NoError(w, testDP.PutEndpoint(Endpoint{Addr: w.client, IfIndex: clientIf, Network: network1, Redirect: true, MAC: clientMAC, HostMAC: clientHostMAC}))
+			w.send(fromBackend(), answer).toClient(answer)
+		}},
 		{"a tuple of a flow that ended may be taken over by another VIP's", func(w *world) {
 			id := w.web()
 			w.service(w.vip2, 80, ProtocolTCP, id)

@@ -18,9 +18,9 @@
 #define AF_INET	 2
 #define AF_INET6 10
 
-#define PACKET_HOST                                                            \
-	0 /* skb->pkt_type: the frame is addressed to the device               \
-	   */
+/* skb->pkt_type (linux/if_packet.h) */
+#define PACKET_BROADCAST 1
+#define PACKET_MULTICAST 2
 
 #define IPPROTO_ICMP   1
 #define IPPROTO_TCP    6

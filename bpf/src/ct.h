@@ -129,14 +129,15 @@ __noinline int ct_create(__u32 backend)
 }
 
 /*
- * A client opens a flow to a backend's own address from a port that it used
- * for a VIP before: an entry of that flow, if it is over, must not translate
- * the replies of this one. Returns 0 or a reason.
+ * A client sends to a backend's own address from a port that it used for a
+ * VIP before: that flow must not translate the replies of this one. A stream
+ * that still lives is a collision; datagrams go to whom they went last.
+ * Returns 0 or a reason.
  */
 static __always_inline __u32 ct_direct(struct work *w)
 {
+	struct mst_tuple *key = &w->key, *request = &w->known;
 	const struct mst_ct *had;
-	struct mst_tuple *key = &w->key;
 
 	__builtin_memset(key, 0, sizeof(*key));
 	key->saddr = w->p.t.daddr;
@@ -148,8 +149,16 @@ static __always_inline __u32 ct_direct(struct work *w)
 	had = bpf_map_lookup_elem(&mst_ct_v1, key);
 	if (!had)
 		return 0;
-	if (!ct_over(had, key->proto))
+	if (key->proto == IPPROTO_TCP && !ct_over(had, key->proto))
 		return MST_REASON_CT_COLLISION;
+	__builtin_memset(request, 0, sizeof(*request));
+	request->saddr = had->daddr;
+	request->daddr = had->saddr;
+	request->sport = had->dport;
+	request->dport = had->sport;
+	request->proto = key->proto;
+	request->dir = MST_DIR_REQUEST;
+	bpf_map_delete_elem(&mst_ct_v1, request);
 	bpf_map_delete_elem(&mst_ct_v1, key);
 	return 0;
 }

@@ -211,9 +211,10 @@ __noinline int svc_request(struct __sk_buff *skb)
 	if (!head) {
 		if (lb_in_pool(&w->p.t.daddr))
 			return refuse(skb, MST_REASON_NO_SERVICE, UNREACH_HOST);
-		if (w->p.t.proto != IPPROTO_TCP || !is_syn(&w->p))
-			return SVC_UNTOUCHED;
-		reason = ct_direct(w);
+		reason = 0;
+		if (w->p.t.proto == IPPROTO_TCP ? is_syn(&w->p)
+						: w->p.t.proto == IPPROTO_UDP)
+			reason = ct_direct(w);
 		if (reason)
 			return drop(skb, reason, MST_FROM_CONTAINER);
 		return SVC_UNTOUCHED;
