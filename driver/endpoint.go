@@ -70,9 +70,9 @@ func (m *Manager) CreateEndpoint(_ context.Context, cfg EndpointConfig) (Endpoin
 		}
 		index, mac := had.Index, had.HostMAC
 		if err := m.setUpEndpoint(n, had); err != nil || index == had.Index && mac == had.HostMAC {
-			return *had, err
+			return had.made(n), err
 		}
-		return *had, m.put(bucketEndpoints, had.ID, had)
+		return had.made(n), m.put(bucketEndpoints, had.ID, had)
 	}
 	e, err := newEndpoint(n, cfg)
 	if err != nil {
@@ -99,7 +99,17 @@ func (m *Manager) CreateEndpoint(_ context.Context, cfg EndpointConfig) (Endpoin
 		e.Partial = true
 		return Endpoint{}, errors.Join(fmt.Errorf("record the endpoint %s: %w", e.ID, err), m.tearDownEndpoint(e))
 	}
-	return *e, nil
+	return e.made(n), nil
+}
+
+// made is the endpoint as its creator learns it: without the MAC of an ipvlan slave, which is its
+// parent's and which an engine would try to set.
+func (e *Endpoint) made(n *Network) Endpoint {
+	out := *e
+	if n.Options.Mode == ModeIPvlan {
+		out.MAC = ""
+	}
+	return out
 }
 
 // makeRoom refuses an endpoint that another is in the way of, unless that is nobody's any more.
@@ -142,6 +152,10 @@ func newEndpoint(n *Network, cfg EndpointConfig) (*Endpoint, error) {
 		if _, ok := n.subnetOf(a); !ok {
 			return nil, fmt.Errorf("create endpoint %s: its address %s is in none of the network's subnets %v", e.ID, a, n.Subnets())
 		}
+	}
+	if e.MAC != "" && n.Options.Mode == ModeIPvlan {
+		return nil, fmt.Errorf("create endpoint %s: the MAC %s cannot be had with mode=ipvlan, whose devices have their parent's: leave it away, or use mode=macvlan",
+			e.ID, e.MAC)
 	}
 	if e.MAC == "" {
 		e.MAC = newMAC(e.addrs()[0]).String()
@@ -189,6 +203,9 @@ func (m *Manager) setUpEndpoint(n *Network, e *Endpoint) error {
 		}
 	}
 	e.Index, e.HostMAC = dev.Index, dev.MAC.String()
+	if m.mode(n).end() == bpf.SandboxEnd { // there is one device, and ipvlan gives it its parent's MAC
+		mac, e.MAC = dev.MAC, dev.MAC.String()
+	}
 	// the maps come before the programs, and these before the engine moves the peer: no packet is
 	// ever judged by less than all of it
 	if err := m.putDatapath(n, e, dev.MAC, mac); err != nil {
@@ -279,7 +296,7 @@ func (m *Manager) attachSlave(e *Endpoint) error {
 // be lost when the engine moves them.
 func explainTCX(err error) error {
 	if errors.Is(err, bpf.ErrNoTCX) {
-		return fmt.Errorf("%w (Linux 6.6 or newer), which mode=macvlan needs: use mode=veth or mode=bridge", err)
+		return fmt.Errorf("%w (Linux 6.6 or newer), which slaves need: use mode=veth or mode=bridge", err)
 	}
 	return err
 }

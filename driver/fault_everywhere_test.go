@@ -58,6 +58,7 @@ var settings = []setting{
 	{name: "veth without TCX", noTCX: true},
 	{name: "bridge", options: map[string]string{"mode": "bridge"}},
 	{name: "macvlan", options: map[string]string{"mode": "macvlan"}},
+	{name: "ipvlan", options: map[string]string{"mode": "ipvlan"}},
 }
 
 // removeHand is RemoveByHand, done when there is nothing to remove.

@@ -233,6 +233,9 @@ func (k *kernel) CreateSlave(s link.Slave) (link.Device, error) {
 	if d == nil {
 		d = k.add(s.Name, s.Owner)
 		d.mac = s.MAC
+		if s.Type == "ipvlan" {
+			d.mac = k.devices[s.Parent].mac
+		}
 	}
 	if d.owner != s.Owner {
 		return link.Device{}, errors.New("there is a device of that name already")

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 
 	"github.com/mustang-net/mustang/bpf"
 	"github.com/mustang-net/mustang/driver/link"
@@ -24,6 +25,8 @@ type mode interface {
 	end() bpf.End
 	// leadsOut tells whether the subnet's gateway is the endpoint's default route.
 	leadsOut(n *Network) bool
+	// onLink are destinations on the endpoint's link besides its network's subnets and VIPs.
+	onLink(n *Network) []netip.Prefix
 }
 
 // mode of a network. An endpoint whose network is lost is taken for the simplest.
@@ -32,7 +35,7 @@ func (m *Manager) mode(n *Network) mode {
 		switch n.Options.Mode {
 		case ModeBridge:
 			return bridge{m.links}
-		case ModeMacvlan:
+		case ModeMacvlan, ModeIPvlan:
 			return slave{m.links}
 		}
 	}
@@ -73,6 +76,8 @@ func (v veth) disconnect(_ *Network, e *Endpoint) error { return v.links.Delete(
 func (veth) end() bpf.End { return bpf.HostEnd }
 
 func (veth) leadsOut(*Network) bool { return false }
+
+func (veth) onLink(*Network) []netip.Prefix { return nil }
 
 // bridge plugs each endpoint's host end into one bridge, which has the gateway's addresses. Containers of
 // the host go past it all the same, straight into each other's sandbox.
@@ -121,3 +126,5 @@ func (b bridge) disconnect(n *Network, e *Endpoint) error {
 func (bridge) end() bpf.End { return bpf.HostEnd }
 
 func (bridge) leadsOut(*Network) bool { return false }
+
+func (bridge) onLink(*Network) []netip.Prefix { return nil }

@@ -3,6 +3,7 @@
 package driver
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"slices"
@@ -17,6 +18,8 @@ type Options struct {
 	Parent string `json:"parent,omitempty"` // of slaves; "" for a private one
 
 	MacvlanMode string `json:"macvlan_mode,omitempty"` // bridge, private, vepa or passthru
+	IPvlanMode  string `json:"ipvlan_mode,omitempty"`  // l2, l3 or l3s
+	IPvlanFlag  string `json:"ipvlan_flag,omitempty"`  // bridge, private or vepa
 
 	LB      string `json:"lb"`                // auto, socket or packet
 	VIP     bool   `json:"vip"`               // names become services
@@ -28,7 +31,8 @@ type Options struct {
 const (
 	ModeVeth    = "veth"    // each routed on its own
 	ModeBridge  = "bridge"  // ports of one bridge
-	ModeMacvlan = "macvlan" // slaves of one parent
+	ModeMacvlan = "macvlan" // slaves of one parent, each with a MAC of its own
+	ModeIPvlan  = "ipvlan"  // slaves of one parent, with its MAC
 )
 
 // Where services of a network are translated.
@@ -51,7 +55,7 @@ type option struct {
 }
 
 var options = map[string]option{
-	"mode": {[]string{ModeVeth, ModeBridge, ModeMacvlan}, func(o *Options, v string) error { o.Mode = v; return nil }},
+	"mode": {[]string{ModeVeth, ModeBridge, ModeMacvlan, ModeIPvlan}, func(o *Options, v string) error { o.Mode = v; return nil }},
 	"lb":   {[]string{LBAuto, LBSocket, LBPacket}, func(o *Options, v string) error { o.LB = v; return nil }},
 	"vip":  {[]string{"on", "off"}, func(o *Options, v string) error { o.VIP = v == "on"; return nil }},
 	"publish": {[]string{"gwbridge"}, func(o *Options, v string) error {
@@ -64,6 +68,11 @@ var options = map[string]option{
 	}},
 	"macvlan_mode": {[]string{"bridge", "private", "vepa", "passthru"}, func(o *Options, v string) error {
 		o.MacvlanMode = v
+		return nil
+	}},
+	"ipvlan_mode": {[]string{"l2", "l3", "l3s"}, func(o *Options, v string) error { o.IPvlanMode = v; return nil }},
+	"ipvlan_flag": {[]string{"bridge", "private", "vepa"}, func(o *Options, v string) error {
+		o.IPvlanFlag = v
 		return nil
 	}},
 	"com.docker.network.bridge.name": {nil, func(o *Options, v string) error {
@@ -103,20 +112,36 @@ func ParseOptions(raw map[string]string) (Options, error) {
 			return o, fmt.Errorf("network option %s=%q %w", key, value, err)
 		}
 	}
-	for _, needs := range []struct{ key, value, mode string }{
-		{"com.docker.network.bridge.name", o.Bridge, ModeBridge},
-		{"parent", o.Parent, ModeMacvlan},
-		{"macvlan_mode", o.MacvlanMode, ModeMacvlan},
-	} {
-		if needs.value != "" && o.Mode != needs.mode {
-			return o, fmt.Errorf("network option %s=%q contradicts mode=%q: it goes with mode=%s only",
-				needs.key, needs.value, o.Mode, needs.mode)
-		}
+	if err := o.checkMode(); err != nil {
+		return o, err
 	}
-	if o.Mode == ModeMacvlan && o.MacvlanMode == "" {
-		o.MacvlanMode = "bridge"
+	switch o.Mode {
+	case ModeMacvlan:
+		o.MacvlanMode = cmp.Or(o.MacvlanMode, "bridge")
+	case ModeIPvlan:
+		o.IPvlanMode, o.IPvlanFlag = cmp.Or(o.IPvlanMode, "l2"), cmp.Or(o.IPvlanFlag, "bridge")
 	}
 	return o, nil
+}
+
+// checkMode refuses options that mean nothing in the network's mode.
+func (o *Options) checkMode() error {
+	for _, needs := range []struct {
+		key, value string
+		modes      []string
+	}{
+		{"com.docker.network.bridge.name", o.Bridge, []string{ModeBridge}},
+		{"parent", o.Parent, []string{ModeMacvlan, ModeIPvlan}},
+		{"macvlan_mode", o.MacvlanMode, []string{ModeMacvlan}},
+		{"ipvlan_mode", o.IPvlanMode, []string{ModeIPvlan}},
+		{"ipvlan_flag", o.IPvlanFlag, []string{ModeIPvlan}},
+	} {
+		if needs.value != "" && !slices.Contains(needs.modes, o.Mode) {
+			return fmt.Errorf("network option %s=%q contradicts mode=%q: it goes with mode=%s only",
+				needs.key, needs.value, o.Mode, strings.Join(needs.modes, " or "))
+		}
+	}
+	return nil
 }
 
 func checkIfName(name string) error {

@@ -12,9 +12,9 @@ import (
 	"github.com/mustang-net/mustang/driver/link"
 )
 
-// slave gives each endpoint a macvlan device on a parent: a device of the host that leads out, or a
-// private one that leads nowhere. There is no host's end: the programs sit on the slave, attached before
-// the engine moves it, and the host reaches containers through a slave of its own.
+// slave gives each endpoint a macvlan or ipvlan device on a parent: a device of the host that leads out,
+// or a private one that leads nowhere. There is no host's end: the programs sit on the slave, attached
+// before the engine moves it, and the host reaches containers through a slave of its own.
 type slave struct{ links Links }
 
 // The devices of a network: its private parent with the other end of that, and the host's slave.
@@ -25,7 +25,27 @@ func (slave) private(n *Network) (name, peer string) {
 func (slave) host(n *Network) string { return fmt.Sprintf("msh%d", n.Number) }
 
 // hostReaches tells whether slaves of the network's mode talk to each other on the host.
-func (slave) hostReaches(n *Network) bool { return n.Options.MacvlanMode == "bridge" }
+func (slave) hostReaches(n *Network) bool {
+	return n.Options.MacvlanMode == "bridge" || n.Options.IPvlanFlag == "bridge"
+}
+
+// hostAddrs are the addresses of the host's slave. On a private parent the host is the gateway. On a LAN,
+// where that is a router's address, the host answers from its own as macvlan delivers by MAC; ipvlan
+// delivers by address, so that its slave needs one, which is link-local and the network's alone.
+func (slave) hostAddrs(n *Network) []netip.Prefix {
+	if n.Options.Parent == "" {
+		return n.gateways()
+	}
+	if n.Options.Mode == ModeIPvlan {
+		return []netip.Prefix{netip.PrefixFrom(linkLocal(n), 32)}
+	}
+	return nil
+}
+
+// linkLocal is an address of RFC 3927 that no other network of the host has.
+func linkLocal(n *Network) netip.Addr {
+	return netip.AddrFrom4([4]byte{169, 254, 64 + byte(n.Number>>8)&63, byte(n.Number)})
+}
 
 func (s slave) parent(n *Network) string {
 	if n.Options.Parent != "" {
@@ -42,12 +62,7 @@ func (s slave) raise(n *Network) error {
 	if !s.hostReaches(n) {
 		return nil
 	}
-	// on a private parent the host is the gateway; on a LAN that is a router's address
-	var addrs []netip.Prefix
-	if n.Options.Parent == "" {
-		addrs = n.gateways()
-	}
-	_, err := s.links.CreateHostSlave(s.device(n, n.ID, s.host(n), nil), addrs)
+	_, err := s.links.CreateHostSlave(s.device(n, n.ID, s.host(n), nil), s.hostAddrs(n))
 	return err
 }
 
@@ -67,10 +82,14 @@ func (s slave) raiseParent(n *Network) error {
 }
 
 func (s slave) device(n *Network, owner, name string, mac net.HardwareAddr) link.Slave {
-	return link.Slave{
-		Owner: owner, Name: name, Parent: s.parent(n), Type: "macvlan", Mode: n.Options.MacvlanMode,
+	d := link.Slave{
+		Owner: owner, Name: name, Parent: s.parent(n), Type: n.Options.Mode, Mode: n.Options.MacvlanMode,
 		MTU: n.Options.MTU, MAC: mac,
 	}
+	if n.Options.Mode == ModeIPvlan {
+		d.Mode, d.Flag, d.MAC = n.Options.IPvlanMode, n.Options.IPvlanFlag, nil
+	}
+	return d
 }
 
 func (s slave) lower(n *Network) error {
@@ -85,12 +104,18 @@ func (s slave) connect(n *Network, e *Endpoint, mac net.HardwareAddr, _ int) (li
 		if dev, err = s.links.CreateSlave(s.device(n, e.ID, e.PeerIf, mac)); err != nil {
 			return dev, err
 		}
-		dev.MAC = mac
+		if n.Options.Mode == ModeMacvlan {
+			dev.MAC = mac
+		}
 	}
 	if n.Options.Parent == "" || !s.hostReaches(n) {
 		return dev, nil
 	}
-	return dev, s.links.Connect(s.host(n), e.addrs(), nil, mac)
+	var from []netip.Addr
+	for _, p := range s.hostAddrs(n) {
+		from = append(from, p.Addr())
+	}
+	return dev, s.links.Connect(s.host(n), e.addrs(), from, dev.MAC)
 }
 
 func (s slave) disconnect(n *Network, e *Endpoint) error {
@@ -104,4 +129,16 @@ func (s slave) disconnect(n *Network, e *Endpoint) error {
 func (slave) end() bpf.End { return bpf.SandboxEnd }
 
 // A LAN has a router, and the engine's own network need not lead out.
-func (slave) leadsOut(n *Network) bool { return n.Options.Parent != "" && !n.Internal }
+// An ipvlan above L2 has no router on its link, so that only the engine's own network leads out.
+func (slave) leadsOut(n *Network) bool {
+	l3 := n.Options.Mode == ModeIPvlan && n.Options.IPvlanMode != "l2"
+	return n.Options.Parent != "" && !n.Internal && !l3
+}
+
+// onLink are destinations that the endpoint reaches through its device besides those of every mode.
+func (s slave) onLink(n *Network) []netip.Prefix {
+	if n.Options.Parent == "" || !s.hostReaches(n) {
+		return nil
+	}
+	return s.hostAddrs(n)
+}
