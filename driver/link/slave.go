@@ -43,7 +43,11 @@ var ipvlanFlags = map[string]netlink.IPVlanFlag{
 
 // kernelOptions are what a kernel is built with to have a type of device.
 var kernelOptions = map[string]string{
-	"macvlan": "CONFIG_MACVLAN", "ipvlan": "CONFIG_IPVLAN", "netkit": "CONFIG_NETKIT",
+	"macvlan": "CONFIG_MACVLAN", "ipvlan": "CONFIG_IPVLAN", "vlan": "CONFIG_VLAN_8021Q",
+}
+
+func missing(kind string) error {
+	return fmt.Errorf("this kernel has no %s: it needs %s", kind, kernelOptions[kind])
 }
 
 // CreateSlave creates a slave and leaves it down, as engines want it. One of the same owner that is
@@ -52,6 +56,10 @@ func (Host) CreateSlave(s Slave) (Device, error) {
 	parent, err := netlink.LinkByName(s.Parent)
 	if err != nil {
 		return Device{}, fmt.Errorf("find the parent %s: %w", s.Parent, err)
+	}
+	if s.MTU > parent.Attrs().MTU {
+		return Device{}, fmt.Errorf("create the %s slave %s: its MTU %d is above %d, that of the parent %s: choose a smaller one",
+			s.Type, s.Name, s.MTU, parent.Attrs().MTU, s.Parent)
 	}
 	attrs := netlink.LinkAttrs{Name: s.Name, ParentIndex: parent.Attrs().Index, MTU: s.MTU}
 	var l netlink.Link
@@ -64,7 +72,7 @@ func (Host) CreateSlave(s Slave) (Device, error) {
 	err = create(l, s.Owner)
 	switch {
 	case errors.Is(err, unix.EOPNOTSUPP):
-		err = fmt.Errorf("this kernel has no %s: it needs %s", s.Type, kernelOptions[s.Type])
+		err = missing(s.Type)
 	case errors.Is(err, unix.EBUSY):
 		err = fmt.Errorf("%w: the parent carries slaves of another type or mode: one parent cannot serve macvlan and ipvlan", err)
 	}
@@ -185,7 +193,11 @@ func (Host) CreateVLAN(name, owner string) (bool, error) {
 		return false, fmt.Errorf("parent %s: there is no device %s to put a VLAN on: `ip link` lists them", name, base)
 	}
 	vlan := &netlink.Vlan{LinkAttrs: netlink.LinkAttrs{Name: name, ParentIndex: lower.Attrs().Index}, VlanId: id}
-	if err := create(vlan, owner); err != nil {
+	err = create(vlan, owner)
+	if errors.Is(err, unix.EOPNOTSUPP) {
+		err = missing("vlan")
+	}
+	if err != nil {
 		return false, fmt.Errorf("create the VLAN %s: %w", name, err)
 	}
 	if err := netlink.LinkSetUp(vlan); err != nil {
