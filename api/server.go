@@ -63,7 +63,9 @@ func Serve(ctx context.Context, l net.Listener, host Host, log logrus.FieldLogge
 		log.WithError(err).Warn("API requests were cut off by the stop")
 		_ = srv.Close() // its listener is closed already
 	}
-	_ = <-failed // always ErrServerClosed by now
+	if err := <-failed; !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("serve the API on %s: %w", l.Addr(), err)
+	}
 	return nil
 }
 
