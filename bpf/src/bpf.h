@@ -18,10 +18,6 @@
 #define AF_INET	 2
 #define AF_INET6 10
 
-/* skb->pkt_type (linux/if_packet.h) */
-#define PACKET_BROADCAST 1
-#define PACKET_MULTICAST 2
-
 #define IPPROTO_ICMP   1
 #define IPPROTO_TCP    6
 #define IPPROTO_UDP    17

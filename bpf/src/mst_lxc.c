@@ -155,13 +155,10 @@ int lxc_egress(struct __sk_buff *skb)
 	if (skb->protocol != bpf_htons(ETH_P_IP) &&
 	    skb->protocol != bpf_htons(ETH_P_IPV6))
 		return TC_PASS;
-	/* what a parent copies to its slaves may come without its MAC header */
-	if (at_ingress(skb) && (skb->pkt_type == PACKET_BROADCAST ||
-				skb->pkt_type == PACKET_MULTICAST))
-		return TC_PASS;
 	reason = parse(skb);
+	/* a slave gets what its LAN has, some of it without a MAC header */
 	if (reason)
-		return drop(skb, reason, MST_TO_CONTAINER);
+		return iface ? drop(skb, reason, MST_TO_CONTAINER) : TC_PASS;
 	src = bpf_map_lookup_elem(&mst_endpoints_v1, &w->p.t.saddr);
 	w->network = 0;
 	verdict = svc_reply(skb);
