@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"regexp"
+	"slices"
 	"strings"
 	"time"
 
@@ -32,7 +33,7 @@ type command func(s *scenario, dir string, args []string) result
 
 // commands by the word that a script uses.
 var commands = map[string]command{
-	"docker":  program("docker"),
+	"docker":  docker,
 	"mustang": program("mustang"),
 	"compose": program("docker", "compose", "--progress", "quiet"), // with compose.yaml of the script
 	"host":    program(),                                           // on the host
@@ -48,6 +49,17 @@ var commands = map[string]command{
 	"nameserver": nameserver,
 	"vip":        vip,
 	"address":    address,
+}
+
+// docker is docker itself, but a network of ours for which a script names no mode gets that of the run
+// (tests/scenarios/run --mode).
+func docker(_ *scenario, dir string, args []string) result {
+	line := strings.Join(args, " ")
+	mode := os.Getenv("MODE")
+	if mode != "" && strings.HasPrefix(line, "network create -d mustang ") && !strings.Contains(line, "mode=") {
+		args = slices.Insert(slices.Clone(args), 4, "-o", "mode="+mode)
+	}
+	return run(dir, append([]string{"docker"}, args...)...)
 }
 
 func program(argv ...string) command {
