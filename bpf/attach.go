@@ -76,10 +76,12 @@ func (d *Datapath) AttachSock(cgroup string) error {
 // End is which end of an endpoint the programs are attached to.
 type End int
 
-// On the host's end a container's traffic comes in; on the device inside its sandbox it goes out.
+// On the host's end a container's traffic comes in; on the device inside its sandbox it goes out. The
+// host's own slave of a parent is guarded only against what is sent to containers through the host.
 const (
 	HostEnd End = iota
 	SandboxEnd
+	HostSlave
 )
 
 // AttachLXC attaches lxc_ingress and lxc_egress to an end of an endpoint through TCX and pins the links
@@ -90,8 +92,11 @@ func (d *Datapath) AttachLXC(ifname string, ifindex int, end End) error {
 		return err
 	}
 	hooks := map[string]ebpf.AttachType{"lxc_ingress": ebpf.AttachTCXIngress, "lxc_egress": ebpf.AttachTCXEgress}
-	if end == SandboxEnd {
+	switch end {
+	case SandboxEnd:
 		hooks["lxc_ingress"], hooks["lxc_egress"] = hooks["lxc_egress"], hooks["lxc_ingress"]
+	case HostSlave:
+		delete(hooks, "lxc_ingress")
 	}
 	for name, at := range hooks {
 		prog := d.lxc.Programs[name]
@@ -130,7 +135,7 @@ func (d *Datapath) DetachLXC(ifname string) error {
 
 // AttachedLXC lists the devices with links of ours, by name.
 func (d *Datapath) AttachedLXC() ([]string, error) {
-	pins, err := filepath.Glob(d.lxcPin("*", "lxc_ingress"))
+	pins, err := filepath.Glob(d.lxcPin("*", "lxc_egress"))
 	if err != nil {
 		return nil, err
 	}

@@ -457,7 +457,7 @@ func (k *kernel) Find(name string) (link.Device, error) {
 	defer k.mu.Unlock()
 	d := k.devices[name]
 	if d == nil {
-		return link.Device{}, fmt.Errorf("find the device %s: no such device", name)
+		return link.Device{}, fmt.Errorf("find the device %s: %w", name, link.ErrNoDevice)
 	}
 	return link.Device{Index: d.index, MAC: d.mac, MTU: 1500}, nil
 }

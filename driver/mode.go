@@ -25,6 +25,8 @@ type mode interface {
 	end() bpf.End
 	// leadsOut tells whether the subnet's gateway is the endpoint's default route.
 	leadsOut(n *Network) bool
+	// guard names the network's own device that has programs, "" if none has.
+	guard(n *Network) string
 	// onLink are destinations on the endpoint's link besides its network's subnets and VIPs.
 	onLink(n *Network) []netip.Prefix
 }
@@ -36,7 +38,7 @@ func (m *Manager) mode(n *Network) mode {
 		case ModeBridge:
 			return bridge{m.links}
 		case ModeMacvlan, ModeIPvlan:
-			return slave{m.links}
+			return slave{m.links, m.datapath}
 		}
 	}
 	return veth{m.links}
@@ -76,6 +78,8 @@ func (v veth) disconnect(_ *Network, e *Endpoint) error { return v.links.Delete(
 func (veth) end() bpf.End { return bpf.HostEnd }
 
 func (veth) leadsOut(*Network) bool { return false }
+
+func (veth) guard(*Network) string { return "" }
 
 func (veth) onLink(*Network) []netip.Prefix { return nil }
 
@@ -126,5 +130,7 @@ func (b bridge) disconnect(n *Network, e *Endpoint) error {
 func (bridge) end() bpf.End { return bpf.HostEnd }
 
 func (bridge) leadsOut(*Network) bool { return false }
+
+func (bridge) guard(*Network) string { return "" }
 
 func (bridge) onLink(*Network) []netip.Prefix { return nil }

@@ -107,6 +107,9 @@ func (m *Manager) pruneDevices() error {
 	for _, e := range m.endpoints {
 		guarded[e.guarded()] = true
 	}
+	for _, n := range m.networks {
+		guarded[m.mode(n).guard(n)] = true
+	}
 	var errs []error
 	for name, owner := range owned {
 		if m.endpoints[owner] == nil && m.networks[owner] == nil {
@@ -136,6 +139,13 @@ func (m *Manager) pruneMaps() error {
 		indexes[e.Index], cookies[e.Cookie] = true, true
 		if n := m.networks[e.NetworkID]; n != nil {
 			members[[2]uint64{e.Cookie, uint64(n.Number)}] = true
+		}
+	}
+	for _, n := range m.networks {
+		if name := m.mode(n).guard(n); name != "" {
+			if dev, err := m.links.Find(name); err == nil {
+				indexes[dev.Index] = true
+			}
 		}
 	}
 	endpoints, err1 := m.datapath.Endpoints()

@@ -145,6 +145,9 @@ func (Host) Owned() (map[string]string, error) {
 // Find returns a device by name.
 func (Host) Find(name string) (Device, error) {
 	l, err := netlink.LinkByName(name)
+	if isNotFound(err) {
+		err = ErrNoDevice
+	}
 	if err != nil {
 		return Device{}, fmt.Errorf("find the device %s: %w", name, err)
 	}
