@@ -12,6 +12,7 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
+	"golang.org/x/sys/unix"
 )
 
 // sockHooks are the hooks at the root of the cgroup2 tree, by program.
@@ -54,10 +55,14 @@ func (d *Datapath) AttachSock(cgroup string) error {
 	if err := d.Load(); err != nil {
 		return err
 	}
+	id, err := cgroupID(cgroup)
+	if err != nil {
+		return err
+	}
 	for name, at := range sockHooks {
 		prog := d.sock.Programs[name]
 		pin := filepath.Join(d.dir, "mst_link_"+name)
-		if replaced, err := replace(pin, prog); err != nil {
+		if replaced, err := replace(pin, prog, id); err != nil {
 			return err
 		} else if replaced {
 			continue
@@ -101,7 +106,7 @@ func (d *Datapath) AttachLXC(ifname string, ifindex int, end End) error {
 	for name, at := range hooks {
 		prog := d.lxc.Programs[name]
 		pin := d.lxcPin(ifname, name)
-		if replaced, err := replace(pin, prog); err != nil {
+		if replaced, err := replace(pin, prog, 0); err != nil {
 			return err
 		} else if replaced {
 			continue
@@ -157,8 +162,9 @@ func (d *Datapath) lxcPin(ifname, program string) string {
 	return filepath.Join(d.dir, "mst_link_"+program+"-"+strings.ReplaceAll(ifname, ".", "%"))
 }
 
-// replace updates the program of a pinned link. A pin of a device that is gone is removed.
-func replace(pin string, prog *ebpf.Program) (bool, error) {
+// replace updates the program of a pinned link. A pin whose device or cgroup is gone, or that is attached
+// to another cgroup than wanted (0: any), is removed.
+func replace(pin string, prog *ebpf.Program, cgroup uint64) (bool, error) {
 	l, err := link.LoadPinnedLink(pin, nil)
 	if errors.Is(err, os.ErrNotExist) {
 		return false, nil
@@ -167,14 +173,46 @@ func replace(pin string, prog *ebpf.Program) (bool, error) {
 		return false, fmt.Errorf("open the pinned link %s: %w", pin, err)
 	}
 	defer l.Close()
-	if err := l.Update(prog); err != nil {
-		// the device or cgroup it was attached to is gone
+	stale, err := elsewhere(l, cgroup)
+	if err != nil {
+		return false, fmt.Errorf("look at the pinned link %s: %w", pin, err)
+	}
+	if !stale {
+		err = l.Update(prog)
+		stale = errors.Is(err, unix.ENOLINK) || errors.Is(err, unix.ENODEV)
+	}
+	if stale {
 		if err := l.Unpin(); err != nil {
 			return false, fmt.Errorf("remove the dead link %s: %w", pin, err)
 		}
 		return false, nil
 	}
+	if err != nil {
+		return false, fmt.Errorf("update the program of %s: %w", pin, err)
+	}
 	return true, nil
+}
+
+// elsewhere tells whether a link is attached to another cgroup.
+func elsewhere(l link.Link, cgroup uint64) (bool, error) {
+	if cgroup == 0 {
+		return false, nil
+	}
+	info, err := l.Info()
+	if err != nil {
+		return false, err
+	}
+	at := info.Cgroup()
+	return at != nil && at.CgroupId != cgroup, nil
+}
+
+// cgroupID is the kernel's id of a cgroup, which is the inode of its directory (cgroup_id, kernfs).
+func cgroupID(path string) (uint64, error) {
+	var st unix.Stat_t
+	if err := unix.Stat(path, &st); err != nil {
+		return 0, fmt.Errorf("look at the cgroup %s: %w", path, err)
+	}
+	return st.Ino, nil
 }
 
 func pinLink(l link.Link, pin string) error {

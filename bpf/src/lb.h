@@ -62,6 +62,7 @@ static __always_inline bool lb_listens(const struct mst_backend *be,
 	struct mst_sandbox_key skey = {.cookie = be->cookie};
 	struct mst_listener_key lkey = {.cookie = be->cookie};
 	const struct mst_sandbox *sb;
+	const __u32 *n;
 
 	if (proto != IPPROTO_TCP || !be->cookie)
 		return true;
@@ -69,7 +70,8 @@ static __always_inline bool lb_listens(const struct mst_backend *be,
 	if (!sb || !(sb->flags & MST_SB_TRACKED))
 		return true;
 	lkey.port = be->port ? be->port : port;
-	return bpf_map_lookup_elem(&mst_listeners_v1, &lkey) != NULL;
+	n = bpf_map_lookup_elem(&mst_listeners_v1, &lkey);
+	return n && *n;
 }
 
 struct lb_pick {

@@ -111,7 +111,7 @@ enum mst_sandbox_flag {
 	MST_SB_TRACKED = 4,	 /* mst_listeners knows all of its listeners */
 };
 
-/* mst_listeners: how many TCP sockets listen, by sandbox and port. */
+/* mst_listeners: how many TCP sockets listen, by sandbox and port; may be 0. */
 struct mst_listener_key {
 	__u64 cookie;
 	__be16 port;

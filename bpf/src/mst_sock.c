@@ -198,6 +198,10 @@ static __always_inline int to_backend(struct bpf_sock_addr *ctx, bool v6,
 		}
 	}
 	svc = lb_service(&key, head, vport, ctx->protocol);
+	/* ping learns its source address so; what is sent is refused as such */
+	if (!svc->count && svc == head && ctx->protocol == IPPROTO_UDP &&
+	    !datagram)
+		return ALLOW;
 	client = addr4(0);
 	client.w[2] = cookie >> 32;
 	client.w[3] = (__u32)cookie;
@@ -368,46 +372,50 @@ static __always_inline bool loopback(const struct bpf_sock_ops *ops)
 	       ops->local_ip6[3] == bpf_htonl(1);
 }
 
-/* Keeps mst_listeners: +1 at listen, -1 when the listening socket closes. */
+/*
+ * Keeps mst_listeners: +1 at listen, -1 when the listening socket closes. An
+ * entry stays at 0, so that no count is lost between two sockets, and goes
+ * with its sandbox. If there is no room the sandbox is tracked no longer, and
+ * its backends are taken at their word.
+ */
 SEC("sockops")
 int sock_ops(struct bpf_sock_ops *ops)
 {
+	struct mst_sandbox_key skey = {};
 	struct mst_listener_key key = {};
-	__u32 *n, one = 1;
+	struct mst_sandbox *sb;
+	__u32 *n, none = 0;
 	bool closes;
 
-	switch (ops->op) {
-	case BPF_SOCK_OPS_TCP_LISTEN_CB:
+	if (ops->op == BPF_SOCK_OPS_TCP_LISTEN_CB)
 		closes = false;
-		break;
-	case BPF_SOCK_OPS_STATE_CB:
-		if (ops->args[0] != BPF_TCP_LISTEN)
-			return 1;
+	else if (ops->op == BPF_SOCK_OPS_STATE_CB &&
+		 ops->args[0] == BPF_TCP_LISTEN)
 		closes = true;
-		break;
-	case BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB:
-		/* accepted sockets inherit the flag of the listener */
-		if (ops->bpf_sock_ops_cb_flags & BPF_SOCK_OPS_STATE_CB_FLAG)
-			bpf_sock_ops_cb_flags_set(ops, 0);
+	else
 		return 1;
-	default:
-		return 1;
-	}
-	key.cookie = bpf_get_netns_cookie(ops);
-	if (loopback(ops) || !sandbox(key.cookie, 0))
+	skey.cookie = key.cookie = bpf_get_netns_cookie(ops);
+	sb = bpf_map_lookup_elem(&mst_sandboxes_v1, &skey);
+	if (loopback(ops) || !sb)
 		return 1;
 	key.port = bpf_htons((__u16)ops->local_port);
 	n = bpf_map_lookup_elem(&mst_listeners_v1, &key);
 	if (closes) {
-		if (n && __sync_fetch_and_add(n, -1) <= 1)
-			bpf_map_delete_elem(&mst_listeners_v1, &key);
+		if (n)
+			__sync_fetch_and_add(n, -1);
 		return 1;
 	}
-	bpf_sock_ops_cb_flags_set(ops, BPF_SOCK_OPS_STATE_CB_FLAG);
+	bpf_sock_ops_cb_flags_set(ops, ops->bpf_sock_ops_cb_flags |
+					       BPF_SOCK_OPS_STATE_CB_FLAG);
+	if (!n) {
+		bpf_map_update_elem(&mst_listeners_v1, &key, &none,
+				    BPF_NOEXIST);
+		n = bpf_map_lookup_elem(&mst_listeners_v1, &key);
+	}
 	if (n)
 		__sync_fetch_and_add(n, 1);
 	else
-		bpf_map_update_elem(&mst_listeners_v1, &key, &one, BPF_ANY);
+		sb->flags &= ~MST_SB_TRACKED;
 	return 1;
 }
 
