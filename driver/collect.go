@@ -37,6 +37,9 @@ func (m *Manager) Collect(known map[string]map[string]bool) error {
 			errs = append(errs, m.tearDownNetwork(n))
 		}
 	}
+	if m.orphaned {
+		errs = append(errs, m.collectOrphans(known, missing))
+	}
 	m.missing = missing
 	return errors.Join(errs...)
 }

@@ -362,6 +362,14 @@ func (k *kernel) Refused() ([]netip.Prefix, error) {
 
 func (k *kernel) UplinkMTU() int { return 1500 }
 
+// OnLink is the LAN of the host.
+func (k *kernel) OnLink() ([]netip.Prefix, error) {
+	if err := k.fault.hit("on link"); err != nil {
+		return nil, err
+	}
+	return []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}, nil
+}
+
 func (k *kernel) AttachClsact(name string, _, _ int) error {
 	if err := k.fault.hit("attach clsact"); err != nil {
 		return err

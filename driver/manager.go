@@ -37,6 +37,7 @@ type Links interface {
 	Unrefuse(netip.Prefix) error
 	Refused() ([]netip.Prefix, error)
 	UplinkMTU() int
+	OnLink() ([]netip.Prefix, error)
 	AttachClsact(name string, ingress, egress int) error
 	DetachClsact(name string) error
 	HasClsact(name string) bool
@@ -106,6 +107,8 @@ type Manager struct {
 	waiting   map[string]context.CancelFunc // sandboxes awaited, by endpoint
 	waits     sync.WaitGroup
 	missing   map[string]bool // networks and endpoints that the engine did not know at the last Collect
+	fresh     bool            // the state has never been used
+	orphaned  bool            // it was lost, and endpoints that it does not know go on
 }
 
 // Config is what a Manager works with.
@@ -145,11 +148,15 @@ func New(cfg Config) (*Manager, error) {
 		if err != nil {
 			return err
 		}
-		return tx.Each(bucketEndpoints, func(key string, decode func(any) error) error {
+		err = tx.Each(bucketEndpoints, func(key string, decode func(any) error) error {
 			e := &Endpoint{}
 			m.endpoints[key] = e
 			return decode(e)
 		})
+		if err != nil {
+			return err
+		}
+		return m.loadOrphaned(tx)
 	})
 	if err != nil {
 		return nil, fmt.Errorf("read the networks and endpoints: %w", err)

@@ -156,6 +156,9 @@ func (n *Network) overlap(prefixes []netip.Prefix) netip.Prefix {
 // checkSubnets refuses what overlaps a network of ours or the service pools: an address could not be told
 // from another, or from a VIP.
 func (m *Manager) checkSubnets(n *Network) error {
+	if err := m.checkOnLink(n); err != nil {
+		return err
+	}
 	for i, p := range n.Subnets() {
 		one := &Network{IPv4: []Subnet{{Pool: p}}}
 		if pool := one.overlap(m.pools); pool.IsValid() {
@@ -170,6 +173,29 @@ func (m *Manager) checkSubnets(n *Network) error {
 					p, theirs, cmp.Or(other.Name, other.ID))
 			}
 		}
+	}
+	return nil
+}
+
+// checkOnLink refuses subnets of the host's own networks, whose addresses an endpoint would take over, and
+// those that are no subnets of hosts. A network on a parent is on such a network by intent.
+func (m *Manager) checkOnLink(n *Network) error {
+	for _, p := range n.Subnets() {
+		a := p.Addr()
+		if a.IsLoopback() || a.IsMulticast() || a.IsUnspecified() || a.IsLinkLocalUnicast() {
+			return fmt.Errorf("subnet %s is no range for hosts: choose a private one with --subnet, such as 10.77.0.0/24", p)
+		}
+	}
+	if n.Options.Parent != "" {
+		return nil
+	}
+	onLink, err := m.links.OnLink()
+	if err != nil {
+		return err
+	}
+	if route := n.overlap(onLink); route.IsValid() {
+		return fmt.Errorf("the network's subnets %v overlap %s, a network that the host is on: choose another with --subnet",
+			n.Subnets(), route)
 	}
 	return nil
 }

@@ -179,3 +179,18 @@ func TestWhatIsUnknownIsNotFound(t *testing.T) {
 	require.NoError(t, w.DeleteEndpoint(ctx, net1, ep1))
 	require.NoError(t, w.DeleteNetwork(ctx, net1))
 }
+
+func TestSubnetsOfTheHostAreRefused(t *testing.T) {
+	for subnet, want := range map[string]string{
+		"192.0.2.0/24":   "overlap 192.0.2.0/24, a network that the host is on",
+		"192.0.2.128/25": "overlap 192.0.2.0/24, a network that the host is on",
+		"127.0.0.0/24":   "is no range for hosts",
+		"169.254.0.0/16": "is no range for hosts",
+		"224.1.0.0/16":   "is no range for hosts",
+	} {
+		w := newWorld(t)
+		err := w.CreateNetwork(ctx, NetworkConfig{ID: net1, IPv4: []Subnet{{Pool: netip.MustParsePrefix(subnet)}}})
+		require.ErrorContains(t, err, want)
+		require.Empty(t, w.Networks())
+	}
+}

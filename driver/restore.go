@@ -12,7 +12,8 @@ import (
 )
 
 // Restore makes the kernel agree with the state after a start: what is missing is made again, running
-// endpoints get this build's programs without losing a packet, and what nobody knows is removed.
+// endpoints get this build's programs without losing a packet, and what nobody knows is removed, unless the
+// state was lost ([Manager.Orphaned]).
 // It goes on past errors and returns them all.
 func (m *Manager) Restore() error {
 	m.mu.Lock()
@@ -33,7 +34,11 @@ func (m *Manager) Restore() error {
 			errs = append(errs, fmt.Errorf("restore the endpoint %s: %w", e.ID, err))
 		}
 	}
-	return errors.Join(append(errs, m.prune())...)
+	errs = append(errs, m.findOrphans())
+	if !m.orphaned {
+		errs = append(errs, m.prune())
+	}
+	return errors.Join(errs...)
 }
 
 func (m *Manager) restoreEndpoint(e *Endpoint) error {

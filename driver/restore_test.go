@@ -3,7 +3,10 @@
 package driver
 
 import (
+	"github.com/mustang-net/mustang/service"
+	"github.com/mustang-net/mustang/state"
 	"net/netip"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -147,4 +150,40 @@ func TestThePoolsOfAnotherConfiguration(t *testing.T) {
 	require.Contains(t, w.lines(), "refused 10.96.0.0/16")
 	require.NotContains(t, w.lines(), "refused 10.200.0.0/16")
 	require.NotContains(t, w.lines(), "refused fd6d:7374:10::/96")
+}
+
+func TestWhatALostStateKnewGoesOnUntilTheEngineHasForgottenIt(t *testing.T) {
+	w := newLife(t, 3, setting{}) // a network with an endpoint in a sandbox
+	before := w.lines()
+	w.Close()
+	w.store = state.Memory()
+	w.services.networks = map[string]service.Network{}
+	w.startAgain()
+	require.NoError(t, w.Restore())
+	require.True(t, w.Orphaned())
+	for _, line := range before {
+		line = strings.ReplaceAll(line, "network net1", "network ") // whose name is lost
+		if strings.HasPrefix(line, "device ") || strings.HasPrefix(line, "endpoint ") || strings.HasPrefix(line, "interface ") {
+			require.Contains(t, w.lines(), line)
+		}
+	}
+	w.createNetwork(net2, 2)
+	require.Equal(t, uint32(2), w.Networks()[0].Number, "no number of a network that is still in the maps")
+
+	w.restart() // the state is not new any more
+	require.True(t, w.Orphaned())
+	known := map[string]map[string]bool{net1: {ep1: true}, net2: {}}
+	for range 3 {
+		require.NoError(t, w.Collect(known))
+	}
+	require.True(t, w.Orphaned(), "the engine still has it")
+	delete(known, net1)
+	require.NoError(t, w.Collect(known))
+	require.True(t, w.Orphaned(), "missing once")
+	require.NoError(t, w.Collect(known))
+	require.False(t, w.Orphaned())
+	for _, line := range w.lines() {
+		require.NotContains(t, line, if1)
+		require.False(t, strings.HasPrefix(line, "interface "), line)
+	}
 }

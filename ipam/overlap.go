@@ -48,7 +48,7 @@ func (i *IPAM) checkOverlap(subnet netip.Prefix, routes []netip.Prefix) error {
 	}
 	if r, found := overlapping(subnet, routes); found {
 		return fmt.Errorf("pool %s overlaps the host's route to %s: %w: choose another subnet or remove the route; "+
-			"for macvlan or ipvlan on that very network, say so in the request", subnet, r, ErrOverlap)
+			"for macvlan or ipvlan on that very network leave --ipam-driver away: Docker's own takes it", subnet, r, ErrOverlap)
 	}
 	return nil
 }

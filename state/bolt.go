@@ -111,7 +111,7 @@ func explainOpen(path string, err error) error {
 			err = fmt.Errorf("%w: %w", ErrDamaged, err)
 		}
 		return fmt.Errorf("open state file %s: %w. It was left untouched: move it away (mv %s %s.damaged) and "+
-			"start again; running containers keep their network, and kernel maps and links are re-adopted",
+			"start again; running containers keep their network until they end, but their networks must be made anew",
 			path, err, path, path)
 	default:
 		return fmt.Errorf("open state file %s: %w", path, err)

@@ -65,7 +65,11 @@ type engineNetworks struct {
 
 // Collect lets go of endpoints that the engine has forgotten, and of addresses that no endpoint has.
 func (n engineNetworks) Collect(known map[string]map[string]bool) error {
+	orphaned := n.Orphaned()
 	err := n.Manager.Collect(known)
+	if orphaned && !n.Orphaned() {
+		err = errors.Join(err, n.host.synced())
+	}
 	inUse := map[netip.Addr]bool{}
 	for _, e := range n.Endpoints() {
 		inUse[e.IPv4.Addr()], inUse[e.IPv6.Addr()] = true, true

@@ -109,7 +109,9 @@ func texts[T fmt.Stringer](in []T) []string {
 // Status implements [api.Host].
 func (h *host) Status(context.Context) (api.Status, error) {
 	version, _ := versionAndCommit()
-	s := api.Status{Version: version, Daemon: h.daemon, Ready: true}
+	// without the daemon, or before it knows the containers, names are not followed
+	ready := h.daemon && (h.cfg.DockerSocket == "" || h.watcher.synced.Load())
+	s := api.Status{Version: version, Daemon: h.daemon, Ready: ready}
 	for _, sub := range []api.Subsystem{
 		h.statusDatapath(), h.statusDrops(), h.statusServices(), h.statusDriver(), h.statusIPAM(), h.statusWatcher(),
 	} {
@@ -159,8 +161,13 @@ func (h *host) statusServices() api.Subsystem {
 }
 
 func (h *host) statusDriver() api.Subsystem {
-	return api.Subsystem{Name: "driver", State: "ok", Detail: fmt.Sprintf("%d networks, %d endpoints",
+	s := api.Subsystem{Name: "driver", State: "ok", Detail: fmt.Sprintf("%d networks, %d endpoints",
 		len(h.driver.Networks()), len(h.driver.Endpoints()))}
+	if h.driver.Orphaned() {
+		s.State = "degraded"
+		s.Detail += "; endpoints of a lost state go on unmanaged: make their networks and containers anew"
+	}
+	return s
 }
 
 func (h *host) statusIPAM() api.Subsystem {

@@ -161,5 +161,8 @@ func (h *host) watch(ctx context.Context) error {
 // synced says that all containers are known, so that leftovers in the maps can go.
 func (h *host) synced() error {
 	h.watcher.synced.Store(true)
+	if h.driver.Orphaned() {
+		return nil // what nobody can explain now is what keeps them going
+	}
 	return h.services.Sync()
 }

@@ -134,7 +134,7 @@ func printStatus(o output, s api.Status) error {
 func reasons(s api.Status) string {
 	text := ""
 	for _, part := range s.Subsystems {
-		if part.State == "failed" || part.State == "degraded" {
+		if part.State == "failed" || part.State == "degraded" || part.Name == "daemon" {
 			text += fmt.Sprintf(": %s is %s (%s)", part.Name, part.State, part.Detail)
 		}
 	}

@@ -52,14 +52,20 @@ func unknownCommand(c *cli.Context) error {
 		commands = c.Command.Subcommands
 	}
 	name := c.Args().First()
-	hint := strings.TrimSpace(cli.SuggestCommand(commands, name))
+	hint := cli.SuggestCommand(commands, name)
+	if hint == fmt.Sprintf(cli.SuggestDidYouMeanTemplate, "") {
+		hint = "" // nothing is like it
+	}
+	if hint = strings.TrimSpace(hint); hint != "" {
+		hint += " "
+	}
 	var names []string
 	for _, command := range commands {
 		if command.Name != "help" {
 			names = append(names, command.Name)
 		}
 	}
-	return usagef(c, "%sunknown command %q: %s Commands: %s", about(c), name, hint, strings.Join(names, ", "))
+	return usagef(c, "%sunknown command %q: %sCommands: %s", about(c), name, hint, strings.Join(names, ", "))
 }
 
 const undefinedFlag = "flag provided but not defined: "

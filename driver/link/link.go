@@ -76,7 +76,8 @@ func ownedBy(l netlink.Link, owner string) bool {
 }
 
 func halfMade(l netlink.Link) bool {
-	return l.Attrs().Alias == "" && l.Attrs().Group == group && l.Type() == "veth"
+	a := l.Attrs()
+	return a.Alias == "" && a.Group == group && l.Type() == "veth" && (strings.HasPrefix(a.Name, "mst") || strings.HasPrefix(a.Name, "mpa"))
 }
 
 func randomMAC() net.HardwareAddr {
@@ -248,6 +249,25 @@ func (Host) Routes() ([]netip.Prefix, error) {
 		}
 		for _, r := range routes {
 			if p, ok := prefixOf(r.Dst); ok && p.Bits() > 0 && int(r.Protocol) != protocol && !p.Addr().IsLinkLocalUnicast() {
+				out = append(out, p)
+			}
+		}
+	}
+	return out, nil
+}
+
+// OnLink lists the networks that the host is itself on: routes to a device without a router between.
+func (Host) OnLink() ([]netip.Prefix, error) {
+	var out []netip.Prefix
+	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
+		routes, err := whole(func() ([]netlink.Route, error) { return netlink.RouteList(nil, family) })
+		if err != nil {
+			return nil, fmt.Errorf("list the routes: %w", err)
+		}
+		for _, r := range routes {
+			p, ok := prefixOf(r.Dst)
+			onLink := r.Gw == nil && r.Via == nil && len(r.MultiPath) == 0 && r.Type == unix.RTN_UNICAST
+			if ok && onLink && p.Bits() > 0 && !p.Addr().IsLinkLocalUnicast() && !p.Addr().IsMulticast() {
 				out = append(out, p)
 			}
 		}

@@ -109,7 +109,7 @@ func (h Host) FindInside(path, name string) (Inside, error) {
 			return fmt.Errorf("list the addresses of %s: %w", name, err)
 		}
 		for _, a := range addrs {
-			if p, ok := prefixOf(a.IPNet); ok && !p.Addr().IsLinkLocalUnicast() {
+			if p, ok := prefixOf(a.IPNet); ok && !p.Addr().IsLinkLocalUnicast() && !p.Addr().IsLoopback() {
 				out.Addrs = append(out.Addrs, p)
 			}
 		}

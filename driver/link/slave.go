@@ -151,7 +151,7 @@ func (h Host) IndexInside(path, owner string) (index int, err error) {
 		}
 		return ErrNoDevice
 	})
-	if err != nil {
+	if err = explain(err); err != nil {
 		return 0, fmt.Errorf("find the endpoint's device in the sandbox %s: %w", path, err)
 	}
 	return index, nil

@@ -11,7 +11,7 @@ import (
 
 // collectEvery lies between two looks for what the engine has forgotten. It is far longer than an
 // endpoint takes from our record to the engine's.
-const collectEvery = 30 * time.Second
+const collectEvery = 10 * time.Second
 
 // collect tells again and again which networks and endpoints the engine has, until ctx ends: what we
 // have beyond is left over from calls that we missed.

@@ -33,7 +33,7 @@ type Networks interface {
 	// SetNetworkName tells the name of a network.
 	SetNetworkName(id, name string)
 	// Collect tells which networks of ours the engine has, each with its endpoints, so that what it
-	// has forgotten while nobody listened can go. It is called every half minute.
+	// has forgotten while nobody listened can go. It is called every ten seconds.
 	Collect(known map[string]map[string]bool) error
 }
 
