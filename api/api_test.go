@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/sirupsen/logrus"
+	"github.com/sirupsen/logrus/hooks/test"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
@@ -26,6 +27,7 @@ import (
 	"github.com/mustang-net/mustang/bpf"
 	"github.com/mustang-net/mustang/driver"
 	"github.com/mustang-net/mustang/service"
+	"github.com/mustang-net/mustang/state"
 )
 
 // shortDir is a directory whose name leaves room for a socket's path.
@@ -46,12 +48,17 @@ func quiet() logrus.FieldLogger {
 // daemon serves host on a real socket, and checks at the end that it stops cleanly and leaves nothing.
 func daemon(t *testing.T, host api.Host) (api.Host, string) {
 	t.Helper()
+	return daemonWith(t, host, quiet())
+}
+
+func daemonWith(t *testing.T, host api.Host, log logrus.FieldLogger) (api.Host, string) {
+	t.Helper()
 	path := filepath.Join(shortDir(t), "run", "mustang.sock")
 	l, err := api.Listen(path)
 	require.NoError(t, err)
 	ctx, stop := context.WithCancel(t.Context())
 	done := make(chan error, 1)
-	go func() { done <- api.Serve(ctx, l, host, quiet()) }()
+	go func() { done <- api.Serve(ctx, l, host, log) }()
 	t.Cleanup(func() {
 		stop()
 		assert.NoError(t, <-done)
@@ -190,6 +197,73 @@ func TestErrorsKeepTheirTextAndClass(t *testing.T) {
 	_, err = client.Status(ctx)
 	assert.EqualError(t, err, "disk full")
 	assert.Equal(t, http.StatusInternalServerError, status(err))
+}
+
+// realServices is a Host whose services are a manager's.
+type realServices struct {
+	*apitest.Host
+	services *service.Manager
+}
+
+func (h realServices) AddService(_ context.Context, spec service.Spec) (service.View, error) {
+	return h.services.Add(spec)
+}
+
+func (h realServices) RemoveService(_ context.Context, ref string) error {
+	return h.services.Remove(ref)
+}
+
+func (h realServices) Drain(_ context.Context, ref string, undo bool) error {
+	return h.services.Drain(ref, undo)
+}
+
+// noMaps take nothing while broken, and keep nothing.
+type noMaps struct{ broken error }
+
+func (m *noMaps) Services() ([]bpf.Service, error) { return nil, nil }
+func (m *noMaps) Backends() ([]bpf.Backend, error) { return nil, nil }
+func (m *noMaps) PutService(bpf.Service) error     { return m.broken }
+func (m *noMaps) DeleteService(bpf.Frontend) error { return m.broken }
+func (m *noMaps) PutBackend(bpf.Backend) error     { return m.broken }
+func (m *noMaps) DeleteBackend(uint32) error       { return m.broken }
+
+func TestRefusalsOfServicesAreNoFaults(t *testing.T) {
+	maps := &noMaps{}
+	services, err := service.New(state.Memory(), maps, service.Options{})
+	require.NoError(t, err)
+	log, hook := test.NewNullLogger()
+	client, _ := daemonWith(t, realServices{&apitest.Host{}, services}, log)
+	ctx := t.Context()
+	add := func(vip, backend string) error {
+		_, err := client.AddService(ctx, service.Spec{Frontend: frontend(vip, "tcp"),
+			Backends: []service.Target{{Addr: netip.MustParseAddrPort(backend)}}})
+		return err
+	}
+	require.NoError(t, add("10.96.0.1:80", "10.1.0.1:80"))
+	for _, tt := range []struct {
+		err    error
+		status int
+		text   string
+	}{
+		{add("8.8.8.8:80", "10.1.0.1:80"), http.StatusBadRequest, "outside the service pools"},
+		{add("10.96.0.1:80", "10.1.0.1:80"), http.StatusConflict, "exists already"},
+		{add("10.1.0.1:80", "10.1.0.2:80"), http.StatusConflict, "is a backend of service"},
+		{client.RemoveService(ctx, "10.96.0.9:80"), http.StatusNotFound, "not found"},
+		{client.Drain(ctx, "10.9.9.9", false), http.StatusNotFound, "not found"},
+	} {
+		var refused *api.Error
+		require.ErrorAs(t, tt.err, &refused)
+		assert.Equal(t, tt.status, refused.Status, refused.Message)
+		assert.Contains(t, refused.Message, tt.text)
+	}
+	for _, e := range hook.AllEntries() {
+		assert.Greater(t, e.Level, logrus.WarnLevel, "nobody but the caller is at fault: %s", e.Message)
+	}
+	maps.broken = errors.New("map full")
+	var fault *api.Error
+	require.ErrorAs(t, add("10.96.0.2:80", "10.1.0.1:80"), &fault)
+	assert.Equal(t, http.StatusInternalServerError, fault.Status)
+	require.NotEmpty(t, hook.AllEntries())
 }
 
 func TestServerRefusesWhatItDoesNotUnderstand(t *testing.T) {

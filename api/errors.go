@@ -6,8 +6,6 @@ import (
 	"context"
 	"errors"
 	"net/http"
-
-	"github.com/mustang-net/mustang/service"
 )
 
 // ErrNoDaemon says that no daemon answers on the socket.
@@ -43,7 +41,7 @@ func statusOf(err error) int {
 		return http.StatusRequestEntityTooLarge
 	case errors.As(err, &invalid):
 		return http.StatusBadRequest
-	case errors.As(err, &notFound), errors.Is(err, service.ErrNotFound):
+	case errors.As(err, &notFound):
 		return http.StatusNotFound
 	case errors.As(err, &conflict):
 		return http.StatusConflict

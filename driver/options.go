@@ -9,6 +9,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"github.com/mustang-net/mustang/service"
 )
 
 // Options are what `docker network create --opt` can say about a network, validated.
@@ -168,5 +170,5 @@ func checkEndpointOptions(raw map[string]string) error {
 		}
 		return fmt.Errorf("unknown endpoint option %q: the options are %s", key, strings.Join(endpointOptions, ", "))
 	}
-	return nil
+	return service.CheckEndpointOptions(raw)
 }

@@ -17,7 +17,7 @@ const minIDPrefix = 4
 // Drain takes backends out of new flows while others can take them, and leaves the flows they have; undo
 // brings them back. ref is "ADDR" or "ADDR:PORT" of hand-made backends or of a container, or a container's
 // name, id, or unique start of its id. The drain lasts until undone, or until the container is removed.
-// It returns [ErrNotFound] if ref names nothing.
+// It returns [ErrNotFound] if ref names nothing. The backends of containers need a source that tells of them.
 func (m *Manager) Drain(ref string, undo bool) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -28,6 +28,10 @@ func (m *Manager) Drain(ref string, undo bool) error {
 		if ep := m.byAddr[addr.Addr()]; ep != nil && ep.container != nil {
 			drained = append(drained, ep.container)
 		} else if len(fresh) == 0 && !m.hasTarget(addr) {
+			if m.unheard(addr.Addr()) {
+				return unavailable{fmt.Errorf("backend %s is a container's backend: that needs the daemon: start it with `mustang daemon`, "+
+					"or wait until it has heard of the container", ref)}
+			}
 			return fmt.Errorf("backend %s: %w: `mustang svc ls` lists them", ref, ErrNotFound)
 		}
 	} else {
@@ -74,6 +78,22 @@ func (m *Manager) hasTarget(addr netip.AddrPort) bool {
 	return false
 }
 
+// unheard reports whether addr is a container's of which no source has told: a drain is kept by
+// container, and so cannot be.
+func (m *Manager) unheard(addr netip.Addr) bool {
+	if ep := m.byAddr[addr]; ep != nil {
+		return ep.unread()
+	}
+	for f := range m.found {
+		for _, id := range m.undecided(f) {
+			if m.backends.byID[id].key.address() == addr {
+				return true
+			}
+		}
+	}
+	return false
+}
+
 // matches reports whether addr, whose port 0 means any, is where a backend of h receives.
 func matches(h *handService, t Target, addr netip.AddrPort) bool {
 	port := t.Addr.Port()
@@ -95,11 +115,15 @@ func (m *Manager) findContainer(ref string) (*container, error) {
 	}
 	switch len(hits) {
 	case 0:
+		if !m.synced {
+			return nil, fmt.Errorf("container %s: %w: containers are known to the daemon alone: start it with `mustang daemon`, "+
+				"or give the ADDR[:PORT] of a hand-made backend", ref, ErrNotFound)
+		}
 		return nil, fmt.Errorf("container %s: %w: give a backend's ADDR[:PORT], or a container's name or id", ref, ErrNotFound)
 	case 1:
 		return hits[0], nil
 	}
-	return nil, fmt.Errorf("container %s is ambiguous: %d ids start so: give more of it", ref, len(hits))
+	return nil, invalidf("container %s is ambiguous: %d ids start so: give more of it", ref, len(hits))
 }
 
 func (m *Manager) setDrained(c *container, undo bool) {

@@ -61,7 +61,7 @@ type container struct {
 // ends [Manager.Gone]. An address that is a VIP, or lies in a block of VIPs, is refused.
 func (m *Manager) PutEndpoint(e Endpoint) error {
 	if e.ID == "" {
-		return errors.New("endpoint without an id: the driver must give one")
+		return invalidf("endpoint without an id: the driver must give one")
 	}
 	e.IPv4, e.IPv6 = e.IPv4.Unmap(), e.IPv6.Unmap()
 	m.mu.Lock()
@@ -90,11 +90,11 @@ func (m *Manager) checkEndpointAddr(a netip.Addr) error {
 		return nil
 	}
 	if m.handVIPs[a] != nil {
-		return fmt.Errorf("address %s is the VIP of a hand-made service: give the endpoint another, or remove the service", a)
+		return conflictf("address %s is the VIP of a hand-made service: give the endpoint another, or remove the service", a)
 	}
 	for _, n := range m.networks {
 		if n.blocks[familyOf(a)].Contains(a) {
-			return fmt.Errorf("address %s lies in %s, the VIPs of network %s: choose another subnet", a, n.blocks[familyOf(a)], n.label())
+			return conflictf("address %s lies in %s, the VIPs of network %s: choose another subnet", a, n.blocks[familyOf(a)], n.label())
 		}
 	}
 	return nil

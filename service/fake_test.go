@@ -11,6 +11,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/sirupsen/logrus"
+	"github.com/sirupsen/logrus/hooks/test"
 	"github.com/stretchr/testify/require"
 
 	"github.com/mustang-net/mustang/bpf"
@@ -140,6 +142,8 @@ type world struct {
 	*Manager
 	store state.Store
 	maps  *fakeMaps
+	log   *logrus.Logger
+	hook  *test.Hook
 }
 
 func newWorld(t testing.TB) *world {
@@ -150,9 +154,19 @@ func newWorld(t testing.TB) *world {
 }
 
 func (w *world) restart(t testing.TB) {
-	m, err := New(w.store, w.maps, Options{HostAddr: func(a netip.Addr) bool { return a == addr("192.168.1.2") }})
+	w.log, w.hook = test.NewNullLogger()
+	m, err := New(w.store, w.maps, Options{Log: w.log, HostAddr: func(a netip.Addr) (bool, error) { return a == addr("192.168.1.2"), nil }})
 	require.NoError(t, err)
 	w.Manager = m
+}
+
+// logged is what the log was told since the restart, one message per line.
+func (w *world) logged() string {
+	var lines []string
+	for _, e := range w.hook.AllEntries() {
+		lines = append(lines, e.Message)
+	}
+	return strings.Join(lines, "\n")
 }
 
 func addr(s string) netip.Addr { return netip.MustParseAddr(s) }

@@ -125,7 +125,7 @@ func (m *Manager) find(ref string) (*handService, error) {
 			return h, nil
 		}
 		if s := m.namedByID(uint32(id)); s != nil {
-			return nil, fmt.Errorf("service %d (%s) comes from %s: it goes with its network", id, s.name, s.source)
+			return nil, conflictf("service %d (%s) comes from %s: it goes with its network", id, s.name, s.source)
 		}
 		return nil, fmt.Errorf("service %s: %w: `mustang svc ls` lists the ids", ref, ErrNotFound)
 	}
@@ -137,7 +137,7 @@ func (m *Manager) find(ref string) (*handService, error) {
 		return nil, fmt.Errorf("service %q: %w: give its id, name or ADDR:PORT", ref, ErrNotFound)
 	}
 	if s := m.nameVIPs[f.Addr]; s != nil {
-		return nil, fmt.Errorf("service %s (%s) comes from %s: it goes with its network", ref, s.name, s.source)
+		return nil, conflictf("service %s (%s) comes from %s: it goes with its network", ref, s.name, s.source)
 	}
 	var hits []*handService
 	for _, p := range []bpf.Protocol{bpf.ProtocolAny, bpf.ProtocolTCP, bpf.ProtocolUDP} {
@@ -152,7 +152,7 @@ func (m *Manager) find(ref string) (*handService, error) {
 	case 1:
 		return hits[0], nil
 	}
-	return nil, fmt.Errorf("service %s is ambiguous: name the protocol, %s or %s", ref, text(hits[0].Frontend), text(hits[1].Frontend))
+	return nil, invalidf("service %s is ambiguous: name the protocol, %s or %s", ref, text(hits[0].Frontend), text(hits[1].Frontend))
 }
 
 // Apply makes the hand-made services equal to specs, in one transaction: if any spec is wrong or the

@@ -3,6 +3,7 @@
 package service
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"runtime"
@@ -108,6 +109,8 @@ func TestAddRefuses(t *testing.T) {
 		"backend is a name's VIP":  {spec("10.96.0.2:80", w.vip(t, "web")), "is a VIP"},
 		"backend is its own VIP":   {spec("10.96.0.2:80", "10.96.0.2:81"), "is a VIP"},
 		"protocol":                 {Spec{Frontend: bpf.Frontend{Addr: addr("10.96.0.2"), Port: 1, Protocol: 132}}, "use tcp, udp or any"},
+		"outside the pools":        {spec("8.8.8.8:80", "10.1.0.1"), "outside the service pools (10.96.0.0/16, fd6d:7374:10::/96): choose an address of 10.96.0.0/24, or widen service_pools in mustang.toml"},
+		"outside the pools, IPv6":  {spec("[fd00::7]:80", "[fd00::1]:80"), "choose an address of fd6d:7374:10::/112, or widen service_pools"},
 		"no address":               {Spec{Frontend: bpf.Frontend{Port: 1}}, "missing"},
 		"name that looks like id":  {Spec{Name: "12", Frontend: first.Frontend}, "read as an id"},
 		"name that looks like VIP": {Spec{Name: "1.2.3.4", Frontend: first.Frontend}, "read as an address"},
@@ -128,6 +131,125 @@ func TestAddRefuses(t *testing.T) {
 	require.ErrorContains(t, w.PutEndpoint(Endpoint{ID: "x", IPv4: addr("10.96.0.1")}), "VIP of a hand-made service")
 	require.ErrorContains(t, w.PutEndpoint(Endpoint{ID: "x", IPv4: addr("10.96.1.200")}), "VIPs of network shop")
 	require.ErrorContains(t, w.Remove(w.vip(t, "web")), "comes from docker")
+}
+
+func TestRefusalsHaveAClass(t *testing.T) {
+	w := newWorld(t)
+	_, err := w.AddNetwork(shop)
+	require.NoError(t, err)
+	ep, c := replica(1, PhaseReady, "web")
+	w.run(t, ep, c)
+	for _, f := range []string{"tcp:10.96.0.7:53", "udp:10.96.0.7:53"} {
+		_, err := w.Add(spec(f, "10.1.0.1"))
+		require.NoError(t, err)
+	}
+	add := func(frontend string, backends ...string) error {
+		_, err := w.Add(spec(frontend, backends...))
+		return err
+	}
+	heavy := spec("10.96.0.2:80", "10.1.0.1")
+	heavy.Backends[0].Weight = 101
+	_, _, _, _, errApply := w.Apply([]Spec{heavy})
+	_, _, _, _, errTwice := w.Apply([]Spec{spec("10.96.0.2:80"), spec("10.96.0.2:80")})
+	tests := []struct {
+		err  error
+		want string
+	}{
+		{add("127.0.0.1:80"), "invalid"},
+		{add("8.8.8.8:80"), "invalid"},
+		{add("10.96.0.2:80", "[fd00::1]:80"), "invalid"},
+		{errApply, "invalid"},
+		{errTwice, "invalid"},
+		{w.Remove("10.96.0.7:53"), "invalid"},
+		{CheckEndpointOptions(map[string]string{"mustang.weight": "0"}), "invalid"},
+		{add("tcp:10.96.0.7:53", "10.1.0.1"), "conflict"},
+		{add("192.168.1.2:80"), "conflict"},
+		{add("172.20.0.1:80"), "conflict"},
+		{add("10.96.1.9:80"), "conflict"},
+		{add("10.1.0.1:80"), "conflict"},
+		{add("10.96.0.2:80", "10.96.0.7:80"), "conflict"},
+		{w.Remove(w.vip(t, "web")), "conflict"},
+		{w.PutEndpoint(Endpoint{ID: "x", IPv4: addr("10.96.0.7")}), "conflict"},
+		{w.Remove("nobody"), "not found"},
+		{w.Drain("nobody", false), "not found"},
+		{w.Drain("10.9.9.9", false), "not found"},
+	}
+	for i, tt := range tests {
+		require.Error(t, tt.err, "%d", i)
+		require.Equal(t, tt.want, class(tt.err), "%s", tt.err)
+	}
+}
+
+// class is what the API tells errors apart by.
+func class(err error) string {
+	var (
+		invalid     interface{ InvalidParameter() }
+		conflict    interface{ Conflict() }
+		notFound    interface{ NotFound() }
+		unavailable interface{ Unavailable() }
+	)
+	switch {
+	case errors.As(err, &invalid):
+		return "invalid"
+	case errors.As(err, &conflict):
+		return "conflict"
+	case errors.As(err, &notFound):
+		return "not found"
+	case errors.As(err, &unavailable):
+		return "unavailable"
+	}
+	return "fault"
+}
+
+func TestNoVIPWhileTheHostsAddressesAreUnknown(t *testing.T) {
+	w := newWorld(t)
+	w.hostAddr = func(netip.Addr) (bool, error) { return false, errInjected }
+	_, err := w.Add(spec("10.96.0.1:80", "10.1.0.1"))
+	require.ErrorIs(t, err, errInjected)
+	require.Equal(t, "fault", class(err))
+	_, _, _, _, err = w.Apply([]Spec{spec("10.96.0.1:80", "10.1.0.1")})
+	require.ErrorIs(t, err, errInjected)
+	w.maps.is()
+}
+
+func TestServicesOutsideThePoolsStay(t *testing.T) {
+	w := newWorld(t)
+	old := spec("192.0.2.7:80", "10.1.0.1:80")
+	old.Backends[0].Weight = 1
+	require.NoError(t, w.store.Update(func(tx state.Tx) error {
+		return tx.Put(bucketHand, handKey(4), handRecord{4, old})
+	}))
+	w.restart(t)
+	require.NoError(t, w.Sync())
+	require.Contains(t, w.logged(), "hand-made services outside the service pools")
+	want := []string{"192.0.2.7 net=0 ->", "192.0.2.7:80 net=0 -> 10.1.0.1:80@0"}
+	w.maps.is(want...)
+
+	// The list can be applied as it is, with other backends too, but there is no second such service.
+	old.Backends = append(old.Backends, Target{Addr: netip.MustParseAddrPort("10.1.0.2:80")})
+	_, changed, _, _, err := w.Apply([]Spec{old})
+	require.NoError(t, err)
+	require.Equal(t, 1, changed)
+	_, err = w.Add(spec("192.0.2.7:81", "10.1.0.1:81"))
+	require.ErrorContains(t, err, "outside the service pools")
+	_, _, _, _, err = w.Apply([]Spec{old, spec("192.0.2.8:80")})
+	require.ErrorContains(t, err, "192.0.2.8 cannot be a VIP: it is outside the service pools")
+
+	require.NoError(t, w.Remove("4"))
+	w.maps.is()
+	_, _, _, _, err = w.Apply([]Spec{old})
+	require.ErrorContains(t, err, "outside the service pools")
+	w.restart(t)
+	require.Empty(t, w.logged())
+}
+
+// specOf is what Add or Apply would make a hand-made service from.
+func specOf(v View) Spec {
+	s := Spec{Name: v.Name, Affinity: v.Affinity, Frontend: v.Frontends[0]}
+	for _, b := range v.Backends {
+		s.Backends = append(s.Backends, Target{Addr: b.Addr, Weight: b.Weight, Drain: b.State == PhaseDraining})
+	}
+	return s
 }
 
 func TestApply(t *testing.T) {
@@ -153,7 +275,7 @@ func TestApply(t *testing.T) {
 	// What the listing prints changes nothing when it is applied.
 	var round []Spec
 	for _, v := range w.List() {
-		round = append(round, v.Spec())
+		round = append(round, specOf(v))
 	}
 	writes := w.maps.writes
 	_, _, _, unchanged, err = w.Apply(round)

@@ -16,9 +16,6 @@ import (
 	"github.com/mustang-net/mustang/state"
 )
 
-// ErrNotFound says that no service, backend or container answers to a reference.
-var ErrNotFound = errors.New("not found")
-
 // DefaultPools are the service pools of a host that configures none, one per family.
 var DefaultPools = []netip.Prefix{
 	netip.MustParsePrefix("10.96.0.0/16"),
@@ -29,9 +26,11 @@ var DefaultPools = []netip.Prefix{
 type Options struct {
 	// Pools are where VIPs come from, [DefaultPools] if empty. An IPv4 pool is at most a /23, an
 	// IPv6 pool at most a /111: its first block is kept for hand-made services, see [Manager.AddNetwork].
+	// No VIP is made outside of them; one that the store has from wider pools stays, with a warning.
 	Pools []netip.Prefix
-	// HostAddr reports whether an address is the host's own, which no VIP may be. nil means never.
-	HostAddr func(netip.Addr) bool
+	// HostAddr reports whether an address is the host's own, which no VIP may be: none is made while it
+	// fails. nil means never.
+	HostAddr func(netip.Addr) (bool, error)
 	// Log gets what a user should know and no caller is told of, such as a bad label. nil discards it.
 	Log *logrus.Logger
 }
@@ -46,7 +45,7 @@ type Manager struct {
 	store    state.Store
 	maps     Maps
 	pools    []pool
-	hostAddr func(netip.Addr) bool
+	hostAddr func(netip.Addr) (bool, error)
 	log      *logrus.Logger
 	now      func() time.Time
 
@@ -95,7 +94,7 @@ func New(store state.Store, maps Maps, opts Options) (*Manager, error) {
 		return nil, err
 	}
 	if opts.HostAddr == nil {
-		opts.HostAddr = func(netip.Addr) bool { return false }
+		opts.HostAddr = func(netip.Addr) (bool, error) { return false, nil }
 	}
 	if opts.Log == nil {
 		opts.Log = logrus.New()
@@ -106,6 +105,7 @@ func New(store state.Store, maps Maps, opts Options) (*Manager, error) {
 	if err := m.load(); err != nil {
 		return nil, fmt.Errorf("load the services: %w", err)
 	}
+	m.warnOutside()
 	services, err := m.observe()
 	if err != nil {
 		return nil, err

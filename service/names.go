@@ -39,7 +39,11 @@ func readOptions(labels, driverOpts map[string]string) (o options, problems []st
 		return strings.TrimSpace(labels[key])
 	}
 	for name := range strings.SplitSeq(get(optService), ",") {
-		if name = strings.TrimSpace(name); name != "" {
+		switch name = strings.TrimSpace(name); {
+		case name == "":
+		case badName(name):
+			problems = append(problems, fmt.Sprintf("%s=%s: use names of at most 253 letters, digits, dots, dashes and underscores, with commas between them", optService, name))
+		default:
 			o.names = append(o.names, name)
 		}
 	}
@@ -76,6 +80,18 @@ func readOptions(labels, driverOpts map[string]string) (o options, problems []st
 	return o, problems
 }
 
+// badName reports whether a name can be neither asked for nor stored.
+func badName(name string) bool { return len(name) > 253 || strings.ContainsAny(name, "/ \t\n\\") }
+
+// CheckEndpointOptions refuses endpoint driver-opts with a value that [Manager.PutEndpoint] would only
+// warn of, as it does of labels. Other keys are not its business.
+func CheckEndpointOptions(opts map[string]string) error {
+	if _, problems := readOptions(nil, opts); len(problems) > 0 {
+		return invalidf("endpoint options: %s", strings.Join(slices.Compact(problems), "; "))
+	}
+	return nil
+}
+
 // names are the service names an endpoint goes by, in lower case and each once, whether it is alive
 // or not and whatever its options make of them.
 func (ep *endpoint) claims() []string {
@@ -94,7 +110,7 @@ func (ep *endpoint) claims() []string {
 	}
 	slices.Sort(names)
 	return slices.DeleteFunc(slices.Compact(names), func(name string) bool {
-		return name == "" || len(name) > 253 || strings.ContainsAny(name, "/ \t\n\\")
+		return name == "" || badName(name)
 	})
 }
 

@@ -104,7 +104,7 @@ func TestLifeOfAReplica(t *testing.T) {
 	w.maps.is()
 	require.Empty(t, w.List())
 	w.restart(t)
-	require.Empty(t, w.Networks())
+	require.Empty(t, w.networks)
 	require.Empty(t, w.List())
 }
 
@@ -127,6 +127,7 @@ func TestLabelsAndOptions(t *testing.T) {
 
 	c2.Labels = map[string]string{"mustang.vip": "nonsense", "mustang.weight": "0", "mustang.health": "x"}
 	w.PutContainer(c2)
+	require.Contains(t, w.logged(), "mustang.weight=0: use 1 to 100", "a label is no more than warned of")
 	w.maps.is("10.96.1.7 net=1 -> 172.20.0.1@101x4 172.20.0.2@102", web+" net=1 -> 172.20.0.1@101")
 
 	c2.Aliases["ep2"] = []string{"renamed"}
@@ -168,6 +169,75 @@ func TestSyncPrunesAndNotBefore(t *testing.T) {
 	w.maps.is(vip + " net=1 -> 172.20.0.1@101 172.20.0.3@103")
 	require.NoError(t, w.Sync())
 	w.maps.is(vip + " net=1 -> 172.20.0.1@101")
+}
+
+func TestWithoutTheDaemonTheMapsTell(t *testing.T) {
+	w := shopWorld(t, PhaseReady, PhaseReady)
+	ep, c := replica(2, PhaseReady, "web")
+	c.Labels = map[string]string{"mustang.weight": "3"}
+	w.PutContainer(c)
+	vip := w.vip(t, "web")
+	maps := w.maps.dump()
+	before := w.List()[0].Backends
+
+	w.restart(t)
+	require.NoError(t, w.Reconcile())
+	backends := w.List()[0].Backends
+	require.Len(t, backends, 2)
+	for i, b := range backends {
+		require.Equal(t, BackendView{ID: before[i].ID, Addr: before[i].Addr, Weight: uint32(1 + 2*i), State: PhaseUnknown, Active: true}, b)
+	}
+	for _, undo := range []bool{false, true} {
+		err := w.Drain("172.20.0.2", undo)
+		require.ErrorContains(t, err, "172.20.0.2 is a container's backend: that needs the daemon: start it with `mustang daemon`")
+		require.Equal(t, "unavailable", class(err))
+	}
+	require.ErrorIs(t, w.Drain("172.20.0.9", false), ErrNotFound)
+	err := w.Drain("box-2", false)
+	require.ErrorIs(t, err, ErrNotFound)
+	require.ErrorContains(t, err, "start it with `mustang daemon`")
+	require.Equal(t, maps, w.maps.dump())
+
+	// Whom the sources tell of is known again, and what nobody did is gone once they all have spoken.
+	require.NoError(t, w.PutEndpoint(ep))
+	require.Equal(t, PhaseUnknown, w.List()[0].Backends[1].State)
+	require.ErrorContains(t, w.Drain("172.20.0.2", false), "needs the daemon")
+	w.PutContainer(c)
+	backends = w.List()[0].Backends
+	require.Len(t, backends, 2)
+	require.Equal(t, []Phase{PhaseReady, PhaseUnknown}, []Phase{backends[0].State, backends[1].State})
+	require.NoError(t, w.Drain("172.20.0.2", false))
+	require.NoError(t, w.Drain("172.20.0.2", true))
+	require.NoError(t, w.Sync())
+	require.Len(t, w.List()[0].Backends, 1)
+	w.maps.is(vip + " net=1 -> 172.20.0.2@102")
+}
+
+func TestCheckEndpointOptions(t *testing.T) {
+	for _, good := range []map[string]string{
+		nil,
+		{"mustang.service": "api, web.front", "mustang.vip": "10.96.1.7,fd6d:7374:10::1:7", "mustang.health": "Strict", "mustang.weight": "100"},
+		{"mustang.service": "", "mustang.vip": "", "mustang.health": "", "mustang.weight": ""},
+		{"mustang.vip": "off", "mustang.health": "tiers", "mustang.weight": " 1 "},
+		{"mustang.other": "x", "com.docker.network.endpoint.sysctls": "x"},
+	} {
+		require.NoError(t, CheckEndpointOptions(good), "%v", good)
+	}
+	for _, tt := range []struct{ key, value, want string }{
+		{"mustang.service", "a,b c", "mustang.service=b c: use names of at most 253 letters"},
+		{"mustang.service", "a/b", "mustang.service=a/b: use names"},
+		{"mustang.vip", "on", "mustang.vip=on: use auto, off or an address of the network's VIPs"},
+		{"mustang.vip", "off,10.96.1.7", "mustang.vip=off,10.96.1.7: use auto, off or an address"},
+		{"mustang.vip", "10.96.1.0/24", "mustang.vip=10.96.1.0/24: use auto"},
+		{"mustang.health", "yes", "mustang.health=yes: use tiers or strict"},
+		{"mustang.weight", "0", "mustang.weight=0: use 1 to 100"},
+		{"mustang.weight", "101", "use 1 to 100"},
+		{"mustang.weight", "heavy", "mustang.weight=heavy: use 1 to 100"},
+	} {
+		require.ErrorContains(t, CheckEndpointOptions(map[string]string{tt.key: tt.value}), tt.want)
+	}
+	require.EqualError(t, CheckEndpointOptions(map[string]string{"mustang.weight": "0", "mustang.health": "x", "mustang.vip": "a,b"}),
+		"endpoint options: mustang.vip=a,b: use auto, off or an address of the network's VIPs; mustang.health=x: use tiers or strict; mustang.weight=0: use 1 to 100")
 }
 
 func TestAnyOrderOfEventsEndsAlike(t *testing.T) {
@@ -212,7 +282,9 @@ func TestBlocks(t *testing.T) {
 		require.NoError(t, err)
 		require.Equal(t, blocks, again)
 		w.restart(t)
-		require.Equal(t, blocks, w.Blocks(n.ID))
+		again, err = w.AddNetwork(n)
+		require.NoError(t, err)
+		require.Equal(t, blocks, again)
 	}
 	n.Name = "named"
 	_, err := w.AddNetwork(n)
@@ -220,11 +292,11 @@ func TestBlocks(t *testing.T) {
 	n.Name = ""
 	_, err = w.AddNetwork(n)
 	require.NoError(t, err)
-	require.Equal(t, "named", w.Networks()[1].Name)
+	require.Equal(t, "named", w.networks[n.ID].Name)
 
-	_, err = w.AddNetwork(Network{ID: "off", Number: 9, IPv4: true})
+	blocks, err := w.AddNetwork(Network{ID: "off", Number: 9, IPv4: true})
 	require.NoError(t, err)
-	require.Nil(t, w.Blocks("off"))
+	require.Empty(t, blocks)
 	for i := 2; i < 255; i++ {
 		_, err := w.AddNetwork(Network{ID: fmt.Sprint("n", i), Number: 1, IPv4: true, VIP: true})
 		require.NoError(t, err)
@@ -232,7 +304,7 @@ func TestBlocks(t *testing.T) {
 	_, err = w.AddNetwork(Network{ID: "more", Number: 1, IPv4: true, VIP: true})
 	require.ErrorContains(t, err, "no block of VIPs is left")
 	require.NoError(t, w.RemoveNetwork("n7"))
-	blocks, err := w.AddNetwork(Network{ID: "more", Number: 1, IPv4: true, VIP: true})
+	blocks, err = w.AddNetwork(Network{ID: "more", Number: 1, IPv4: true, VIP: true})
 	require.NoError(t, err)
 	require.Equal(t, "[10.96.8.0/24]", fmt.Sprint(blocks))
 }

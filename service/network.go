@@ -4,11 +4,9 @@ package service
 
 import (
 	"cmp"
-	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
-	"strings"
 
 	"github.com/mustang-net/mustang/bpf"
 	"github.com/mustang-net/mustang/state"
@@ -52,7 +50,7 @@ func (n *network) wants(family int) bool {
 // keeps the one that is known, and blocks stay what they are until [Manager.RemoveNetwork].
 func (m *Manager) AddNetwork(n Network) ([]netip.Prefix, error) {
 	if n.ID == "" || n.Number == 0 {
-		return nil, errors.New("network without an id or a number: the driver must give both")
+		return nil, invalidf("network without an id or a number: the driver must give both")
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -172,28 +170,4 @@ func (m *Manager) markNamed(s *named) {
 			m.mark(bpf.Frontend{Addr: vip})
 		}
 	}
-}
-
-// Networks lists the networks by number.
-func (m *Manager) Networks() []Network {
-	m.mu.RLock()
-	defer m.mu.RUnlock()
-	list := make([]Network, 0, len(m.networks))
-	for _, n := range m.networks {
-		list = append(list, n.Network)
-	}
-	slices.SortFunc(list, func(a, b Network) int {
-		return cmp.Or(cmp.Compare(a.Number, b.Number), strings.Compare(a.ID, b.ID))
-	})
-	return list
-}
-
-// Blocks returns the blocks of a network, IPv4 first, nil if it has none or is not known.
-func (m *Manager) Blocks(id string) []netip.Prefix {
-	m.mu.RLock()
-	defer m.mu.RUnlock()
-	if n := m.networks[id]; n != nil {
-		return n.list()
-	}
-	return nil
 }

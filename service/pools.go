@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"hash/fnv"
 	"net/netip"
+	"slices"
+	"strings"
 )
 
 // The length of a network's block of VIPs, by family.
@@ -105,7 +107,21 @@ func (m *Manager) handRange(a netip.Addr) string {
 			return m.pools[i].block(0).String()
 		}
 	}
-	return "a range of your own"
+	return "a pool of its family"
+}
+
+// inPools reports whether an address lies in a service pool.
+func (m *Manager) inPools(a netip.Addr) bool {
+	return slices.ContainsFunc(m.pools, func(p pool) bool { return p.Contains(a) })
+}
+
+// poolsText names the service pools, for messages.
+func (m *Manager) poolsText() string {
+	names := make([]string, len(m.pools))
+	for i, p := range m.pools {
+		names[i] = p.String()
+	}
+	return "the service pools (" + strings.Join(names, ", ") + ")"
 }
 
 // takeBlock gives a network one block of a family.

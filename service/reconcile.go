@@ -147,7 +147,7 @@ func (m *Manager) number(w desired) plan {
 		p.backends[i] = m.backends.acquire(b.key)
 	}
 	p.service.Slots = slots(w.members, p.backends, active(w.members, w.strict))
-	if keep := m.undecided(w); len(keep) > 0 {
+	if keep := m.undecided(w.service.Frontend); len(keep) > 0 {
 		m.backends.hold(keep)
 		p.backends = append(p.backends, keep...)
 		p.service.Slots = append(p.service.Slots, keep...)
@@ -162,8 +162,8 @@ func (m *Manager) number(w desired) plan {
 
 // undecided are the backends that the maps gave a frontend at start and no source has told of yet:
 // they go on until one does.
-func (m *Manager) undecided(w desired) (keep []uint32) {
-	for _, id := range unique(m.found[w.service.Frontend]) {
+func (m *Manager) undecided(f bpf.Frontend) (keep []uint32) {
+	for _, id := range unique(m.found[f]) {
 		e, ok := m.backends.byID[id]
 		if !ok || !e.written {
 			continue

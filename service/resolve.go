@@ -33,7 +33,7 @@ func (m *Manager) Resolve(cookie uint64, name string) Answer {
 			}
 		}
 	}
-	return Answer{Pending: slices.ContainsFunc(endpoints, func(ep *endpoint) bool { return ep.net.pending() })}
+	return Answer{}
 }
 
 // sandbox returns the endpoints of a sandbox whose networks are known, in the engine's order: higher
@@ -66,19 +66,6 @@ func (n *network) order() int {
 		return 0
 	}
 	return 1
-}
-
-// pending reports whether the facts of some endpoint have not come yet.
-func (n *network) pending() bool {
-	if !n.VIP {
-		return false
-	}
-	for _, ep := range n.endpoints {
-		if ep.unread() {
-			return true
-		}
-	}
-	return false
 }
 
 func (ep *endpoint) unread() bool { return ep.container == nil && ep.gone.IsZero() }
@@ -141,13 +128,18 @@ func answerWith(addrs []netip.Addr) Answer {
 	return a
 }
 
-// ResolvePTR returns the name of a VIP, "NAME.NETWORK" for the service of a name, or the name of the
-// hand-made service with the lowest id that has one. ok is false for any other address.
-func (m *Manager) ResolvePTR(addr netip.Addr) (name string, ok bool) {
+// ResolvePTR returns the name of a VIP as the sandbox with this netns cookie may know it: "NAME.NETWORK"
+// for the service of a name in one of its networks, or the name of the hand-made service with the lowest
+// id that has one. ok is false for any other address, VIPs of networks that it is not on included: their
+// names are none of its business.
+func (m *Manager) ResolvePTR(cookie uint64, addr netip.Addr) (name string, ok bool) {
 	addr = addr.Unmap()
 	m.mu.RLock()
 	defer m.mu.RUnlock()
 	if s := m.nameVIPs[addr]; s != nil {
+		if !slices.ContainsFunc(m.byCookie[cookie], func(ep *endpoint) bool { return ep.net == s.net }) {
+			return "", false
+		}
 		if s.net.Name == "" {
 			return s.name, true
 		}

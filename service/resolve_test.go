@@ -14,8 +14,6 @@ func say(a Answer) string {
 	switch {
 	case a.Known:
 		return fmt.Sprint(append(a.Addrs4, a.Addrs6...))
-	case a.Pending:
-		return "pending"
 	}
 	return "engine"
 }
@@ -80,12 +78,28 @@ func TestResolve(t *testing.T) {
 	}
 
 	for _, v := range w.List() {
-		name, ok := w.ResolvePTR(v.Frontends[0].Addr)
-		require.True(t, ok)
-		require.Equal(t, v.Name+"."+v.Network, name)
+		for _, f := range v.Frontends {
+			name, ok := w.ResolvePTR(109, f.Addr)
+			require.True(t, ok)
+			require.Equal(t, v.Name+"."+v.Network, name)
+			// A sandbox hears of its own networks alone.
+			_, ok = w.ResolvePTR(101, f.Addr)
+			require.Equal(t, v.Network == "shop", ok)
+			_, ok = w.ResolvePTR(7, f.Addr)
+			require.False(t, ok)
+		}
 	}
-	_, ok := w.ResolvePTR(addr("172.20.0.1"))
+	_, ok := w.ResolvePTR(109, addr("172.20.0.1"))
 	require.False(t, ok)
+	hand := spec("10.96.0.7:80", "10.1.0.1")
+	hand.Name = "everywhere"
+	_, err := w.Add(hand)
+	require.NoError(t, err)
+	for _, cookie := range []uint64{101, 109, 7} {
+		name, ok := w.ResolvePTR(cookie, hand.Frontend.Addr)
+		require.True(t, ok)
+		require.Equal(t, "everywhere", name)
+	}
 
 	// With priorities the engine's order changes.
 	c.Priorities = map[string]int{"ep9": 5}
@@ -110,7 +124,7 @@ func TestUnreadEndpoints(t *testing.T) {
 	require.NoError(t, w.PutEndpoint(ep))
 	<-changed
 	require.True(t, w.Unread(ep.IPv4))
-	require.Equal(t, "pending", say(w.Resolve(101, "db")))
+	require.Equal(t, "engine", say(w.Resolve(101, "db")))
 	changed = w.Changed()
 	w.PutContainer(c)
 	<-changed

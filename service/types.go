@@ -56,7 +56,8 @@ type Endpoint struct {
 // Phase is where a container is in its life.
 type Phase string
 
-// Phases, in the order in which they get new flows; stopped containers get none.
+// Phases, in the order in which they get new flows; stopped containers get none. An unknown backend
+// keeps the flows it was given until a source tells of it or [Manager.Sync] ends the wait.
 const (
 	PhaseReady     Phase = "ready"     // running and healthy, or without a health check
 	PhaseStarting  Phase = "starting"  // running, health not known yet
@@ -64,6 +65,7 @@ const (
 	PhaseUnhealthy Phase = "unhealthy" // running, health check fails
 	PhasePaused    Phase = "paused"    // gets nothing until unpaused
 	PhaseStopped   Phase = "stopped"
+	PhaseUnknown   Phase = "unknown" // found in the maps, and no source has told of it since the start
 )
 
 // Container is what an engine tells of a container, with the names each of its endpoints answers to.
@@ -128,7 +130,4 @@ type Answer struct {
 	Known  bool
 	Addrs4 []netip.Addr
 	Addrs6 []netip.Addr
-	// Pending says that some endpoint on the sandbox's networks waits for the facts of its container,
-	// so that a name that is not known may become so; see [Manager.Unread] and [Manager.Changed].
-	Pending bool
 }

@@ -5,6 +5,7 @@ package service
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -36,16 +37,16 @@ func (m *Manager) checkSpec(spec *Spec) error {
 	switch f.Protocol {
 	case bpf.ProtocolAny, bpf.ProtocolTCP, bpf.ProtocolUDP:
 	default:
-		return fmt.Errorf("protocol %s is not supported: use tcp, udp or any", f.Protocol)
+		return invalidf("protocol %s is not supported: use tcp, udp or any", f.Protocol)
 	}
 	if f.Port == 0 && f.Protocol != bpf.ProtocolAny {
-		return fmt.Errorf("port 0 stands for every port of every protocol: leave %s out, or give a port", strings.ToLower(f.Protocol.String()))
+		return invalidf("port 0 stands for every port of every protocol: leave %s out, or give a port", strings.ToLower(f.Protocol.String()))
 	}
 	if err := m.checkVIP(f.Addr); err != nil {
 		return err
 	}
 	if len(spec.Backends) > MaxSlots {
-		return fmt.Errorf("%d backends are too many: at most %d", len(spec.Backends), MaxSlots)
+		return invalidf("%d backends are too many: at most %d", len(spec.Backends), MaxSlots)
 	}
 	targets := make([]Target, len(spec.Backends))
 	seen := make(map[netip.AddrPort]bool, len(targets))
@@ -55,7 +56,7 @@ func (m *Manager) checkSpec(spec *Spec) error {
 			return fmt.Errorf("backend %s: %w", target(t.Addr), err)
 		}
 		if seen[t.Addr] {
-			return fmt.Errorf("backend %s is named twice: give it a weight instead", target(t.Addr))
+			return invalidf("backend %s is named twice: give it a weight instead", target(t.Addr))
 		}
 		seen[t.Addr] = true
 		targets[i] = t
@@ -70,36 +71,66 @@ func checkName(name string) error {
 		return nil
 	}
 	if len(name) > 253 || strings.ContainsAny(name, " \t\n:/[]") {
-		return fmt.Errorf("name %q: use at most 253 letters, digits, dots, dashes and underscores", name)
+		return invalidf("name %q: use at most 253 letters, digits, dots, dashes and underscores", name)
 	}
 	if _, err := strconv.ParseUint(name, 10, 64); err == nil {
-		return fmt.Errorf("name %q would be read as an id: use at least one letter", name)
+		return invalidf("name %q would be read as an id: use at least one letter", name)
 	}
 	if _, err := netip.ParseAddr(name); err == nil {
-		return fmt.Errorf("name %q would be read as an address: use another", name)
+		return invalidf("name %q would be read as an address: use another", name)
 	}
 	return nil
 }
 
-// checkVIP refuses addresses that would draw traffic that is meant for somebody else (CVE-2020-8554).
+// checkVIP refuses addresses that somebody has: a VIP would draw the traffic meant for them.
 func (m *Manager) checkVIP(vip netip.Addr) error {
 	if what := unusable(vip); what != "" {
-		return fmt.Errorf("%s cannot be a VIP: it is %s: choose an address of %s that nobody has", vip, what, m.handRange(vip))
+		return invalidf("%s cannot be a VIP: it is %s: choose an address of %s that nobody has", vip, what, m.handRange(vip))
 	}
-	if m.hostAddr(vip) {
-		return fmt.Errorf("%s cannot be a VIP: it is an address of this host: choose an address of %s that nobody has", vip, m.handRange(vip))
+	own, err := m.hostAddr(vip)
+	if err != nil {
+		return fmt.Errorf("cannot tell whether %s is an address of this host: %w", vip, err)
+	}
+	if own {
+		return conflictf("%s cannot be a VIP: it is an address of this host: choose an address of %s that nobody has", vip, m.handRange(vip))
 	}
 	if m.byAddr[vip] != nil {
-		return fmt.Errorf("%s cannot be a VIP: it is the address of an endpoint: choose an address of %s that nobody has", vip, m.handRange(vip))
+		return conflictf("%s cannot be a VIP: it is the address of an endpoint: choose an address of %s that nobody has", vip, m.handRange(vip))
 	}
 	for _, n := range m.networks {
 		for _, b := range n.blocks {
 			if b.Contains(vip) {
-				return fmt.Errorf("%s cannot be a VIP by hand: %s belongs to network %s: choose an address of %s", vip, b, n.label(), m.handRange(vip))
+				return conflictf("%s cannot be a VIP by hand: %s belongs to network %s: choose an address of %s", vip, b, n.label(), m.handRange(vip))
 			}
 		}
 	}
 	return nil
+}
+
+// checkInside refuses a VIP outside the service pools (CVE-2020-8554): whoever may add services could
+// draw the host's and every sandbox's traffic to any address of the world. A service that there is
+// keeps its frontend, so that what `svc ls` prints can always be applied.
+func (m *Manager) checkInside(f bpf.Frontend) error {
+	if m.inPools(f.Addr) || m.byFrontend[f] != nil {
+		return nil
+	}
+	return invalidf("service %s: %s cannot be a VIP: it is outside %s: choose an address of %s, or widen service_pools in mustang.toml",
+		text(f), f.Addr, m.poolsText(), m.handRange(f.Addr))
+}
+
+// warnOutside tells of VIPs that were made when the service pools were others.
+func (m *Manager) warnOutside() {
+	var outside []netip.Addr
+	for vip := range m.handVIPs {
+		if !m.inPools(vip) {
+			outside = append(outside, vip)
+		}
+	}
+	if len(outside) > 0 {
+		slices.SortFunc(outside, netip.Addr.Compare)
+		m.log.WithField("vips", outside).Warnf("hand-made services outside %s: they stay, but no more can be made there: "+
+			"widen service_pools in mustang.toml, or give them other addresses", m.poolsText())
+	}
 }
 
 // unusable says what kind of address can be neither VIP nor backend; "" if it can.
@@ -124,19 +155,19 @@ func unusable(a netip.Addr) string {
 func checkTarget(f bpf.Frontend, t *Target) error {
 	a := t.Addr.Addr()
 	if what := unusable(a); what != "" {
-		return fmt.Errorf("it is %s: give the address that sandboxes reach it at", what)
+		return invalidf("it is %s: give the address that sandboxes reach it at", what)
 	}
 	if a.Is4() != f.Addr.Is4() {
-		return fmt.Errorf("it is of another family than the frontend: make a frontend for each family")
+		return invalidf("it is of another family than the frontend: make a frontend for each family")
 	}
 	if f.Port == 0 && t.Addr.Port() != 0 {
-		return fmt.Errorf("a frontend without a port maps ports one to one: leave the backend's port out, or give the frontend one")
+		return invalidf("a frontend without a port maps ports one to one: leave the backend's port out, or give the frontend one")
 	}
 	if t.Weight == 0 {
 		t.Weight = 1
 	}
 	if t.Weight > MaxWeight {
-		return fmt.Errorf("weight %d is too high: use 1 to %d", t.Weight, MaxWeight)
+		return invalidf("weight %d is too high: use 1 to %d", t.Weight, MaxWeight)
 	}
 	return nil
 }
@@ -144,25 +175,25 @@ func checkTarget(f bpf.Frontend, t *Target) error {
 // checkFree refuses a new spec that collides with the services there are.
 func (m *Manager) checkFree(spec Spec) error {
 	if h := m.byFrontend[spec.Frontend]; h != nil {
-		return fmt.Errorf("service %s exists already, with id %d: remove it first, or use `mustang svc apply`", text(spec.Frontend), h.id)
+		return conflictf("service %s exists already, with id %d: remove it first, or use `mustang svc apply`", text(spec.Frontend), h.id)
 	}
 	if h := m.byName[spec.Name]; h != nil {
-		return fmt.Errorf("service %s: name %q belongs to service %d: choose another", text(spec.Frontend), spec.Name, h.id)
+		return conflictf("service %s: name %q belongs to service %d: choose another", text(spec.Frontend), spec.Name, h.id)
 	}
 	for _, t := range spec.Backends {
 		a := t.Addr.Addr()
 		if a == spec.Frontend.Addr || m.handVIPs[a] != nil || m.nameVIPs[a] != nil {
-			return fmt.Errorf("service %s: backend %s is a VIP: name the backends behind it", text(spec.Frontend), target(t.Addr))
+			return conflictf("service %s: backend %s is a VIP: name the backends behind it", text(spec.Frontend), target(t.Addr))
 		}
 	}
 	for _, h := range m.hand {
 		for _, t := range h.Backends {
 			if t.Addr.Addr() == spec.Frontend.Addr {
-				return fmt.Errorf("%s cannot be a VIP: it is a backend of service %d: choose another address", spec.Frontend.Addr, h.id)
+				return conflictf("%s cannot be a VIP: it is a backend of service %d: choose another address", spec.Frontend.Addr, h.id)
 			}
 		}
 	}
-	return nil
+	return m.checkInside(spec.Frontend)
 }
 
 // normalSet checks specs one by one and against each other.
@@ -177,10 +208,10 @@ func (m *Manager) normalSet(specs []Spec) ([]Spec, error) {
 			return nil, err
 		}
 		if _, dup := frontends[s.Frontend]; dup {
-			return nil, fmt.Errorf("service %s is named twice: merge its backends into one", text(s.Frontend))
+			return nil, invalidf("service %s is named twice: merge its backends into one", text(s.Frontend))
 		}
 		if s.Name != "" && names[s.Name] {
-			return nil, fmt.Errorf("service %s: name %q is used twice: choose another", text(s.Frontend), s.Name)
+			return nil, invalidf("service %s: name %q is used twice: choose another", text(s.Frontend), s.Name)
 		}
 		frontends[s.Frontend] = struct{}{}
 		vips[s.Frontend.Addr] = struct{}{}
@@ -190,8 +221,13 @@ func (m *Manager) normalSet(specs []Spec) ([]Spec, error) {
 	for _, s := range set {
 		for _, t := range s.Backends {
 			if _, vip := vips[t.Addr.Addr()]; vip || m.nameVIPs[t.Addr.Addr()] != nil {
-				return nil, fmt.Errorf("service %s: backend %s is a VIP: name the backends behind it", text(s.Frontend), target(t.Addr))
+				return nil, conflictf("service %s: backend %s is a VIP: name the backends behind it", text(s.Frontend), target(t.Addr))
 			}
+		}
+	}
+	for _, s := range set {
+		if err := m.checkInside(s.Frontend); err != nil {
+			return nil, err
 		}
 	}
 	return set, nil

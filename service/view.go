@@ -27,19 +27,6 @@ func (m *Manager) List() []View {
 	return views
 }
 
-// Spec is what [Manager.Add] or [Manager.Apply] would make this service from; it means nothing for
-// services that are not hand-made.
-func (v View) Spec() Spec {
-	s := Spec{Name: v.Name, Affinity: v.Affinity}
-	if len(v.Frontends) > 0 {
-		s.Frontend = v.Frontends[0]
-	}
-	for _, b := range v.Backends {
-		s.Backends = append(s.Backends, Target{Addr: b.Addr, Weight: b.Weight, Drain: b.State == PhaseDraining})
-	}
-	return s
-}
-
 func (m *Manager) viewHand(h *handService) View {
 	return View{
 		ID: h.id, Source: SourceHand, Name: h.Name, Affinity: h.Affinity,
@@ -56,6 +43,7 @@ func (m *Manager) viewNamed(s *named) View {
 		}
 		v.Frontends = append(v.Frontends, bpf.Frontend{Addr: vip})
 		v.Backends = append(v.Backends, m.viewMembers(s.backends(family), s.strict())...)
+		v.Backends = append(v.Backends, m.viewUndecided(bpf.Frontend{Addr: vip})...)
 	}
 	for i, b := range v.Backends {
 		if ep := m.byAddr[b.Addr.Addr()]; ep != nil && ep.container != nil {
@@ -63,6 +51,27 @@ func (m *Manager) viewNamed(s *named) View {
 		}
 	}
 	return v
+}
+
+// viewUndecided shows the backends that only the maps tell of: without a daemon, all of a container's.
+func (m *Manager) viewUndecided(f bpf.Frontend) (views []BackendView) {
+	for _, id := range m.undecided(f) {
+		var weight uint32
+		for _, slot := range m.found[f] {
+			if slot == id {
+				weight++
+			}
+		}
+		key := m.backends.byID[id].key
+		views = append(views, BackendView{
+			ID:     id,
+			Addr:   netip.AddrPortFrom(key.address(), key.port),
+			Weight: min(weight, MaxWeight),
+			State:  PhaseUnknown,
+			Active: true,
+		})
+	}
+	return views
 }
 
 func (m *Manager) viewMembers(members []member, strict bool) []BackendView {

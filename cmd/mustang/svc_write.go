@@ -25,7 +25,7 @@ func svcAdd(e env) verb {
 		name: "add", usage: "add a service by hand",
 		about: "Without a port the service has every port, one to one. IPv6 addresses stand in brackets:\n" +
 			"  mustang svc add --service=10.96.0.100:5201 --backend=192.168.10.10:5201\n" +
-			"  mustang svc add --service=[fd00::1]:80 --backend=[fd00::2]:8080@3,[fd00::3]:8080@1 --protocol=tcp",
+			"  mustang svc add --service=[fd6d:7374:10::1]:80 --backend=[fd00::2]:8080@3,[fd00::3]:8080@1 --protocol=tcp",
 		flags: []cli.Flag{
 			&cli.StringFlag{Name: "service", Usage: "the frontend: `ADDR:PORT`, or ADDR for every port"},
 			&cli.StringSliceFlag{Name: "backend", Usage: "a backend: `ADDR:PORT[@WEIGHT]`, or ADDR to keep the port; weights are 1 to 100; repeat it or separate by commas"},

@@ -276,17 +276,17 @@ func (Host) OnLink() ([]netip.Prefix, error) {
 }
 
 // HasAddr tells whether addr is an address of the host.
-func (Host) HasAddr(addr netip.Addr) bool {
+func (Host) HasAddr(addr netip.Addr) (bool, error) {
 	addrs, err := whole(func() ([]netlink.Addr, error) { return netlink.AddrList(nil, netlink.FAMILY_ALL) })
 	if err != nil {
-		return false
+		return false, fmt.Errorf("list the addresses of the host: %w", err)
 	}
 	for _, a := range addrs {
 		if got, ok := netip.AddrFromSlice(a.IP); ok && got.Unmap() == addr {
-			return true
+			return true, nil
 		}
 	}
-	return false
+	return false, nil
 }
 
 // UplinkMTU is the MTU of the device that the default route leads to, or 1500 without one.

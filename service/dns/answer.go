@@ -49,7 +49,7 @@ func (r *resolver) records(q dns.Question) (records []dns.RR, ours bool) {
 		return nil, false
 	}
 	if addr, ok := reverse(q.Name); ok {
-		name, ok := r.names.ResolvePTR(addr)
+		name, ok := r.names.ResolvePTR(r.sandbox.Cookie, addr)
 		if ok && (q.Qtype == dns.TypePTR || q.Qtype == dns.TypeANY) {
 			records = append(records, &dns.PTR{Hdr: header(q, dns.TypePTR), Ptr: dns.Fqdn(name)})
 		}

@@ -23,8 +23,8 @@ import (
 type Names interface {
 	// Resolve says what a name means in the sandbox with this netns cookie.
 	Resolve(cookie uint64, name string) service.Answer
-	// ResolvePTR names a VIP.
-	ResolvePTR(addr netip.Addr) (name string, ok bool)
+	// ResolvePTR names a VIP that the sandbox with this netns cookie may know.
+	ResolvePTR(cookie uint64, addr netip.Addr) (name string, ok bool)
 	// Unread reports whether addr is an endpoint's whose names are still to come.
 	Unread(addr netip.Addr) bool
 	// Changed returns a channel that is closed when any of these may answer differently.

@@ -34,8 +34,8 @@ func (f *fakeNames) Resolve(cookie uint64, name string) service.Answer {
 	return f.answers[fmt.Sprint(cookie, strings.ToLower(name))]
 }
 
-func (f *fakeNames) ResolvePTR(addr netip.Addr) (string, bool) {
-	return "web.shop", addr == netip.MustParseAddr("10.96.1.1") || addr == netip.MustParseAddr("fd6d::1")
+func (f *fakeNames) ResolvePTR(cookie uint64, addr netip.Addr) (string, bool) {
+	return "web.shop", cookie == 1 && (addr == netip.MustParseAddr("10.96.1.1") || addr == netip.MustParseAddr("fd6d::1"))
 }
 
 func (f *fakeNames) Unread(addr netip.Addr) bool {

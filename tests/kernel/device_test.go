@@ -125,9 +125,11 @@ func TestConnect(t *testing.T) {
 	require.Contains(t, shown, "inet6 fd07::1/128 scope global nodad")
 	require.NotContains(t, shown, "tentative")
 	require.Contains(t, run(t, "ip route get fd07::2"), "src fd07::1")
-	require.True(t, host.HasAddr(gateways[0]))
-	require.True(t, host.HasAddr(gateways[1]))
-	require.False(t, host.HasAddr(addrs[0]))
+	for addr, want := range map[netip.Addr]bool{gateways[0]: true, gateways[1]: true, addrs[0]: false} {
+		has, err := host.HasAddr(addr)
+		require.NoError(t, err)
+		require.Equal(t, want, has, addr)
+	}
 	routes, err := host.Routes()
 	require.NoError(t, err)
 	require.Empty(t, routes, "ours are none of the host's networks")

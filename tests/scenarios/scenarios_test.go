@@ -113,6 +113,8 @@ func condition(cond string) (bool, error) {
 		return engine == "29", nil
 	case "engine20":
 		return engine == "20", nil
+	case "slaves": // macvlan and ipvlan, where nothing stands between two containers
+		return os.Getenv("MODE") == "macvlan" || os.Getenv("MODE") == "ipvlan", nil
 	}
 	return false, fmt.Errorf("unknown condition %q", cond)
 }
