@@ -396,7 +396,8 @@ int sock_ops(struct bpf_sock_ops *ops)
 		return 1;
 	skey.cookie = key.cookie = bpf_get_netns_cookie(ops);
 	sb = bpf_map_lookup_elem(&mst_sandboxes_v1, &skey);
-	if (loopback(ops) || !sb)
+	/* the host is nobody's backend by its cookie */
+	if (loopback(ops) || !sb || sb->flags & MST_SB_ALL_NETWORKS)
 		return 1;
 	key.port = bpf_htons((__u16)ops->local_port);
 	n = bpf_map_lookup_elem(&mst_listeners_v1, &key);
