@@ -156,9 +156,6 @@ func (n *Network) overlap(prefixes []netip.Prefix) netip.Prefix {
 // checkSubnets refuses what overlaps a network of ours or the service pools: an address could not be told
 // from another, or from a VIP.
 func (m *Manager) checkSubnets(n *Network) error {
-	if err := m.checkOnLink(n); err != nil {
-		return err
-	}
 	for i, p := range n.Subnets() {
 		one := &Network{IPv4: []Subnet{{Pool: p}}}
 		if pool := one.overlap(m.pools); pool.IsValid() {
@@ -174,7 +171,7 @@ func (m *Manager) checkSubnets(n *Network) error {
 			}
 		}
 	}
-	return nil
+	return m.checkOnLink(n)
 }
 
 // checkOnLink refuses subnets of the host's own networks, whose addresses an endpoint would take over, and
