@@ -72,24 +72,11 @@ func (d *Datapath) DeleteEndpoint(addr netip.Addr) error {
 
 // endFlows forgets the per-packet flows from and to an address.
 func (d *Datapath) endFlows(addr mstAddr) error {
-	m := d.maps["ct"]
-	var stale []mstTuple
-	var key mstTuple
-	var value mstCt
-	entries := m.Iterate()
-	for entries.Next(&key, &value) {
-		if key.Saddr == addr || key.Daddr == addr || value.Saddr == addr || value.Daddr == addr {
-			stale = append(stale, key)
-		}
-	}
-	// the least recently used entries may go while we look: what was missed expires by itself
-	if err := entries.Err(); err != nil && !errors.Is(err, ebpf.ErrIterationAborted) {
-		return fmt.Errorf("read mst_ct: %w", err)
-	}
-	for _, k := range stale {
-		if err := remove(m, &k); err != nil {
-			return fmt.Errorf("end a flow of %s: %w", addr.ip(), err)
-		}
+	err := removeWhere(d.maps["ct"], func(key mstTuple, value mstCt) bool {
+		return key.Saddr == addr || key.Daddr == addr || value.Saddr == addr || value.Daddr == addr
+	})
+	if err != nil {
+		return fmt.Errorf("end the flows of %s: %w", addr.ip(), err)
 	}
 	return nil
 }
@@ -229,22 +216,9 @@ func (d *Datapath) DeleteMember(cookie uint64, network uint32) error {
 
 // deleteListeners forgets the listeners of a sandbox that is gone.
 func (d *Datapath) deleteListeners(cookie uint64) error {
-	var gone []mstListenerKey
-	var key mstListenerKey
-	var v uint32
-	entries := d.maps["listeners"].Iterate()
-	for entries.Next(&key, &v) {
-		if key.Cookie == cookie {
-			gone = append(gone, key)
-		}
-	}
-	if err := entries.Err(); err != nil {
-		return fmt.Errorf("read mst_listeners: %w", err)
-	}
-	for _, k := range gone {
-		if err := remove(d.maps["listeners"], &k); err != nil {
-			return fmt.Errorf("remove the listeners of the sandbox %d: %w", cookie, err)
-		}
+	err := removeWhere(d.maps["listeners"], func(key mstListenerKey, _ uint32) bool { return key.Cookie == cookie })
+	if err != nil {
+		return fmt.Errorf("remove the listeners of the sandbox %d: %w", cookie, err)
 	}
 	return nil
 }

@@ -115,24 +115,11 @@ func (d *Datapath) PutService(s Service) error {
 // endAffinity makes clients choose anew whose backend the service has no slot for any more: it takes
 // no new flows, not even of those it had before.
 func (d *Datapath) endAffinity(s Service) error {
-	m := d.maps["affinity"]
-	var stale []mstAffinityKey
-	var key mstAffinityKey
-	var value mstAffinity
-	entries := m.Iterate()
-	for entries.Next(&key, &value) {
-		if key.Service == s.ID && !slices.Contains(s.Slots, value.Backend) {
-			stale = append(stale, key)
-		}
-	}
-	// the least recently used entries may go while we look: what was missed expires by itself
-	if err := entries.Err(); err != nil && !errors.Is(err, ebpf.ErrIterationAborted) {
-		return fmt.Errorf("read mst_affinity: %w", err)
-	}
-	for _, k := range stale {
-		if err := remove(m, &k); err != nil {
-			return fmt.Errorf("end the affinity of the service %s: %w", s.Frontend, err)
-		}
+	err := removeWhere(d.maps["affinity"], func(key mstAffinityKey, value mstAffinity) bool {
+		return key.Service == s.ID && !slices.Contains(s.Slots, value.Backend)
+	})
+	if err != nil {
+		return fmt.Errorf("end the affinity of the service %s: %w", s.Frontend, err)
 	}
 	return nil
 }
@@ -199,6 +186,30 @@ func (d *Datapath) DeleteBackend(id uint32) error {
 func remove(m *ebpf.Map, key any) error {
 	if err := m.Delete(key); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
 		return err
+	}
+	return nil
+}
+
+// removeWhere deletes the entries for which match is true. In an LRU map the oldest entries may go while we
+// look; what is missed then expires by itself.
+func removeWhere[K, V any](m *ebpf.Map, match func(K, V) bool) error {
+	var stale []K
+	var key K
+	var value V
+	entries := m.Iterate()
+	for entries.Next(&key, &value) {
+		if match(key, value) {
+			stale = append(stale, key)
+		}
+	}
+	lru := m.Type() == ebpf.LRUHash
+	if err := entries.Err(); err != nil && !(lru && errors.Is(err, ebpf.ErrIterationAborted)) {
+		return err
+	}
+	for i := range stale {
+		if err := remove(m, &stale[i]); err != nil {
+			return err
+		}
 	}
 	return nil
 }

@@ -15,7 +15,7 @@ import (
 
 // Options are what `docker network create --opt` can say about a network, validated.
 type Options struct {
-	Mode   string `json:"mode"`             // veth, bridge or macvlan
+	Mode   string `json:"mode"`             // one of the Mode constants
 	Bridge string `json:"bridge,omitempty"` // name of the bridge; "" for one of ours
 	Parent string `json:"parent,omitempty"` // of slaves; "" for a private one
 

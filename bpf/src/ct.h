@@ -51,6 +51,22 @@ static __always_inline struct mst_ct *ct_lookup(struct pkt *p, __u8 dir)
 	return ct;
 }
 
+/* The key under which the reply to a packet t, of protocol proto, arrives. */
+static __always_inline struct mst_tuple *
+ct_reply_key(struct work *w, const struct mst_tuple *t, __u8 proto)
+{
+	struct mst_tuple *key = &w->key;
+
+	__builtin_memset(key, 0, sizeof(*key));
+	key->saddr = t->daddr;
+	key->daddr = t->saddr;
+	key->sport = t->dport;
+	key->dport = t->sport;
+	key->proto = proto;
+	key->dir = MST_DIR_REPLY;
+	return key;
+}
+
 /*
  * The entry of the flow that a packet t which left us is part of. Turned round
  * it is the key of the flow's other direction.
@@ -58,16 +74,9 @@ static __always_inline struct mst_ct *ct_lookup(struct pkt *p, __u8 dir)
 static __always_inline const struct mst_ct *
 ct_of_sent(struct work *w, const struct mst_tuple *t)
 {
-	struct mst_tuple *key = &w->key;
+	struct mst_tuple *key = ct_reply_key(w, t, t->proto);
 	const struct mst_ct *ct;
 
-	__builtin_memset(key, 0, sizeof(*key));
-	key->saddr = t->daddr;
-	key->daddr = t->saddr;
-	key->sport = t->dport;
-	key->dport = t->sport;
-	key->proto = t->proto;
-	key->dir = MST_DIR_REPLY;
 	ct = bpf_map_lookup_elem(&mst_ct_v1, key);
 	if (ct)
 		return ct;
@@ -93,15 +102,8 @@ __noinline int ct_create(__u32 backend)
 		return MST_REASON_CT_FULL;
 	request = &w->p.t;
 	sent = &w->now;
-	key = &w->key;
+	key = ct_reply_key(w, sent, request->proto);
 	ct = &w->ct;
-	__builtin_memset(key, 0, sizeof(*key));
-	key->saddr = sent->daddr;
-	key->daddr = sent->saddr;
-	key->sport = sent->dport;
-	key->dport = sent->sport;
-	key->proto = request->proto;
-	key->dir = MST_DIR_REPLY;
 	__builtin_memset(ct, 0, sizeof(*ct));
 	ct->saddr = request->daddr;
 	ct->daddr = request->saddr;
@@ -136,16 +138,10 @@ __noinline int ct_create(__u32 backend)
  */
 static __always_inline __u32 ct_direct(struct work *w)
 {
-	struct mst_tuple *key = &w->key, *request = &w->known;
+	struct mst_tuple *key = ct_reply_key(w, &w->p.t, w->p.t.proto);
+	struct mst_tuple *request = &w->known;
 	const struct mst_ct *had;
 
-	__builtin_memset(key, 0, sizeof(*key));
-	key->saddr = w->p.t.daddr;
-	key->daddr = w->p.t.saddr;
-	key->sport = w->p.t.dport;
-	key->dport = w->p.t.sport;
-	key->proto = w->p.t.proto;
-	key->dir = MST_DIR_REPLY;
 	had = bpf_map_lookup_elem(&mst_ct_v1, key);
 	if (!had)
 		return 0;

@@ -14,9 +14,6 @@ import (
 	"time"
 )
 
-// DefaultSocket is where the engine looks for an unmanaged plugin called mustang.
-const DefaultSocket = "/run/docker/plugins/mustang.sock"
-
 // Listen makes the plugin's socket, for root only (mode 0600), and its directory if that is missing.
 // A socket left behind by a dead process is replaced; one that is answered, and a file of any other
 // kind, is an error. Closing the listener removes the socket.

@@ -19,9 +19,6 @@ import (
 	"github.com/moby/moby/api/types/events"
 )
 
-// DefaultSocket is where the engine serves its API.
-const DefaultSocket = "/run/docker.sock"
-
 // maxAPIMinor is the newest API (1.56, engine 29) whose answers these types were read from.
 const maxAPIMinor = 56
 
