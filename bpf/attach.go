@@ -81,29 +81,32 @@ func (d *Datapath) AttachSock(cgroup string) error {
 // End is which end of an endpoint the programs are attached to.
 type End int
 
-// On the host's end a container's traffic comes in; on the device inside its sandbox it goes out. The
-// host's own slave of a parent is guarded only against what is sent to containers through the host.
+// On the host's end of a pair a container's traffic comes in; on a netkit pair it is judged while the
+// container sends; on the device inside its sandbox it goes out. The host's own slave of a parent is guarded
+// only against what is sent to containers through the host.
 const (
 	HostEnd End = iota
+	NetkitEnd
 	SandboxEnd
 	HostSlave
 )
 
-// AttachLXC attaches lxc_ingress and lxc_egress to an end of an endpoint through TCX and pins the links
-// under ifname; ifindex is looked up in the namespace of the calling thread. An error that is [ErrNoTCX]
-// leaves it to the caller to use clsact filters.
+// lxcHooks are where the programs of an end are attached.
+var lxcHooks = map[End]map[string]ebpf.AttachType{
+	HostEnd:    {"lxc_ingress": ebpf.AttachTCXIngress, "lxc_egress": ebpf.AttachTCXEgress},
+	NetkitEnd:  {"lxc_netkit": ebpf.AttachNetkitPeer, "lxc_egress": ebpf.AttachTCXEgress},
+	SandboxEnd: {"lxc_ingress": ebpf.AttachTCXEgress, "lxc_egress": ebpf.AttachTCXIngress},
+	HostSlave:  {"lxc_egress": ebpf.AttachTCXEgress},
+}
+
+// AttachLXC attaches the lxc programs to an end of an endpoint through TCX, and netkit's own hook, and pins
+// the links under ifname; ifindex is looked up in the namespace of the calling thread. An error that is
+// [ErrNoTCX] leaves it to the caller to use clsact filters.
 func (d *Datapath) AttachLXC(ifname string, ifindex int, end End) error {
 	if err := d.Load(); err != nil {
 		return err
 	}
-	hooks := map[string]ebpf.AttachType{"lxc_ingress": ebpf.AttachTCXIngress, "lxc_egress": ebpf.AttachTCXEgress}
-	switch end {
-	case SandboxEnd:
-		hooks["lxc_ingress"], hooks["lxc_egress"] = hooks["lxc_egress"], hooks["lxc_ingress"]
-	case HostSlave:
-		delete(hooks, "lxc_ingress")
-	}
-	for name, at := range hooks {
+	for name, at := range lxcHooks[end] {
 		prog := d.lxc.Programs[name]
 		pin := d.lxcPin(ifname, name)
 		if replaced, err := replace(pin, prog, 0); err != nil {
@@ -111,12 +114,9 @@ func (d *Datapath) AttachLXC(ifname string, ifindex int, end End) error {
 		} else if replaced {
 			continue
 		}
-		l, err := link.AttachTCX(link.TCXOptions{Interface: ifindex, Program: prog, Attach: at})
-		if errors.Is(err, ebpf.ErrNotSupported) {
-			return ErrNoTCX
-		}
+		l, err := attachDevice(ifindex, prog, at)
 		if err != nil {
-			return fmt.Errorf("attach %s to %s: %w", name, ifname, explain(err))
+			return fmt.Errorf("attach %s to %s: %w", name, ifname, err)
 		}
 		if err := pinLink(l, pin); err != nil {
 			return err
@@ -125,12 +125,24 @@ func (d *Datapath) AttachLXC(ifname string, ifindex int, end End) error {
 	return nil
 }
 
+func attachDevice(ifindex int, prog *ebpf.Program, at ebpf.AttachType) (link.Link, error) {
+	if at == ebpf.AttachNetkitPeer {
+		l, err := link.AttachNetkit(link.NetkitOptions{Interface: ifindex, Program: prog, Attach: at})
+		return l, explain(err)
+	}
+	l, err := link.AttachTCX(link.TCXOptions{Interface: ifindex, Program: prog, Attach: at})
+	if errors.Is(err, ebpf.ErrNotSupported) {
+		err = ErrNoTCX
+	}
+	return l, explain(err)
+}
+
 // ErrNoTCX says that the kernel has no TCX links (they came with 6.6).
 var ErrNoTCX = errors.New("this kernel has no TCX links")
 
 // DetachLXC undoes AttachLXC; nothing attached is no error.
 func (d *Datapath) DetachLXC(ifname string) error {
-	for _, name := range []string{"lxc_ingress", "lxc_egress"} {
+	for _, name := range []string{"lxc_ingress", "lxc_netkit", "lxc_egress"} {
 		if err := os.Remove(d.lxcPin(ifname, name)); err != nil && !errors.Is(err, os.ErrNotExist) {
 			return fmt.Errorf("detach %s from %s: %w", name, ifname, err)
 		}

@@ -168,9 +168,16 @@ type scenario struct {
 	run  func(w *world)
 }
 
+// run runs a table on each kind of pair: what they decide must be the same.
 func run(t *testing.T, v6 bool, table []scenario) {
-	for _, s := range table {
-		t.Run(s.name, func(t *testing.T) { s.run(newWorld(t, v6)) })
+	for _, kind := range []string{"veth", "netkit"} {
+		t.Run(kind, func(t *testing.T) {
+			netkit = kind == "netkit"
+			t.Cleanup(func() { netkit = false })
+			for _, s := range table {
+				t.Run(s.name, func(t *testing.T) { s.run(newWorld(t, v6)) })
+			}
+		})
 	}
 }
 
@@ -209,10 +216,22 @@ type hook struct {
 	ctx     skbuff
 }
 
-// fromClient is the ingress of the host end of the client's veth.
-func fromClient() hook { return hook{"lxc_ingress", at(clientIf, clientIf)} }
+// fromClient is the hook that sees what the client sends.
+func fromClient() hook { return from(clientIf) }
 
-func fromBackend() hook { return hook{"lxc_ingress", at(backendIf, backendIf)} }
+func fromBackend() hook { return from(backendIf) }
+
+// netkit chooses the kind of pair.
+var netkit bool
+
+// from is the ingress of the host end of a veth, or the transmission of a netkit device, where the packet
+// has come in nowhere yet.
+func from(ifindex int) hook {
+	if netkit {
+		return hook{"lxc_netkit", at(ifindex, 0)}
+	}
+	return hook{"lxc_ingress", at(ifindex, ifindex)}
+}
 
 // toClient is the egress of the host end; from is the device on which the packet came, 0 for the host.
 func toClient(from int) hook { return hook{"lxc_egress", at(clientIf, from)} }

@@ -13,7 +13,6 @@ import (
 	"slices"
 
 	"github.com/mustang-net/mustang/bpf"
-	"github.com/mustang-net/mustang/driver/link"
 	"github.com/mustang-net/mustang/service"
 )
 
@@ -78,7 +77,7 @@ func (m *Manager) CreateEndpoint(_ context.Context, cfg EndpointConfig) (Endpoin
 	if err != nil {
 		return Endpoint{}, err
 	}
-	if m.mode(n).end() == bpf.HostEnd {
+	if m.mode(n).end() != bpf.SandboxEnd {
 		e.HostIf = "mst" + e.ID[:idBytes]
 	}
 	if err := m.makeRoom(e); err != nil {
@@ -260,45 +259,6 @@ func (m *Manager) putInterface(n *Network, e *Endpoint, hostMAC net.HardwareAddr
 		}
 	}
 	return m.datapath.PutInterface(iface)
-}
-
-// attach attaches the endpoint's programs: TCX, or clsact filters where the kernel has none.
-func (m *Manager) attach(n *Network, e *Endpoint) error {
-	if m.mode(n).end() == bpf.SandboxEnd {
-		return m.attachSlave(e)
-	}
-	err := m.datapath.AttachLXC(e.HostIf, e.Index, bpf.HostEnd)
-	if !errors.Is(err, bpf.ErrNoTCX) {
-		return err
-	}
-	ingress, egress := m.datapath.LXCPrograms()
-	return m.links.AttachClsact(e.HostIf, ingress, egress)
-}
-
-// attachSlave attaches the programs to a slave, which the engine may have moved into its sandbox already.
-func (m *Manager) attachSlave(e *Endpoint) error {
-	if e.Sandbox == "" {
-		return explainTCX(m.datapath.AttachLXC(e.PeerIf, e.Index, bpf.SandboxEnd))
-	}
-	index, err := m.links.IndexInside(e.Sandbox, e.ID)
-	if errors.Is(err, link.ErrNoNetns) || errors.Is(err, link.ErrNoDevice) {
-		return nil // on its way in or out
-	}
-	if err != nil {
-		return err
-	}
-	return m.links.Do(e.Sandbox, func() error {
-		return explainTCX(m.datapath.AttachLXC(e.PeerIf, index, bpf.SandboxEnd))
-	})
-}
-
-// explainTCX says what a missing feature means to somebody who asked for slaves: filters of theirs would
-// be lost when the engine moves them.
-func explainTCX(err error) error {
-	if errors.Is(err, bpf.ErrNoTCX) {
-		return fmt.Errorf("%w (Linux 6.6 or newer), which slaves need: use mode=veth or mode=bridge", err)
-	}
-	return err
 }
 
 // DeleteEndpoint removes an endpoint; a missing one is no error.

@@ -52,13 +52,14 @@ type setting struct {
 	options map[string]string
 }
 
-// Slaves need TCX: filters would be lost when the engine moves them.
 var settings = []setting{
 	{name: "veth"},
 	{name: "veth without TCX", noTCX: true},
 	{name: "bridge", options: map[string]string{"mode": "bridge"}},
 	{name: "macvlan", options: map[string]string{"mode": "macvlan"}},
+	{name: "macvlan without TCX", noTCX: true, options: map[string]string{"mode": "macvlan"}},
 	{name: "ipvlan", options: map[string]string{"mode": "ipvlan"}},
+	{name: "netkit", options: map[string]string{"mode": "netkit"}},
 }
 
 // removeHand is RemoveByHand, done when there is nothing to remove.

@@ -118,8 +118,8 @@ func (k *kernel) has(name string) bool {
 	return k.devices[name] != nil
 }
 
-func (k *kernel) CreateVeth(v link.Veth) (link.Device, error) {
-	if err := k.fault.hit("create veth"); err != nil {
+func (k *kernel) CreatePair(v link.Pair) (link.Device, error) {
+	if err := k.fault.hit("create pair"); err != nil {
 		return link.Device{}, err
 	}
 	k.mu.Lock()
@@ -276,18 +276,18 @@ func (k *kernel) Do(path string, fn func() error) error {
 	return fn()
 }
 
-func (k *kernel) IndexInside(path, owner string) (int, error) {
+func (k *kernel) OwnInside(path, owner string) (link.Device, error) {
 	if _, err := k.Cookie(path); err != nil {
-		return 0, err
+		return link.Device{}, err
 	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	for _, d := range k.devices {
+	for name, d := range k.devices {
 		if d.owner == owner {
-			return d.index, nil
+			return link.Device{Name: name, Index: d.index, MAC: d.mac}, nil
 		}
 	}
-	return 0, link.ErrNoDevice
+	return link.Device{}, link.ErrNoDevice
 }
 
 func (k *kernel) Delete(name, owner string) error {
@@ -370,7 +370,7 @@ func (k *kernel) OnLink() ([]netip.Prefix, error) {
 	return []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}, nil
 }
 
-func (k *kernel) AttachClsact(name string, _, _ int) error {
+func (k *kernel) AttachClsact(name string, _, _ link.Filter) error {
 	if err := k.fault.hit("attach clsact"); err != nil {
 		return err
 	}
@@ -467,5 +467,5 @@ func (k *kernel) Find(name string) (link.Device, error) {
 	if d == nil {
 		return link.Device{}, fmt.Errorf("find the device %s: %w", name, link.ErrNoDevice)
 	}
-	return link.Device{Index: d.index, MAC: d.mac, MTU: 1500}, nil
+	return link.Device{Name: name, Type: link.TypeVeth, Index: d.index, MAC: d.mac, MTU: 1500}, nil
 }

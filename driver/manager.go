@@ -20,7 +20,7 @@ import (
 
 // Links is what the driver asks of the kernel's devices and namespaces; [link.Host] is the real one.
 type Links interface {
-	CreateVeth(link.Veth) (link.Device, error)
+	CreatePair(link.Pair) (link.Device, error)
 	CreateBridge(link.Bridge) (link.Device, error)
 	Plug(port, bridge string, addrs []netip.Addr, mac net.HardwareAddr) error
 	Unplug(bridge string, addrs []netip.Addr) error
@@ -38,7 +38,7 @@ type Links interface {
 	Refused() ([]netip.Prefix, error)
 	UplinkMTU() int
 	OnLink() ([]netip.Prefix, error)
-	AttachClsact(name string, ingress, egress int) error
+	AttachClsact(name string, ingress, egress link.Filter) error
 	DetachClsact(name string) error
 	HasClsact(name string) bool
 	Namespaces
@@ -51,7 +51,7 @@ type Namespaces interface {
 	FindInside(path, name string) (link.Inside, error)
 	Name(index int) (string, error)
 	Do(path string, fn func() error) error
-	IndexInside(path, owner string) (int, error)
+	OwnInside(path, owner string) (link.Device, error)
 	Find(name string) (link.Device, error)
 }
 
@@ -105,6 +105,8 @@ type Manager struct {
 	networks  map[string]*Network
 	endpoints map[string]*Endpoint
 	waiting   map[string]context.CancelFunc // sandboxes awaited, by endpoint
+	moving    map[string]context.CancelFunc // devices awaited inside, by endpoint
+	noTCX     bool                          // the kernel has none, as an attempt showed
 	waits     sync.WaitGroup
 	missing   map[string]bool // networks and endpoints that the engine did not know at the last Collect
 	fresh     bool            // the state has never been used
@@ -138,6 +140,7 @@ func New(cfg Config) (*Manager, error) {
 		store: cfg.Store, links: cfg.Links, datapath: cfg.Datapath, services: cfg.Services,
 		resolver: cfg.Resolver, pools: cfg.Pools, log: cfg.Log,
 		networks: map[string]*Network{}, endpoints: map[string]*Endpoint{}, waiting: map[string]context.CancelFunc{},
+		moving: map[string]context.CancelFunc{},
 	}
 	err := m.store.View(func(tx state.Tx) error {
 		err := tx.Each(bucketNetworks, func(key string, decode func(any) error) error {
@@ -167,8 +170,10 @@ func New(cfg Config) (*Manager, error) {
 // Close stops waiting for sandboxes. The datapath goes on.
 func (m *Manager) Close() {
 	m.mu.Lock()
-	for _, cancel := range m.waiting {
-		cancel()
+	for _, waits := range []map[string]context.CancelFunc{m.waiting, m.moving} {
+		for _, cancel := range waits {
+			cancel()
+		}
 	}
 	m.mu.Unlock()
 	m.waits.Wait()

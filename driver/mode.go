@@ -38,50 +38,65 @@ func (m *Manager) mode(n *Network) mode {
 		case ModeBridge:
 			return bridge{m.links}
 		case ModeMacvlan, ModeIPvlan:
-			return slave{m.links, m.datapath}
+			return slave{m.links}
+		case ModeNetkit:
+			return pair{m.links, link.TypeNetkit}
 		}
 	}
-	return veth{m.links}
+	return pair{m.links, link.TypeVeth}
 }
 
-// veth routes each endpoint on its own: the host's end of the pair has the gateway's address and a route
+// pair routes each endpoint on its own: the host's end of the pair has the gateway's address and a route
 // to the container, and there is nothing between endpoints but the programs.
-type veth struct{ links Links }
+type pair struct {
+	links Links
+	typ   string // of the devices
+}
 
-func (v veth) raise(n *Network) error {
-	for _, p := range n.Subnets() {
-		if err := v.links.Refuse(p); err != nil {
+func (p pair) raise(n *Network) error {
+	for _, subnet := range n.Subnets() {
+		if err := p.links.Refuse(subnet); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (v veth) lower(n *Network) error {
+func (p pair) lower(n *Network) error {
 	var errs []error
-	for _, p := range n.Subnets() {
-		errs = append(errs, v.links.Unrefuse(p))
+	for _, subnet := range n.Subnets() {
+		errs = append(errs, p.links.Unrefuse(subnet))
 	}
 	return errors.Join(errs...)
 }
 
-func (v veth) connect(n *Network, e *Endpoint, mac net.HardwareAddr, mtu int) (link.Device, error) {
-	dev, err := v.links.CreateVeth(link.Veth{Owner: e.ID, Host: e.HostIf, Peer: e.PeerIf, MTU: mtu, MAC: mac})
+func (p pair) connect(n *Network, e *Endpoint, mac net.HardwareAddr, mtu int) (link.Device, error) {
+	dev, err := p.links.CreatePair(link.Pair{
+		Owner: e.ID, Type: p.typ, Host: e.HostIf, Peer: e.PeerIf, MTU: mtu, MAC: mac,
+	})
 	if err != nil {
 		return dev, err
 	}
-	return dev, v.links.Connect(e.HostIf, e.addrs(), n.gatewaysOf(e), mac)
+	return dev, p.links.Connect(e.HostIf, e.addrs(), n.gatewaysOf(e), mac)
 }
 
-func (v veth) disconnect(_ *Network, e *Endpoint) error { return v.links.Delete(e.HostIf, e.ID) }
+func (p pair) disconnect(_ *Network, e *Endpoint) error { return p.links.Delete(e.HostIf, e.ID) }
 
-func (veth) end() bpf.End { return bpf.HostEnd }
+func (p pair) end() bpf.End { return hostEnd(p.typ) }
 
-func (veth) leadsOut(*Network) bool { return false }
+// hostEnd is where the programs of a pair are attached, by the type of its devices.
+func hostEnd(typ string) bpf.End {
+	if typ == link.TypeNetkit {
+		return bpf.NetkitEnd
+	}
+	return bpf.HostEnd
+}
 
-func (veth) guard(*Network) string { return "" }
+func (pair) leadsOut(*Network) bool { return false }
 
-func (veth) onLink(*Network) []netip.Prefix { return nil }
+func (pair) guard(*Network) string { return "" }
+
+func (pair) onLink(*Network) []netip.Prefix { return nil }
 
 // bridge plugs each endpoint's host end into one bridge, which has the gateway's addresses. Containers of
 // the host go past it all the same, straight into each other's sandbox.
@@ -108,7 +123,9 @@ func (b bridge) raise(n *Network) error {
 func (b bridge) lower(n *Network) error { return b.links.Delete(b.name(n), n.ID) }
 
 func (b bridge) connect(n *Network, e *Endpoint, mac net.HardwareAddr, mtu int) (link.Device, error) {
-	dev, err := b.links.CreateVeth(link.Veth{Owner: e.ID, Host: e.HostIf, Peer: e.PeerIf, MTU: mtu, MAC: mac})
+	dev, err := b.links.CreatePair(link.Pair{
+		Owner: e.ID, Type: link.TypeVeth, Host: e.HostIf, Peer: e.PeerIf, MTU: mtu, MAC: mac,
+	})
 	if err != nil {
 		return dev, err
 	}

@@ -220,7 +220,10 @@ func (m *Manager) setUpNetwork(n *Network) error {
 			return fmt.Errorf("record the network %s: %w", n.ID, err)
 		}
 	}
-	return m.mode(n).raise(n)
+	if err := m.mode(n).raise(n); err != nil {
+		return err
+	}
+	return m.guardNetwork(n)
 }
 
 // tearDownNetwork undoes setUpNetwork and forgets the network.
@@ -230,6 +233,9 @@ func (m *Manager) tearDownNetwork(n *Network) error {
 	if !n.Partial {
 		n.Partial = true
 		unmarked = m.put(bucketNetworks, n.ID, n)
+	}
+	if err := m.unguardNetwork(n); err != nil {
+		return errors.Join(err, unmarked) // before its device's index is lost
 	}
 	errs = append(errs, m.mode(n).lower(n), m.services.RemoveNetwork(n.ID))
 	if err := errors.Join(errs...); err != nil {

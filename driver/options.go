@@ -35,6 +35,7 @@ const (
 	ModeBridge  = "bridge"  // ports of one bridge
 	ModeMacvlan = "macvlan" // slaves of one parent, each with a MAC of its own
 	ModeIPvlan  = "ipvlan"  // slaves of one parent, with its MAC
+	ModeNetkit  = "netkit"  // as veth, with programs that run while a container sends
 )
 
 // Where services of a network are translated.
@@ -57,7 +58,7 @@ type option struct {
 }
 
 var options = map[string]option{
-	"mode": {[]string{ModeVeth, ModeBridge, ModeMacvlan, ModeIPvlan}, func(o *Options, v string) error { o.Mode = v; return nil }},
+	"mode": {[]string{ModeVeth, ModeBridge, ModeMacvlan, ModeIPvlan, ModeNetkit}, func(o *Options, v string) error { o.Mode = v; return nil }},
 	"lb":   {[]string{LBAuto, LBSocket, LBPacket}, func(o *Options, v string) error { o.LB = v; return nil }},
 	"vip":  {[]string{"on", "off"}, func(o *Options, v string) error { o.VIP = v == "on"; return nil }},
 	"publish": {[]string{"gwbridge"}, func(o *Options, v string) error {

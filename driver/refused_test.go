@@ -26,7 +26,7 @@ func TestOptionsOfANetwork(t *testing.T) {
 	}{
 		{name: "none", want: defaults},
 		{name: "mode", raw: map[string]string{"mode": "veth"}, want: defaults},
-		{name: "mode of another day", raw: map[string]string{"mode": "overlay"}, err: `network option mode="overlay": choose one of veth, bridge, macvlan, ipvlan`},
+		{name: "mode of another day", raw: map[string]string{"mode": "overlay"}, err: `network option mode="overlay": choose one of veth, bridge, macvlan, ipvlan, netkit`},
 		{name: "packets only", raw: map[string]string{"lb": "packet"}, want: with(func(o *Options) { o.LB = LBPacket })},
 		{name: "unknown balancing", raw: map[string]string{"lb": "dns"}, err: `network option lb="dns": choose one of auto, socket, packet`},
 		{name: "no VIPs", raw: map[string]string{"vip": "off"}, want: with(func(o *Options) { o.VIP = false })},

@@ -192,7 +192,13 @@ func (m *Manager) enter(n *Network, e *Endpoint, cookie uint64) error {
 	if err := m.datapath.PutMember(cookie, n.Number); err != nil {
 		return err
 	}
-	return m.services.PutEndpoint(e.service())
+	if err := m.services.PutEndpoint(e.service()); err != nil {
+		return err
+	}
+	if m.noTCX && m.mode(n).end() == bpf.SandboxEnd {
+		return m.attachSlave(e)
+	}
+	return nil
 }
 
 // socketLB tells whether the sockets of a sandbox are balanced when they connect: unless one of its
@@ -226,6 +232,7 @@ func (m *Manager) leave(e *Endpoint) error {
 		cancel()
 		delete(m.waiting, e.ID)
 	}
+	m.stopMoving(e.ID)
 	if e.Sandbox == "" {
 		return nil
 	}

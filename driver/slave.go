@@ -15,10 +15,7 @@ import (
 // slave gives each endpoint a macvlan or ipvlan device on a parent: a device of the host that leads out,
 // or a private one that leads nowhere. There is no host's end: the programs sit on the slave, attached
 // before the engine moves it, and the host reaches containers through a slave of its own.
-type slave struct {
-	links    Links
-	datapath Datapath
-}
+type slave struct{ links Links }
 
 // The devices of a network: its private parent with the other end of that, and the host's slave.
 func (slave) private(n *Network) (name, peer string) {
@@ -65,19 +62,17 @@ func (s slave) raise(n *Network) error {
 	if !s.hostReaches(n) {
 		return nil
 	}
-	dev, err := s.links.CreateHostSlave(s.device(n, n.ID, s.host(n), nil), s.hostAddrs(n))
-	if err != nil {
-		return err
-	}
-	// what the host forwards from elsewhere must not come to the containers past the other modes' guards
-	if err := s.datapath.PutInterface(bpf.Interface{IfIndex: dev.Index, Network: n.Number, Strict: true, MAC: dev.MAC}); err != nil {
-		return err
-	}
-	return explainTCX(s.datapath.AttachLXC(s.host(n), dev.Index, bpf.HostSlave))
+	_, err := s.links.CreateHostSlave(s.device(n, n.ID, s.host(n), nil), s.hostAddrs(n))
+	return err
 }
 
-// guard is the host's slave.
-func (s slave) guard(n *Network) string { return s.host(n) }
+// guard is the host's slave: what the host forwards from elsewhere must not come to the containers through it.
+func (s slave) guard(n *Network) string {
+	if !s.hostReaches(n) {
+		return ""
+	}
+	return s.host(n)
+}
 
 func (s slave) raiseParent(n *Network) error {
 	if n.Options.Parent == "" {
@@ -105,19 +100,9 @@ func (s slave) device(n *Network, owner, name string, mac net.HardwareAddr) link
 	return d
 }
 
+// lower removes the parent only if it is ours: a private one or a VLAN that we made.
 func (s slave) lower(n *Network) error {
-	// a VLAN is removed only if it is ours
-	dev, err := s.links.Find(s.host(n))
-	switch {
-	case err == nil:
-		if err := s.datapath.DeleteInterface(dev.Index); err != nil {
-			return err
-		}
-	case !errors.Is(err, link.ErrNoDevice):
-		return err // whose index must not be lost
-	}
-	return errors.Join(s.links.Delete(s.host(n), n.ID), s.datapath.DetachLXC(s.host(n)),
-		s.links.Delete(s.parent(n), n.ID))
+	return errors.Join(s.links.Delete(s.host(n), n.ID), s.links.Delete(s.parent(n), n.ID))
 }
 
 func (s slave) connect(n *Network, e *Endpoint, mac net.HardwareAddr, _ int) (link.Device, error) {

@@ -24,8 +24,16 @@ static __always_inline bool at_ingress(const struct __sk_buff *skb)
 /* Sends the rewritten packet back to the sandbox it came from. */
 static __always_inline int send_back(struct __sk_buff *skb)
 {
-	if (at_ingress(skb))
+	const struct work *w = work();
+
+	if (!w)
+		return TC_DROP;
+	switch (w->place) {
+	case PLACE_HOST:
 		return bpf_redirect_peer(skb->ifindex, 0);
+	case PLACE_NETKIT:
+		return bpf_redirect(skb->ifindex, 0);
+	}
 	return bpf_redirect(skb->ifindex, BPF_F_INGRESS);
 }
 

@@ -31,7 +31,7 @@ struct arp {
 #define ARP_REPLY    bpf_htons(2)
 
 /* Do we answer for target here? */
-static __always_inline bool stands_for(const struct __sk_buff *skb,
+static __always_inline bool stands_for(const struct __sk_buff *skb, __u32 place,
 				       const struct mst_interface *iface,
 				       const struct mst_addr *target, bool v6)
 {
@@ -39,7 +39,7 @@ static __always_inline bool stands_for(const struct __sk_buff *skb,
 	const struct mst_endpoint *ep;
 
 	if (!iface)
-		return !at_ingress(skb) && lb_in_pool(target);
+		return place == PLACE_SANDBOX && lb_in_pool(target);
 	gateway = v6 ? &iface->gateway6 : &iface->gateway4;
 	if (!addr_zero(gateway) && addr_eq(gateway, target))
 		return true;
@@ -61,6 +61,7 @@ answer_mac(struct __sk_buff *skb, const struct mst_interface *iface, __u8 *mac)
 }
 
 static __always_inline int answer_arp(struct __sk_buff *skb,
+				      const struct work *w,
 				      const struct mst_interface *iface)
 {
 	struct mst_addr target;
@@ -86,7 +87,7 @@ static __always_inline int answer_arp(struct __sk_buff *skb,
 	target = addr4(tip);
 	/* probes and announcements (RFC 5227) need no answer */
 	if (in.op != ARP_REQUEST || !sip || sip == tip ||
-	    !stands_for(skb, iface, &target, false) ||
+	    !stands_for(skb, w->place, iface, &target, false) ||
 	    answer_mac(skb, iface, mac))
 		return silent;
 	__builtin_memcpy(out.dst, in.smac, 6);
@@ -121,9 +122,10 @@ struct nd {
 #define ND_HOP_LIMIT	 255
 
 /* Answers the neighbour solicitation p (RFC 4861, 7.2.4). */
-static __noinline int answer_ns(struct __sk_buff *skb, struct pkt *p,
+static __noinline int answer_ns(struct __sk_buff *skb, struct work *w,
 				const struct mst_interface *iface)
 {
+	struct pkt *p = &w->p;
 	__u32 l4 = L2_LEN + sizeof(struct ipv6hdr);
 	__u8 hop_limit = 0, mac[6];
 	struct mst_addr target;
@@ -137,7 +139,8 @@ static __noinline int answer_ns(struct __sk_buff *skb, struct pkt *p,
 				    MST_FROM_CONTAINER)
 			     : TC_PASS;
 	/* duplicate address detection needs no answer */
-	if (addr_zero(&p->t.saddr) || !stands_for(skb, iface, &target, true) ||
+	if (addr_zero(&p->t.saddr) ||
+	    !stands_for(skb, w->place, iface, &target, true) ||
 	    answer_mac(skb, iface, mac))
 		return iface ? TC_DROP : TC_PASS;
 	p->t.daddr = target;

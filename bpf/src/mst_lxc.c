@@ -4,7 +4,8 @@
  *
  * lxc_ingress sees what comes from a container, lxc_egress what goes to it.
  * On the host's end of an endpoint they are the device's ingress and egress;
- * attached inside the sandbox they change places.
+ * attached inside the sandbox they change places. A netkit device has
+ * lxc_netkit for lxc_ingress: it runs while the container transmits.
  */
 #include "gateway.h"
 #include "svc.h"
@@ -31,8 +32,11 @@ static __always_inline bool is_multicast(const struct pkt *p)
 	       ip == 0xffffffff;
 }
 
-/* Straight into the destination's sandbox, past its host end. */
-static __always_inline int deliver(struct __sk_buff *skb,
+/*
+ * Straight into the destination's sandbox, past its host end; from a netkit
+ * device, where bpf_redirect_peer() is not to be had, through the end.
+ */
+static __always_inline int deliver(struct __sk_buff *skb, __u32 place,
 				   const struct mst_endpoint *dst)
 {
 	__u8 macs[12];
@@ -41,6 +45,8 @@ static __always_inline int deliver(struct __sk_buff *skb,
 	__builtin_memcpy(macs + 6, dst->host_mac, 6);
 	if (bpf_skb_store_bytes(skb, 0, macs, sizeof(macs), 0))
 		return TC_PASS;
+	if (place == PLACE_NETKIT)
+		return bpf_redirect(dst->ifindex, 0);
 	return bpf_redirect_peer(dst->ifindex, 0);
 }
 
@@ -86,10 +92,10 @@ static __always_inline int forward(struct __sk_buff *skb, struct work *w,
 		if (dst->network != w->network && !translated)
 			return drop(skb, MST_REASON_ISOLATED,
 				    MST_FROM_CONTAINER);
-		if (dst->flags & MST_EP_REDIRECT && at_ingress(skb))
-			return deliver(skb, dst);
+		if (dst->flags & MST_EP_REDIRECT && w->place != PLACE_SANDBOX)
+			return deliver(skb, w->place, dst);
 	}
-	if (!at_ingress(skb))
+	if (w->place == PLACE_SANDBOX)
 		return forward_slave(skb, w, dst, translated);
 	if (dst)
 		return TC_PASS;
@@ -99,10 +105,10 @@ static __always_inline int forward(struct __sk_buff *skb, struct work *w,
 	return refuse(skb, MST_REASON_NO_ROUTE, UNREACH_HOST);
 }
 
-SEC("lxc-ingress")
-int lxc_ingress(struct __sk_buff *skb)
+static __always_inline int from_container(struct __sk_buff *skb, __u32 place)
 {
-	const struct mst_interface *iface = guarded(skb, at_ingress(skb));
+	const struct mst_interface *iface =
+		guarded(skb, place != PLACE_SANDBOX);
 	bool strict = iface && iface->flags & MST_IF_STRICT;
 	const struct mst_endpoint *src;
 	struct work *w = work();
@@ -111,10 +117,11 @@ int lxc_ingress(struct __sk_buff *skb)
 
 	if (!w)
 		return TC_DROP;
+	w->place = place;
 	if (strict && skb->vlan_present)
 		return drop(skb, MST_REASON_VLAN, MST_FROM_CONTAINER);
 	if (skb->protocol == bpf_htons(ETH_P_ARP))
-		return answer_arp(skb, iface);
+		return answer_arp(skb, w, iface);
 	if (skb->protocol != bpf_htons(ETH_P_IP) &&
 	    skb->protocol != bpf_htons(ETH_P_IPV6))
 		return strict ? drop(skb, MST_REASON_NO_ROUTE,
@@ -125,7 +132,7 @@ int lxc_ingress(struct __sk_buff *skb)
 		return drop(skb, reason, MST_FROM_CONTAINER);
 	if (w->p.v6 && w->p.t.proto == IPPROTO_ICMPV6 &&
 	    w->p.icmp_type == ICMP6_NS)
-		return answer_ns(skb, &w->p, iface);
+		return answer_ns(skb, w, iface);
 	if (strict && is_multicast(&w->p))
 		return drop(skb, MST_REASON_MULTICAST, MST_FROM_CONTAINER);
 	src = bpf_map_lookup_elem(&mst_endpoints_v1, &w->p.t.saddr);
@@ -139,6 +146,19 @@ int lxc_ingress(struct __sk_buff *skb)
 	if (verdict >= 0)
 		return verdict;
 	return forward(skb, w, iface, verdict == SVC_TRANSLATED);
+}
+
+SEC("lxc-ingress")
+int lxc_ingress(struct __sk_buff *skb)
+{
+	return from_container(skb,
+			      at_ingress(skb) ? PLACE_HOST : PLACE_SANDBOX);
+}
+
+SEC("lxc-netkit")
+int lxc_netkit(struct __sk_buff *skb)
+{
+	return from_container(skb, PLACE_NETKIT);
 }
 
 SEC("lxc-egress")

@@ -71,6 +71,13 @@ struct unreach_msg {
 	__u8 quote[QUOTE_MAX];
 };
 
+/* Where a program runs that judges what a container sends. */
+enum place {
+	PLACE_HOST,    /* ingress of the host's end of a veth pair */
+	PLACE_NETKIT,  /* transmission of a netkit device, as its other end */
+	PLACE_SANDBOX, /* egress of a slave inside the sandbox */
+};
+
 /*
  * What one packet needs while it is looked at, in a per-CPU map: too much for
  * the 512 bytes of stack that a chain of calls shares. Functions get it with
@@ -87,6 +94,7 @@ struct work {
 	struct unreach_msg msg;
 	struct mst_addr sender; /* source of p as it came */
 	__u32 network;		/* of the sender; 0: no endpoint of one */
+	__u32 place;		/* enum place */
 };
 
 struct {

@@ -14,10 +14,16 @@ import (
 // filterHandle marks our filters ("mst").
 const filterHandle = 0x6d7374
 
-// AttachClsact attaches two programs, by file descriptor, as direct-action filters of a device: the way
-// for kernels without TCX. Attaching again puts the programs in the place of those before. DetachClsact, or
-// the device's removal, undoes it.
-func (Host) AttachClsact(name string, ingress, egress int) error {
+// Filter is a program and its file descriptor; the zero value is none.
+type Filter struct {
+	Name string
+	FD   int
+}
+
+// AttachClsact attaches programs as direct-action filters of a device: the way for kernels without TCX.
+// Attaching again puts the programs in the place of those before. DetachClsact, or the device's removal or
+// move into another namespace, undoes it.
+func (Host) AttachClsact(name string, ingress, egress Filter) error {
 	l, err := netlink.LinkByName(name)
 	if err != nil {
 		return fmt.Errorf("find the device %s: %w", name, err)
@@ -25,20 +31,19 @@ func (Host) AttachClsact(name string, ingress, egress int) error {
 	if err := netlink.QdiscReplace(clsact(l)); err != nil {
 		return fmt.Errorf("add the clsact qdisc to %s: %w", name, err)
 	}
-	for _, f := range []struct {
-		parent uint32
-		name   string
-		fd     int
-	}{{netlink.HANDLE_MIN_INGRESS, "lxc_ingress", ingress}, {netlink.HANDLE_MIN_EGRESS, "lxc_egress", egress}} {
+	for parent, f := range map[uint32]Filter{netlink.HANDLE_MIN_INGRESS: ingress, netlink.HANDLE_MIN_EGRESS: egress} {
+		if f.Name == "" {
+			continue
+		}
 		filter := &netlink.BpfFilter{
 			FilterAttrs: netlink.FilterAttrs{
-				LinkIndex: l.Attrs().Index, Parent: f.parent,
+				LinkIndex: l.Attrs().Index, Parent: parent,
 				Handle: filterHandle, Priority: 1, Protocol: unix.ETH_P_ALL,
 			},
-			Fd: f.fd, Name: f.name, DirectAction: true,
+			Fd: f.FD, Name: f.Name, DirectAction: true,
 		}
 		if err := netlink.FilterReplace(filter); err != nil {
-			return fmt.Errorf("attach %s to %s: %w", f.name, name, err)
+			return fmt.Errorf("attach %s to %s: %w", f.Name, name, err)
 		}
 	}
 	return nil

@@ -4,7 +4,6 @@
 package link
 
 import (
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"net"
@@ -28,46 +27,13 @@ const group = 205
 // Host changes the network namespace that the process runs in.
 type Host struct{}
 
-// Veth describes a pair: its host's end and the end that an engine moves into a sandbox.
-type Veth struct {
-	Owner string // endpoint id, kept in the host end's alias
-	Host  string // device names, at most 15 bytes
-	Peer  string
-	MTU   int              // bytes
-	MAC   net.HardwareAddr // of the peer
-}
-
 // Device is a device as the kernel knows it.
 type Device struct {
+	Name  string
+	Type  string // veth, netkit, macvlan …
 	Index int
 	MAC   net.HardwareAddr
 	MTU   int
-}
-
-// CreateVeth creates the pair and returns its host's end, which is up, has no link-local address and
-// forwards nothing. A pair of the same owner that is there already is taken, and finished if it is half made.
-func (Host) CreateVeth(v Veth) (Device, error) {
-	pair := &netlink.Veth{
-		// with a random MAC of the kernel's, systemd-udevd would soon give the device another
-		LinkAttrs:        netlink.LinkAttrs{Name: v.Host, MTU: v.MTU, Group: group, HardwareAddr: randomMAC()},
-		PeerName:         v.Peer,
-		PeerHardwareAddr: v.MAC,
-	}
-	err := netlink.LinkAdd(pair)
-	if errors.Is(err, unix.EEXIST) {
-		if found, findErr := netlink.LinkByName(v.Host); findErr == nil && ownedBy(found, v.Owner) {
-			return setUp(v)
-		}
-		err = fmt.Errorf("%w: a device of that name is not this endpoint's: remove or rename it", err)
-	}
-	if err != nil {
-		return Device{}, fmt.Errorf("create the veth pair %s, %s: %w", v.Host, v.Peer, err)
-	}
-	dev, err := setUp(v)
-	if err != nil {
-		return Device{}, errors.Join(err, netlink.LinkDel(pair))
-	}
-	return dev, nil
 }
 
 // ownedBy tells whether a device is the owner's, or half made: ours, and nobody's yet.
@@ -77,37 +43,12 @@ func ownedBy(l netlink.Link, owner string) bool {
 
 func halfMade(l netlink.Link) bool {
 	a := l.Attrs()
-	return a.Alias == "" && a.Group == group && l.Type() == "veth" && (strings.HasPrefix(a.Name, "mst") || strings.HasPrefix(a.Name, "mpa"))
-}
-
-func randomMAC() net.HardwareAddr {
-	mac := make(net.HardwareAddr, 6)
-	_, _ = rand.Read(mac)        // never fails (crypto/rand)
-	mac[0] = mac[0]&^0x01 | 0x02 // of one device, locally administered
-	return mac
-}
-
-func setUp(v Veth) (Device, error) {
-	host, err := netlink.LinkByName(v.Host)
-	if err != nil {
-		return Device{}, fmt.Errorf("find the new device %s: %w", v.Host, err)
-	}
-	if err := netlink.LinkSetAlias(host, alias+v.Owner); err != nil {
-		return Device{}, fmt.Errorf("mark %s as ours: %w", v.Host, err)
-	}
-	// no link-local address: nothing on the host shall talk to the container behind our back
-	if err := netlink.LinkSetIP6AddrGenMode(host, 1); err != nil && !errors.Is(err, unix.EAFNOSUPPORT) {
-		return Device{}, fmt.Errorf("switch address generation off on %s: %w", v.Host, err)
-	}
-	if err := netlink.LinkSetUp(host); err != nil {
-		return Device{}, fmt.Errorf("set %s up: %w", v.Host, err)
-	}
-	return device(host), nil
+	return a.Alias == "" && a.Group == group && isPairType(l.Type()) && (strings.HasPrefix(a.Name, "mst") || strings.HasPrefix(a.Name, "mpa"))
 }
 
 func device(l netlink.Link) Device {
 	a := l.Attrs()
-	return Device{Index: a.Index, MAC: a.HardwareAddr, MTU: a.MTU}
+	return Device{Name: a.Name, Type: l.Type(), Index: a.Index, MAC: a.HardwareAddr, MTU: a.MTU}
 }
 
 // Delete removes a device of the owner's, and with it its addresses, neighbours and routes. A missing one

@@ -101,7 +101,7 @@ func (h Host) FindInside(path, name string) (Inside, error) {
 			return fmt.Errorf("find the device %s: %w", name, err)
 		}
 		out.Device = device(l)
-		if l.Type() == "veth" || l.Type() == "netkit" {
+		if isPairType(l.Type()) {
 			out.Peer = l.Attrs().ParentIndex
 		}
 		addrs, err := whole(func() ([]netlink.Addr, error) { return netlink.AddrList(l, netlink.FAMILY_ALL) })

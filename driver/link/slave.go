@@ -43,7 +43,7 @@ var ipvlanFlags = map[string]netlink.IPVlanFlag{
 
 // kernelOptions are what a kernel is built with to have a type of device.
 var kernelOptions = map[string]string{
-	"macvlan": "CONFIG_MACVLAN", "ipvlan": "CONFIG_IPVLAN", "vlan": "CONFIG_VLAN_8021Q",
+	"macvlan": "CONFIG_MACVLAN", "ipvlan": "CONFIG_IPVLAN", "vlan": "CONFIG_VLAN_8021Q", "netkit": "CONFIG_NETKIT",
 }
 
 func missing(kind string) error {
@@ -99,7 +99,7 @@ func (h Host) CreateHostSlave(s Slave, addrs []netip.Prefix) (Device, error) {
 // what it gets. (A dummy device would do where the kernel has one, and a bridge without ports has no
 // carrier, without which slaves do not send.)
 func (h Host) CreatePrivateParent(owner, name, peer string, mtu int) error {
-	if _, err := h.CreateVeth(Veth{Owner: owner, Host: name, Peer: peer, MTU: mtu, MAC: randomMAC()}); err != nil {
+	if _, err := h.CreatePair(Pair{Owner: owner, Type: TypeVeth, Host: name, Peer: peer, MTU: mtu, MAC: randomMAC()}); err != nil {
 		return err
 	}
 	l, err := netlink.LinkByName(peer)
@@ -136,8 +136,8 @@ func (Host) Disconnect(name string, addrs []netip.Addr) error {
 	return nil
 }
 
-// IndexInside finds a device of ours by its owner in the namespace at path, where engines rename it.
-func (h Host) IndexInside(path, owner string) (index int, err error) {
+// OwnInside finds a device of ours by its owner in the namespace at path, where engines rename it.
+func (h Host) OwnInside(path, owner string) (dev Device, err error) {
 	err = h.Do(path, func() error {
 		links, err := whole(netlink.LinkList)
 		if err != nil {
@@ -145,16 +145,16 @@ func (h Host) IndexInside(path, owner string) (index int, err error) {
 		}
 		for _, l := range links {
 			if l.Attrs().Alias == alias+owner {
-				index = l.Attrs().Index
+				dev = device(l)
 				return nil
 			}
 		}
 		return ErrNoDevice
 	})
 	if err = explain(err); err != nil {
-		return 0, fmt.Errorf("find the endpoint's device in the sandbox %s: %w", path, err)
+		return dev, fmt.Errorf("find the endpoint's device in the sandbox %s: %w", path, err)
 	}
-	return index, nil
+	return dev, nil
 }
 
 // CheckParent refuses a device that cannot be a parent, saying why.

@@ -33,7 +33,7 @@ func TestAPairIsUpMarkedAndKeepsItsMAC(t *testing.T) {
 	require.NoError(t, err)
 	require.Empty(t, addrs)
 
-	again, err := host.CreateVeth(pair())
+	again, err := host.CreatePair(pair())
 	require.NoError(t, err)
 	require.Equal(t, dev, again, "the same when it is made again")
 	owned, err := host.Owned()
@@ -60,7 +60,7 @@ func TestAPairThatADyingDaemonLeftHalfMadeIsFinished(t *testing.T) {
 	owned, err := host.Owned()
 	require.NoError(t, err)
 	require.Equal(t, map[string]string{pair().Host: ""}, owned, "found without a record, it is removed")
-	again, err := host.CreateVeth(pair())
+	again, err := host.CreatePair(pair())
 	require.NoError(t, err)
 	require.Equal(t, dev, again)
 	l, err = netlink.LinkByName(pair().Host)
@@ -75,7 +75,7 @@ func TestForeignDevicesOfOurNamesAreLeftAlone(t *testing.T) {
 			begin(t)
 			run(t, "ip link add "+name+" type veth peer name other0")
 			t.Cleanup(func() { run(t, "ip link del "+name) })
-			_, err := host.CreateVeth(pair())
+			_, err := host.CreatePair(pair())
 			require.ErrorContains(t, err, "create the veth pair mst01234567890, msp01234567890: file exists: "+
 				"a device of that name is not this endpoint's: remove or rename it")
 			require.NoError(t, host.Delete(name, owner))
@@ -88,7 +88,7 @@ func TestForeignDevicesOfOurNamesAreLeftAlone(t *testing.T) {
 		newPair(t)
 		other := pair()
 		other.Owner = "another"
-		_, err := host.CreateVeth(other)
+		_, err := host.CreatePair(other)
 		require.Error(t, err)
 		require.NoError(t, host.Delete(pair().Host, "another"))
 		_, err = netlink.LinkByName(pair().Host)

@@ -114,14 +114,14 @@ const owner = "0123456789abcdef"
 
 var mac = net.HardwareAddr{0x02, 0x42, 10, 0, 0, 2}
 
-func pair() link.Veth {
-	return link.Veth{Owner: owner, Host: "mst01234567890", Peer: "msp01234567890", MTU: 1400, MAC: mac}
+func pair() link.Pair {
+	return link.Pair{Owner: owner, Type: link.TypeVeth, Host: "mst01234567890", Peer: "msp01234567890", MTU: 1400, MAC: mac}
 }
 
 // newPair makes the pair and removes it at the end.
 func newPair(t *testing.T) link.Device {
 	t.Helper()
-	dev, err := host.CreateVeth(pair())
+	dev, err := host.CreatePair(pair())
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, host.Delete(pair().Host, owner)) })
 	return dev

@@ -11,6 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/mustang-net/mustang/bpf"
+	"github.com/mustang-net/mustang/driver/link"
 )
 
 const bpffs = "/sys/fs/bpf"
@@ -43,7 +44,7 @@ func TestOurFilters(t *testing.T) {
 	require.NoError(t, host.DetachClsact(pair().Host), "nothing to undo")
 	for range 2 { // the second time as the next build does
 		ingress, egress := d.LXCPrograms()
-		require.NoError(t, host.AttachClsact(pair().Host, ingress, egress))
+		require.NoError(t, host.AttachClsact(pair().Host, link.Filter{Name: "lxc_ingress", FD: ingress}, link.Filter{Name: "lxc_egress", FD: egress}))
 		require.Equal(t, 1, strings.Count(filters(t, "ingress"), "direct-action"))
 		require.Contains(t, filters(t, "ingress"), "lxc_ingress")
 		require.Equal(t, 1, strings.Count(filters(t, "egress"), "direct-action"))
@@ -53,7 +54,7 @@ func TestOurFilters(t *testing.T) {
 	require.NoError(t, host.DetachClsact(pair().Host))
 	require.NotContains(t, run(t, "tc qdisc show dev "+pair().Host), "clsact")
 	require.NoError(t, host.DetachClsact("none0"))
-	require.ErrorContains(t, host.AttachClsact("none0", 3, 4), "find the device none0")
+	require.ErrorContains(t, host.AttachClsact("none0", link.Filter{}, link.Filter{}), "find the device none0")
 }
 
 func TestAnOperatorsFilters(t *testing.T) {
@@ -70,7 +71,7 @@ func TestAnOperatorsFilters(t *testing.T) {
 	require.Contains(t, filters(t, "ingress"), "mst_lxc.o:[lxc-ingress]")
 
 	ingress, egress := d.LXCPrograms()
-	require.NoError(t, host.AttachClsact(pair().Host, ingress, egress))
+	require.NoError(t, host.AttachClsact(pair().Host, link.Filter{Name: "lxc_ingress", FD: ingress}, link.Filter{Name: "lxc_egress", FD: egress}))
 	require.NoError(t, host.DetachClsact(pair().Host))
 	require.True(t, host.HasClsact(pair().Host), "what is not ours stays")
 	require.Contains(t, filters(t, "egress"), "mst_lxc.o:[lxc-egress]")
@@ -107,7 +108,7 @@ func TestProgramsStayThroughTheMoveIntoASandboxAndBack(t *testing.T) {
 
 	// another device of the same name: the dead links are replaced
 	require.NoError(t, host.Delete(pair().Host, owner))
-	again, err := host.CreateVeth(pair())
+	again, err := host.CreatePair(pair())
 	require.NoError(t, err)
 	require.NotEqual(t, dev.Index, again.Index)
 	require.NoError(t, d.AttachLXC(pair().Host, again.Index, bpf.HostEnd))

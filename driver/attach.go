@@ -1,0 +1,173 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package driver
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/sirupsen/logrus"
+
+	"github.com/mustang-net/mustang/bpf"
+	"github.com/mustang-net/mustang/driver/link"
+)
+
+// attach attaches the endpoint's programs where its mode has them.
+func (m *Manager) attach(n *Network, e *Endpoint) error {
+	end := m.mode(n).end()
+	if end == bpf.SandboxEnd {
+		return m.attachSlave(e)
+	}
+	dev := link.Device{Name: e.HostIf, Index: e.Index}
+	if n == nil { // made by hand
+		var err error
+		if dev, err = m.links.Find(e.HostIf); err != nil {
+			return err
+		}
+		end = hostEnd(dev.Type)
+	}
+	return m.attachDevice(e.HostIf, dev, end)
+}
+
+// attachDevice attaches programs to a device in the namespace of the calling thread: by TCX, under a name
+// that stays, or with clsact filters where the kernel has none.
+func (m *Manager) attachDevice(name string, dev link.Device, end bpf.End) error {
+	err := m.datapath.AttachLXC(name, dev.Index, end)
+	if !errors.Is(err, bpf.ErrNoTCX) {
+		return err
+	}
+	m.noTCX = true
+	in, out := m.datapath.LXCPrograms()
+	fromContainer, toContainer := link.Filter{Name: "lxc_ingress", FD: in}, link.Filter{Name: "lxc_egress", FD: out}
+	switch end {
+	case bpf.SandboxEnd:
+		return m.links.AttachClsact(dev.Name, toContainer, fromContainer)
+	case bpf.HostSlave:
+		return m.links.AttachClsact(dev.Name, link.Filter{}, toContainer)
+	}
+	return m.links.AttachClsact(dev.Name, fromContainer, toContainer)
+}
+
+// attachSlave attaches the programs to a slave before the engine moves it into its sandbox, which TCX links
+// survive, or inside. Filters would be lost in the move: without TCX they wait for its end.
+func (m *Manager) attachSlave(e *Endpoint) error {
+	if e.Sandbox == "" {
+		err := m.datapath.AttachLXC(e.PeerIf, e.Index, bpf.SandboxEnd)
+		if errors.Is(err, bpf.ErrNoTCX) {
+			m.noTCX = true
+			return nil
+		}
+		return err
+	}
+	attached, err := m.attachInside(e)
+	if err == nil && !attached {
+		m.awaitDevice(e)
+	}
+	return err
+}
+
+// attachInside attaches the programs to a slave if it has arrived in its sandbox.
+func (m *Manager) attachInside(e *Endpoint) (bool, error) {
+	dev, err := m.links.OwnInside(e.Sandbox, e.ID)
+	if errors.Is(err, link.ErrNoNetns) || errors.Is(err, link.ErrNoDevice) {
+		return false, nil // on its way in or out
+	}
+	if err != nil {
+		return false, err
+	}
+	return true, m.links.Do(e.Sandbox, func() error { return m.attachDevice(e.PeerIf, dev, bpf.SandboxEnd) })
+}
+
+// awaitDevice attaches the programs as soon as the engine has moved the slave into its sandbox, unless the
+// endpoint leaves before.
+func (m *Manager) awaitDevice(e *Endpoint) {
+	id, log := e.ID, m.log.WithFields(logrus.Fields{"endpoint": e.ID, "sandbox": e.Sandbox})
+	ctx, cancel := context.WithTimeout(context.Background(), sandboxWait)
+	m.stopMoving(id)
+	m.moving[id] = cancel
+	m.waits.Go(func() {
+		defer cancel()
+		tick := time.NewTicker(sandboxPoll)
+		defer tick.Stop()
+		for {
+			select {
+			case <-ctx.Done():
+				if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+					log.Warnf("the engine did not move the device within %v: it has no programs", sandboxWait)
+				}
+				return
+			case <-tick.C:
+			}
+			done, err := m.arrived(ctx, id)
+			if done {
+				return
+			}
+			if err != nil {
+				log.WithError(err).Errorf("attach programs in a sandbox: trying again in %v", sandboxRetry)
+				tick.Reset(sandboxRetry)
+			}
+		}
+	})
+}
+
+// arrived attaches the programs of a slave that has arrived, and tells whether there is nothing to wait for.
+func (m *Manager) arrived(ctx context.Context, id string) (bool, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	e := m.endpoints[id]
+	if ctx.Err() != nil || e == nil {
+		return true, nil // it left while we looked
+	}
+	attached, err := m.attachInside(e)
+	if err != nil || !attached {
+		return false, err
+	}
+	delete(m.moving, id)
+	return true, nil
+}
+
+func (m *Manager) stopMoving(id string) {
+	if cancel := m.moving[id]; cancel != nil {
+		cancel()
+		delete(m.moving, id)
+	}
+}
+
+// guardNetwork gives the network's own device its programs; unguardNetwork takes them away.
+func (m *Manager) guardNetwork(n *Network) error {
+	name := m.mode(n).guard(n)
+	if name == "" {
+		return nil
+	}
+	dev, err := m.links.Find(name)
+	if err != nil {
+		return err
+	}
+	iface := bpf.Interface{IfIndex: dev.Index, Network: n.Number, Strict: true, MAC: dev.MAC}
+	if err := m.datapath.PutInterface(iface); err != nil {
+		return err
+	}
+	if err := m.attachDevice(name, dev, bpf.HostSlave); err != nil {
+		return fmt.Errorf("guard the network %s: %w", n.ID, err)
+	}
+	return nil
+}
+
+func (m *Manager) unguardNetwork(n *Network) error {
+	name := m.mode(n).guard(n)
+	if name == "" {
+		return nil
+	}
+	dev, err := m.links.Find(name)
+	switch {
+	case err == nil:
+		if err := m.datapath.DeleteInterface(dev.Index); err != nil {
+			return err
+		}
+	case !errors.Is(err, link.ErrNoDevice):
+		return err // whose index must not be lost
+	}
+	return m.datapath.DetachLXC(name)
+}
