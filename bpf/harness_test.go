@@ -130,6 +130,9 @@ func clearMaps(t *testing.T) {
 		case "config":
 			require.NoError(t, testDP.putConfig(mstConfig{}))
 			continue
+		case "translated":
+			require.NoError(t, m.Put(uint32(0), uint64(0)))
+			continue
 		}
 		var keys [][]byte
 		key, value := make([]byte, m.KeySize()), make([]byte, int(m.ValueSize()))

@@ -8,6 +8,8 @@
 
 #define SEC_NS 1000000000ULL
 
+#define CT_LONGEST (3600 * SEC_NS) /* time-out of the longest-lived flows */
+
 static __always_inline __u64 ct_timeout(const struct mst_ct *ct, __u8 proto)
 {
 	if (proto == IPPROTO_UDP)
@@ -18,7 +20,26 @@ static __always_inline __u64 ct_timeout(const struct mst_ct *ct, __u8 proto)
 	case MST_CT_CLOSING:
 		return 30 * SEC_NS;
 	}
-	return 3600 * SEC_NS;
+	return CT_LONGEST;
+}
+
+/* May any flow be alive? */
+static __always_inline bool ct_in_use(void)
+{
+	__u32 zero = 0;
+	const __u64 *last = bpf_map_lookup_elem(&mst_translated_v1, &zero);
+
+	return !last || (*last && !older(*last, CT_LONGEST + SEC_NS));
+}
+
+/* Remembers that a flow is alive, to the second: the line is shared. */
+static __always_inline void ct_used(__u64 now)
+{
+	__u32 zero = 0;
+	__u64 *last = bpf_map_lookup_elem(&mst_translated_v1, &zero);
+
+	if (last && (__s64)(now - *last) > (__s64)SEC_NS)
+		*last = now;
 }
 
 /* Has the flow ended, or not been heard of for too long? */
@@ -48,6 +69,7 @@ static __always_inline struct mst_ct *ct_lookup(struct pkt *p, __u8 dir)
 		}
 	}
 	ct->seen = bpf_ktime_get_ns();
+	ct_used(ct->seen);
 	return ct;
 }
 
@@ -100,6 +122,7 @@ __noinline int ct_create(__u32 backend)
 
 	if (!w)
 		return MST_REASON_CT_FULL;
+	ct_used(now);
 	request = &w->p.t;
 	sent = &w->now;
 	key = ct_reply_key(w, sent, request->proto);

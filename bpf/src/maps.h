@@ -85,6 +85,18 @@ struct {
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } mst_ct_v1 SEC(".maps");
 
+/*
+ * When a packet was last translated (ns, CLOCK_MONOTONIC; 0: never). Where
+ * all is balanced when sockets connect, no packet pays for conntrack.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u64);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} mst_translated_v1 SEC(".maps");
+
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 4096);

@@ -32,6 +32,13 @@ static __always_inline bool is_multicast(const struct pkt *p)
 	       ip == 0xffffffff;
 }
 
+/* Can a packet be handed to dst here? A slave's sandbox has no way to others.
+ */
+static __always_inline bool reaches(const struct mst_endpoint *dst, __u32 place)
+{
+	return dst->flags & MST_EP_REDIRECT && place != PLACE_SANDBOX;
+}
+
 /*
  * Straight into the destination's sandbox, past its host end; from a netkit
  * device, where bpf_redirect_peer() is not to be had, through the end.
@@ -92,7 +99,7 @@ static __always_inline int forward(struct __sk_buff *skb, struct work *w,
 		if (dst->network != w->network && !translated)
 			return drop(skb, MST_REASON_ISOLATED,
 				    MST_FROM_CONTAINER);
-		if (dst->flags & MST_EP_REDIRECT && w->place != PLACE_SANDBOX)
+		if (reaches(dst, w->place))
 			return deliver(skb, w->place, dst);
 	}
 	if (w->place == PLACE_SANDBOX)
@@ -110,7 +117,7 @@ static __always_inline int from_container(struct __sk_buff *skb, __u32 place)
 	const struct mst_interface *iface =
 		guarded(skb, place != PLACE_SANDBOX);
 	bool strict = iface && iface->flags & MST_IF_STRICT;
-	const struct mst_endpoint *src;
+	const struct mst_endpoint *src, *dst;
 	struct work *w = work();
 	__u32 reason;
 	int verdict;
@@ -140,6 +147,12 @@ static __always_inline int from_container(struct __sk_buff *skb, __u32 place)
 		return drop(skb, MST_REASON_SPOOFED, MST_FROM_CONTAINER);
 	w->network = src ? src->network : 0;
 	w->sender = w->p.t.saddr;
+	if (!ct_in_use()) {
+		/* an endpoint's address is no VIP: nothing to translate */
+		dst = bpf_map_lookup_elem(&mst_endpoints_v1, &w->p.t.daddr);
+		if (dst && dst->network == w->network && reaches(dst, place))
+			return deliver(skb, place, dst);
+	}
 	verdict = svc_reply(skb);
 	if (verdict == SVC_UNTOUCHED)
 		verdict = svc_request(skb);
