@@ -77,6 +77,9 @@ func (m *Manager) CreateEndpoint(_ context.Context, cfg EndpointConfig) (Endpoin
 	if err != nil {
 		return Endpoint{}, err
 	}
+	if err := m.checkForeign(n, e); err != nil {
+		return Endpoint{}, err
+	}
 	if m.mode(n).end() != bpf.SandboxEnd {
 		e.HostIf = "mst" + e.ID[:idBytes]
 	}
@@ -109,6 +112,24 @@ func (e *Endpoint) made(n *Network) Endpoint {
 		out.MAC = ""
 	}
 	return out
+}
+
+// checkForeign refuses an address that the host has on the LAN of a parent, which Docker's IPAM knows nothing of.
+func (m *Manager) checkForeign(n *Network, e *Endpoint) error {
+	if n.Options.Parent == "" {
+		return nil
+	}
+	for _, a := range e.addrs() {
+		has, err := m.links.HasAddr(a)
+		if err != nil {
+			return err
+		}
+		if has {
+			return fmt.Errorf("create endpoint %s: its address %s is the host's own: keep it out of the network's with --aux-address host=%s, or give a range with --ip-range",
+				e.ID, a, a)
+		}
+	}
+	return nil
 }
 
 // makeRoom refuses an endpoint that another is in the way of, unless that is nobody's any more.

@@ -59,6 +59,7 @@ var settings = []setting{
 	{name: "macvlan", options: map[string]string{"mode": "macvlan"}},
 	{name: "macvlan without TCX", noTCX: true, options: map[string]string{"mode": "macvlan"}},
 	{name: "ipvlan", options: map[string]string{"mode": "ipvlan"}},
+	{name: "ipvlan on a LAN", options: map[string]string{"mode": "ipvlan", "parent": "lan0"}},
 	{name: "netkit", options: map[string]string{"mode": "netkit"}},
 }
 
@@ -77,6 +78,7 @@ func newLife(t *testing.T, n int, on setting) *world {
 	w := newWorld(t)
 	w.datapath.noTCX, w.setting = on.noTCX, on
 	w.kernel.addNetns(box)
+	w.kernel.addForeign("lan0")
 	w.kernel.addNetns("/run/netns/hand")
 	w.kernel.addPair("/run/netns/hand", "eth0", "host0", "192.168.10.10/24", "fd10::10/64")
 	for _, s := range life[:n] {

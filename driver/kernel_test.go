@@ -210,7 +210,21 @@ func (k *kernel) CreateVLAN(name, owner string) (bool, error) {
 	return true, nil
 }
 
-func (k *kernel) CheckParent(name string) error {
+func (k *kernel) Addrs(string) ([]netip.Prefix, error) {
+	if err := k.fault.hit("addrs"); err != nil {
+		return nil, err
+	}
+	return []netip.Prefix{netip.MustParsePrefix("192.0.2.2/24"), netip.MustParsePrefix("2001:db8::2/64")}, nil
+}
+
+func (k *kernel) HasAddr(addr netip.Addr) (bool, error) {
+	if err := k.fault.hit("has address"); err != nil {
+		return false, err
+	}
+	return addr == netip.MustParseAddr("192.0.2.2"), nil
+}
+
+func (k *kernel) CheckParent(name string, _ int) error {
 	if err := k.fault.hit("check parent"); err != nil {
 		return err
 	}
@@ -327,7 +341,12 @@ func (k *kernel) Connect(name string, addrs, gateways []netip.Addr, _ net.Hardwa
 	if d == nil {
 		return fmt.Errorf("find the device %s: no such device", name)
 	}
-	d.addrs, d.gateways = slices.Clone(addrs), slices.Clone(gateways)
+	d.addrs = slices.Clone(addrs)
+	for _, gw := range gateways {
+		if !slices.Contains(d.gateways, gw) {
+			d.gateways = append(d.gateways, gw)
+		}
+	}
 	return nil
 }
 

@@ -26,7 +26,9 @@ type Links interface {
 	Unplug(bridge string, addrs []netip.Addr) error
 	CreatePrivateParent(owner, name, peer string, mtu int) error
 	CreateVLAN(name, owner string) (bool, error)
-	CheckParent(name string) error
+	CheckParent(name string, mtu int) error
+	Addrs(name string) ([]netip.Prefix, error)
+	HasAddr(netip.Addr) (bool, error)
 	CreateSlave(link.Slave) (link.Device, error)
 	CreateHostSlave(link.Slave, []netip.Prefix) (link.Device, error)
 	Disconnect(name string, addrs []netip.Addr) error

@@ -194,3 +194,14 @@ func TestSubnetsOfTheHostAreRefused(t *testing.T) {
 		require.Empty(t, w.Networks())
 	}
 }
+
+func TestAnAddressOfTheHostIsNoEndpoints(t *testing.T) {
+	w := newWorld(t)
+	w.kernel.addForeign("lan0")
+	cfg := network(net1, 1, map[string]string{"mode": "macvlan", "parent": "lan0"})
+	cfg.IPv4 = []Subnet{subnet("192.0.2.0/24")}
+	require.NoError(t, w.CreateNetwork(ctx, cfg))
+	_, err := w.CreateEndpoint(ctx, EndpointConfig{ID: ep1, NetworkID: net1, IPv4: netip.MustParsePrefix("192.0.2.2/24")})
+	require.EqualError(t, err, "create endpoint "+ep1+": its address 192.0.2.2 is the host's own: keep it out of the network's with --aux-address host=192.0.2.2, or give a range with --ip-range")
+	require.Empty(t, w.Endpoints())
+}

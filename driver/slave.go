@@ -30,16 +30,27 @@ func (slave) hostReaches(n *Network) bool {
 }
 
 // hostAddrs are the addresses of the host's slave. On a private parent the host is the gateway. On a LAN,
-// where that is a router's address, the host answers from its own as macvlan delivers by MAC; ipvlan
-// delivers by address, so that its slave needs one, which is link-local and the network's alone.
-func (slave) hostAddrs(n *Network) []netip.Prefix {
+// where that is a router's address, the host answers from its own: IPv4 answers on any device for any of the
+// host's addresses, IPv6 for those of the very device only, so that the slave has the parent's. ipvlan delivers
+// by address, so that its slave needs one of IPv4 as well, which is link-local and the network's alone.
+func (s slave) hostAddrs(n *Network) ([]netip.Prefix, error) {
 	if n.Options.Parent == "" {
-		return n.gateways()
+		return n.gateways(), nil
 	}
-	if n.Options.Mode == ModeIPvlan {
-		return []netip.Prefix{netip.PrefixFrom(linkLocal(n), 32)}
+	var out []netip.Prefix
+	if n.Options.Mode == ModeIPvlan && len(n.IPv4) > 0 {
+		out = append(out, netip.PrefixFrom(linkLocal(n), 32))
 	}
-	return nil
+	if len(n.IPv6) == 0 {
+		return out, nil
+	}
+	addrs, err := s.links.Addrs(n.Options.Parent)
+	for _, p := range addrs {
+		if p.Addr().Is6() {
+			out = append(out, netip.PrefixFrom(p.Addr(), 128))
+		}
+	}
+	return out, err
 }
 
 // linkLocal is an address of RFC 3927 that no other network of the host has.
@@ -62,7 +73,11 @@ func (s slave) raise(n *Network) error {
 	if !s.hostReaches(n) {
 		return nil
 	}
-	_, err := s.links.CreateHostSlave(s.device(n, n.ID, s.host(n), nil), s.hostAddrs(n))
+	addrs, err := s.hostAddrs(n)
+	if err != nil {
+		return err
+	}
+	_, err = s.links.CreateHostSlave(s.device(n, n.ID, s.host(n), nil), addrs)
 	return err
 }
 
@@ -86,7 +101,7 @@ func (s slave) raiseParent(n *Network) error {
 	if _, err := s.links.CreateVLAN(n.Options.Parent, n.ID); err != nil {
 		return err
 	}
-	return s.links.CheckParent(n.Options.Parent)
+	return s.links.CheckParent(n.Options.Parent, n.Options.MTU)
 }
 
 func (s slave) device(n *Network, owner, name string, mac net.HardwareAddr) link.Slave {
@@ -120,8 +135,8 @@ func (s slave) connect(n *Network, e *Endpoint, mac net.HardwareAddr, _ int) (li
 		return dev, nil
 	}
 	var from []netip.Addr
-	for _, p := range s.hostAddrs(n) {
-		from = append(from, p.Addr())
+	if n.Options.Mode == ModeIPvlan {
+		from = append(from, linkLocal(n))
 	}
 	return dev, s.links.Connect(s.host(n), e.addrs(), from, dev.MAC)
 }
@@ -143,10 +158,10 @@ func (slave) leadsOut(n *Network) bool {
 	return n.Options.Parent != "" && !n.Internal && !l3
 }
 
-// onLink are destinations that the endpoint reaches through its device besides those of every mode.
+// onLink is the host's address on an ipvlan of a LAN, which lies in no subnet.
 func (s slave) onLink(n *Network) []netip.Prefix {
-	if n.Options.Parent == "" || !s.hostReaches(n) {
+	if n.Options.Parent == "" || n.Options.Mode != ModeIPvlan || !s.hostReaches(n) {
 		return nil
 	}
-	return s.hostAddrs(n)
+	return []netip.Prefix{netip.PrefixFrom(linkLocal(n), 32)}
 }

@@ -216,6 +216,25 @@ func (Host) OnLink() ([]netip.Prefix, error) {
 	return out, nil
 }
 
+// Addrs lists the addresses of a device that are valid beyond its link.
+func (Host) Addrs(name string) ([]netip.Prefix, error) {
+	l, err := netlink.LinkByName(name)
+	if err != nil {
+		return nil, fmt.Errorf("find the device %s: %w", name, err)
+	}
+	addrs, err := whole(func() ([]netlink.Addr, error) { return netlink.AddrList(l, netlink.FAMILY_ALL) })
+	if err != nil {
+		return nil, fmt.Errorf("list the addresses of %s: %w", name, err)
+	}
+	var out []netip.Prefix
+	for _, a := range addrs {
+		if p, ok := prefixOf(a.IPNet); ok && a.Scope == unix.RT_SCOPE_UNIVERSE {
+			out = append(out, p)
+		}
+	}
+	return out, nil
+}
+
 // HasAddr tells whether addr is an address of the host.
 func (Host) HasAddr(addr netip.Addr) (bool, error) {
 	addrs, err := whole(func() ([]netlink.Addr, error) { return netlink.AddrList(nil, netlink.FAMILY_ALL) })

@@ -57,10 +57,6 @@ func (Host) CreateSlave(s Slave) (Device, error) {
 	if err != nil {
 		return Device{}, fmt.Errorf("find the parent %s: %w", s.Parent, err)
 	}
-	if s.MTU > parent.Attrs().MTU {
-		return Device{}, fmt.Errorf("create the %s slave %s: its MTU %d is above %d, that of the parent %s: choose a smaller one",
-			s.Type, s.Name, s.MTU, parent.Attrs().MTU, s.Parent)
-	}
 	attrs := netlink.LinkAttrs{Name: s.Name, ParentIndex: parent.Attrs().Index, MTU: s.MTU}
 	var l netlink.Link
 	if s.Type == "macvlan" {
@@ -157,8 +153,8 @@ func (h Host) OwnInside(path, owner string) (dev Device, err error) {
 	return dev, nil
 }
 
-// CheckParent refuses a device that cannot be a parent, saying why.
-func (Host) CheckParent(name string) error {
+// CheckParent refuses a device that cannot be the parent of slaves with an MTU (0: its own), saying why.
+func (Host) CheckParent(name string, mtu int) error {
 	l, err := netlink.LinkByName(name)
 	if isNotFound(err) {
 		return fmt.Errorf("parent %s: there is no such device: `ip link` lists them", name)
@@ -174,6 +170,9 @@ func (Host) CheckParent(name string) error {
 	}
 	if l.Attrs().MasterIndex != 0 {
 		return fmt.Errorf("parent %s is a port of another device (bridge or bond): give that as the parent", name)
+	}
+	if mtu > l.Attrs().MTU {
+		return fmt.Errorf("the network's MTU %d is above %d, that of the parent %s: choose a smaller one", mtu, l.Attrs().MTU, name)
 	}
 	return nil
 }
