@@ -249,6 +249,19 @@ func TestChoiceOfBackend(t *testing.T) {
 			track(w, w.backend2, two, 12, true)
 			hits(w, 20)
 		}},
+		{"a backend in reserve gets flows only while none in a slot listens", func(w *world) {
+			s, one, two := pair(w)
+			s.Slots, s.Reserve = []uint32{one}, []uint32{two}
+			w.putService(s)
+			track(w, w.backend, one, 11, true)
+			track(w, w.backend2, two, 12, true)
+			listen(w, 12, 8080)
+			_, second := hits(w, 20)
+			require.Equal(w, 20, second)
+			listen(w, 11, 8080)
+			first, _ := hits(w, 20)
+			require.Equal(w, 20, first)
+		}},
 		{"listeners mean nothing to datagrams", func(w *world) {
 			id := w.dns()
 			track(w, w.backend, id, 11, true)

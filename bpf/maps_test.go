@@ -36,12 +36,15 @@ func TestServiceEntries(t *testing.T) {
 		f := Frontend{Addr: netip.MustParseAddr(vip), Port: 5201, Protocol: ProtocolTCP}
 		want := Service{Frontend: f, ID: 7, Network: 3, Affinity: 60}
 		for _, slots := range [][]uint32{{1, 2, 2}, {}, {9}, {1, 2, 3, 4, 5}, {5, 4}} { // grows and shrinks
-			want.Slots = slots
+			want.Slots, want.Reserve = slots, nil
+			if len(slots) > 2 {
+				want.Reserve = []uint32{8, 9}
+			}
 			require.NoError(t, testDP.PutService(want))
 			got, err := testDP.Services()
 			require.NoError(t, err)
 			require.Equal(t, []Service{want}, got)
-			require.Len(t, entries(t, "services"), len(slots)+1, "slots of the longer service are gone")
+			require.Len(t, entries(t, "services"), len(slots)+len(want.Reserve)+1, "slots of the longer service are gone")
 		}
 		other := Service{Frontend: f.Head(), ID: 8, Slots: []uint32{1}}
 		require.NoError(t, testDP.PutService(other))
@@ -63,7 +66,7 @@ func TestBytesOfEntries(t *testing.T) {
 	mapped := "\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\xff\xff"
 	for key, value := range entries(t, "services") {
 		require.Equal(t, mapped+"\x0a\x60\x00\x0a\x14\x51\x06\x00\x00\x00\x00\x00", key, "ports are in network byte order")
-		require.Len(t, value, 20)
+		require.Len(t, value, 24)
 	}
 	require.NoError(t, testDP.PutBackend(Backend{ID: 1, Addr: netip.MustParseAddr("192.168.10.10"), Port: 8080, NetnsCookie: 5}))
 	for _, value := range entries(t, "backends") {

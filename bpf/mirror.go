@@ -25,6 +25,7 @@ type mstService struct {
 	Count    uint32
 	Backend  uint32
 	Affinity uint32
+	Reserve  uint32
 }
 
 type mstBackend struct {

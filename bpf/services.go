@@ -72,6 +72,9 @@ func (d *Datapath) Services() ([]Service, error) {
 			Frontend: f, ID: value.Id, Network: value.Network, Affinity: value.Affinity,
 			Slots: make([]uint32, value.Count),
 		}
+		if value.Reserve > 0 {
+			found[f].Reserve = make([]uint32, value.Reserve)
+		}
 	}
 	if err := entries.Err(); err != nil {
 		return nil, fmt.Errorf("read mst_services: %w", err)
@@ -80,6 +83,9 @@ func (d *Datapath) Services() ([]Service, error) {
 	for f, s := range found {
 		for i := range s.Slots {
 			s.Slots[i] = slots[f][uint32(i)+1]
+		}
+		for i := range s.Reserve {
+			s.Reserve[i] = slots[f][uint32(len(s.Slots)+i)+1]
 		}
 		out = append(out, *s)
 	}
@@ -95,18 +101,18 @@ func (d *Datapath) PutService(s Service) error {
 	if err := m.Lookup(&key, &had); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
 		return fmt.Errorf("read the service %s: %w", s.Frontend, err)
 	}
-	count := uint32(len(s.Slots))
-	for i, id := range s.Slots {
+	count, reserve := uint32(len(s.Slots)), uint32(len(s.Reserve))
+	for i, id := range slices.Concat(s.Slots, s.Reserve) {
 		k := s.Frontend.key(uint32(i) + 1)
 		if err := m.Put(&k, &mstService{Backend: id}); err != nil {
 			return fmt.Errorf("write slot %d of the service %s: %w", i+1, s.Frontend, full(err))
 		}
 	}
-	value := mstService{Id: s.ID, Network: s.Network, Count: count, Affinity: s.Affinity}
+	value := mstService{Id: s.ID, Network: s.Network, Count: count, Affinity: s.Affinity, Reserve: reserve}
 	if err := m.Put(&key, &value); err != nil {
 		return fmt.Errorf("write the service %s: %w", s.Frontend, full(err))
 	}
-	if err := d.deleteSlots(s.Frontend, count, had.Count); err != nil || s.Affinity == 0 {
+	if err := d.deleteSlots(s.Frontend, count+reserve, had.Count+had.Reserve); err != nil || s.Affinity == 0 {
 		return err
 	}
 	return d.endAffinity(s)
@@ -137,7 +143,7 @@ func (d *Datapath) DeleteService(f Frontend) error {
 	if err := remove(m, &key); err != nil {
 		return fmt.Errorf("remove the service %s: %w", f, err)
 	}
-	return d.deleteSlots(f, 0, had.Count)
+	return d.deleteSlots(f, 0, had.Count+had.Reserve)
 }
 
 func (d *Datapath) deleteSlots(f Frontend, from, to uint32) error {

@@ -265,11 +265,11 @@ func addLocal(t *testing.T, addrs ...netip.Addr) {
 	for _, a := range addrs {
 		network := &net.IPNet{IP: a.AsSlice(), Mask: net.CIDRMask(a.BitLen(), a.BitLen())}
 		require.NoError(t, netlink.AddrReplace(lo, &netlink.Addr{IPNet: network, Flags: unix.IFA_F_NODAD}))
-		// IPv6 gives an address its route in a worker of the kernel's
+		// IPv6 makes an address the host's own in a worker of the kernel's
 		require.Eventually(t, func() bool {
 			routes, err := netlink.RouteGet(a.AsSlice())
-			return err == nil && len(routes) > 0
-		}, 10*time.Second, time.Millisecond, "the kernel gave %s no route", a)
+			return err == nil && len(routes) > 0 && routes[0].Type == unix.RTN_LOCAL
+		}, 10*time.Second, time.Millisecond, "%s did not become the host's own", a)
 	}
 	pool := &net.IPNet{IP: net.IPv4(10, 96, 0, 0), Mask: net.CIDRMask(16, 32)}
 	require.NoError(t, netlink.RouteReplace(&netlink.Route{LinkIndex: lo.Attrs().Index, Dst: pool, Scope: unix.RT_SCOPE_LINK}))

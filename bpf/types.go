@@ -65,6 +65,7 @@ type Service struct {
 	Network  uint32   // number of the network whose members may reach it; 0 for every sandbox and the host
 	Affinity uint32   // seconds a client keeps its backend; 0 for none
 	Slots    []uint32 // ids of backends; one id may fill several slots, as its weight says
+	Reserve  []uint32 // ids of backends that take new streams while none in a slot listens, best first
 }
 
 // Backend is where flows of a service end. Port 0 keeps the port of the frontend. A backend that is

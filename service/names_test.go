@@ -406,3 +406,15 @@ func TestManyAtOnce(t *testing.T) {
 	require.NoError(t, w.Err())
 	w.maps.is(w.vip(t, "web") + " net=1 ->")
 }
+
+func TestLowerTiersAreInReserve(t *testing.T) {
+	members := []member{
+		{phase: PhaseUnhealthy, weight: 1}, {phase: PhaseReady, weight: 3}, {phase: PhaseDraining, weight: 2},
+		{phase: PhaseReady, weight: 1}, {phase: PhaseStarting, weight: 1},
+	}
+	ids := []uint32{1, 2, 3, 4, 5}
+	require.Equal(t, []uint32{5, 3, 1}, reserve(members, ids, PhaseReady, false), "starting, draining, unhealthy; each once")
+	require.Empty(t, reserve(members, ids, PhaseReady, true), "strict is healthy or nothing")
+	require.Empty(t, reserve(members[:1], ids[:1], PhaseUnhealthy, false))
+	require.Empty(t, reserve(nil, nil, "", false))
+}

@@ -28,7 +28,7 @@ func digest(s bpf.Service) uint64 {
 		binary.NativeEndian.PutUint32(b[:], v)
 		h.Write(b[:])
 	}
-	for _, v := range s.Slots {
+	for _, v := range slices.Concat(s.Slots, []uint32{0}, s.Reserve) { // ids begin at 1
 		binary.NativeEndian.PutUint32(b[:], v)
 		h.Write(b[:])
 	}
@@ -49,7 +49,7 @@ func (m *Manager) observe() ([]bpf.Service, error) {
 	before := m.applied
 	m.applied = make(map[bpf.Frontend]applied, len(services))
 	for _, s := range services {
-		a := applied{digest: digest(s), backends: unique(s.Slots)}
+		a := applied{digest: digest(s), backends: unique(slices.Concat(s.Slots, s.Reserve))}
 		for _, id := range a.backends {
 			if !m.backends.byID[id].written {
 				a.digest = 0 // a slot leads nowhere, or to something we did not mean
@@ -146,7 +146,9 @@ func (m *Manager) number(w desired) plan {
 	for i, b := range w.members {
 		p.backends[i] = m.backends.acquire(b.key)
 	}
-	p.service.Slots = slots(w.members, p.backends, active(w.members, w.strict))
+	phase := active(w.members, w.strict)
+	p.service.Slots = slots(w.members, p.backends, phase)
+	p.service.Reserve = reserve(w.members, p.backends, phase, w.strict)
 	if keep := m.undecided(w.service.Frontend); len(keep) > 0 {
 		m.backends.hold(keep)
 		p.backends = append(p.backends, keep...)

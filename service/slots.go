@@ -28,6 +28,20 @@ func active(members []member, strict bool) Phase {
 	return ""
 }
 
+// reserve are the ids of the members below the active tier, best tier first: while no active one listens,
+// as when a container has only just started, they take new streams.
+func reserve(members []member, ids []uint32, phase Phase, strict bool) []uint32 {
+	if phase == "" || strict {
+		return nil
+	}
+	var out []uint32
+	for _, tier := range tiers[slices.Index(tiers, phase)+1:] {
+		out = append(out, slots(members, ids, tier)...)
+	}
+	out = slices.Compact(out) // in each tier a member's slots lie together
+	return out[:min(len(out), MaxSlots)]
+}
+
 // slots fills the slots of a service with the ids of the members that are in phase, each as often as
 // its weight says, in ascending order. ids are those of members, one by one.
 func slots(members []member, ids []uint32, phase Phase) []uint32 {

@@ -77,7 +77,8 @@ static __always_inline bool lb_listens(const struct mst_backend *be,
 struct lb_pick {
 	struct mst_service_key key; /* frontend, then slot after slot */
 	__u32 slots;
-	__u32 at; /* slot to look at, from 0 */
+	__u32 first; /* slot to begin with, from 0 */
+	__u32 tries; /* among the slots; those in reserve come after them */
 	__u32 id;
 	bool found;
 	bool listens;
@@ -90,8 +91,9 @@ static long lb_try(__u32 i, struct lb_pick *pick)
 	const struct mst_backend *be;
 	const struct mst_service *slot;
 
-	pick->key.slot = pick->at + 1;
-	pick->at = pick->key.slot < pick->slots ? pick->key.slot : 0;
+	pick->key.slot = pick->slots + i - pick->tries + 1;
+	if (i < pick->tries)
+		pick->key.slot = (pick->first + i) % pick->slots + 1;
 	slot = bpf_map_lookup_elem(&mst_services_v1, &pick->key);
 	if (!slot)
 		return 0;
@@ -107,9 +109,10 @@ static long lb_try(__u32 i, struct lb_pick *pick)
 
 /*
  * Picks a backend for a new flow: a random slot, then the next ones until one
- * listens. If none does the first is as good as any: its kernel refuses, as
- * it would have done directly. NULL if the service has no backend. On return
- * *id is the backend's.
+ * listens, then those in reserve, which are not quite gone or not quite there.
+ * If none does the first is as good as any: its kernel refuses, as it would
+ * have done directly. NULL if the service has no backend. On return *id is the
+ * backend's.
  */
 static __always_inline const struct mst_backend *
 lb_select(const struct mst_service_key *key, const struct mst_service *svc,
@@ -118,15 +121,16 @@ lb_select(const struct mst_service_key *key, const struct mst_service *svc,
 	struct lb_pick pick = {
 		.key = *key,
 		.slots = svc->count,
+		.tries = svc->count < LB_TRIES ? svc->count : LB_TRIES,
 		.port = port,
 		.proto = proto,
 	};
+	__u32 reserve = svc->reserve < LB_TRIES ? svc->reserve : LB_TRIES;
 
 	if (!pick.slots)
 		return NULL;
-	pick.at = bpf_get_prandom_u32() % pick.slots;
-	bpf_loop(pick.slots < LB_TRIES ? pick.slots : LB_TRIES, lb_try, &pick,
-		 0);
+	pick.first = bpf_get_prandom_u32() % pick.slots;
+	bpf_loop(pick.tries + reserve, lb_try, &pick, 0);
 	if (!pick.found)
 		return NULL;
 	*id = pick.id;

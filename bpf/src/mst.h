@@ -38,6 +38,8 @@ struct mst_service {
 	__u32 count;	/* frontend: number of slots */
 	__u32 backend;	/* slot: key of mst_backends */
 	__u32 affinity; /* seconds a client keeps its backend; 0: none */
+	__u32 reserve;	/* frontend: slots after these, if none of them listens
+			 */
 };
 
 /* mst_backends: __u32 id -> where flows end. */
