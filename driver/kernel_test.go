@@ -118,6 +118,8 @@ func (k *kernel) has(name string) bool {
 	return k.devices[name] != nil
 }
 
+func (k *kernel) CheckPair(string) error { return k.fault.hit("check pair") }
+
 func (k *kernel) CreatePair(v link.Pair) (link.Device, error) {
 	if err := k.fault.hit("create pair"); err != nil {
 		return link.Device{}, err

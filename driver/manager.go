@@ -20,6 +20,7 @@ import (
 
 // Links is what the driver asks of the kernel's devices and namespaces; [link.Host] is the real one.
 type Links interface {
+	CheckPair(typ string) error
 	CreatePair(link.Pair) (link.Device, error)
 	CreateBridge(link.Bridge) (link.Device, error)
 	Plug(port, bridge string, addrs []netip.Addr, mac net.HardwareAddr) error

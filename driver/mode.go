@@ -54,6 +54,9 @@ type pair struct {
 }
 
 func (p pair) raise(n *Network) error {
+	if err := p.links.CheckPair(p.typ); err != nil {
+		return err
+	}
 	for _, subnet := range n.Subnets() {
 		if err := p.links.Refuse(subnet); err != nil {
 			return err

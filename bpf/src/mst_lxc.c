@@ -57,6 +57,11 @@ static __always_inline int deliver(struct __sk_buff *skb, __u32 place,
 	return bpf_redirect_peer(dst->ifindex, 0);
 }
 
+/* In cb[0], which no sandbox can write: has been here, and comes back with the
+ * MAC of its next hop.
+ */
+#define RESOLVED 0x6d737401
+
 /*
  * Out of a slave, whose LAN delivers by MAC: a translated packet needs that of
  * its new destination. One to the sender itself turns back here, and one that
@@ -71,8 +76,10 @@ static __always_inline int forward_slave(struct __sk_buff *skb,
 
 	if (!translated)
 		return TC_PASS;
-	if (!dst)
+	if (!dst) {
+		skb->cb[0] = RESOLVED;
 		return bpf_redirect_neigh(skb->ifindex, NULL, 0, 0);
+	}
 	__builtin_memcpy(mac, dst->mac, sizeof(mac));
 	if (bpf_skb_store_bytes(skb, 0, mac, sizeof(mac), 0))
 		return drop(skb, MST_REASON_NAT_FAILED, MST_FROM_CONTAINER);
@@ -125,6 +132,10 @@ static __always_inline int from_container(struct __sk_buff *skb, __u32 place)
 	if (!w)
 		return TC_DROP;
 	w->place = place;
+	if (place == PLACE_SANDBOX && skb->cb[0] == RESOLVED) {
+		skb->cb[0] = 0;
+		return TC_PASS;
+	}
 	if (strict && skb->vlan_present)
 		return drop(skb, MST_REASON_VLAN, MST_FROM_CONTAINER);
 	if (skb->protocol == bpf_htons(ETH_P_ARP))

@@ -69,6 +69,25 @@ func (p Pair) link() netlink.Link {
 	return nk
 }
 
+// CheckPair tells whether the kernel has a type of pair: it asks for one that no kernel makes.
+func (Host) CheckPair(typ string) error {
+	if typ != TypeNetkit {
+		return nil
+	}
+	const nowhere = -1
+	probe := &netlink.Netkit{LinkAttrs: netlink.LinkAttrs{Name: "mstprobe"}, Policy: nowhere}
+	err := netlink.LinkAdd(probe)
+	switch {
+	case err == nil:
+		return netlink.LinkDel(probe)
+	case errors.Is(err, unix.EOPNOTSUPP):
+		return missing(typ)
+	case errors.Is(err, unix.EINVAL):
+		return nil
+	}
+	return fmt.Errorf("look for %s: %w", typ, err)
+}
+
 func isPairType(typ string) bool { return typ == TypeVeth || typ == TypeNetkit }
 
 func randomMAC() net.HardwareAddr {
