@@ -8,6 +8,8 @@ import (
 	"io"
 	"strconv"
 	"strings"
+
+	"github.com/mustang-net/mustang/bench/stats"
 )
 
 // measurement is what was read.
@@ -67,11 +69,11 @@ func (m *measurement) figures() ([]figure, error) {
 			return nil, fmt.Errorf("figure %s: %w", d.name, err)
 		}
 		f := figure{Name: d.name, Unit: d.unit, Target: d.target, Baseline: d.baseline, Runs: len(values)}
-		f.Value, f.Low, f.High = medianInterval(values)
+		f.Value, f.Low, f.High = stats.MedianInterval(values)
 		if words := strings.Fields(d.how); len(words) == 3 {
 			f.MediansUnit = d.unit
 			for _, series := range words[1:] {
-				median, _, _ := medianInterval(m.series[series])
+				median, _, _ := stats.MedianInterval(m.series[series])
 				f.Medians = append(f.Medians, median)
 			}
 			if words[0] == "ratio" {

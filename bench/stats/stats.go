@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package main
+// Package stats says how sure a median is.
+package stats
 
 import (
 	"math"
@@ -9,9 +10,9 @@ import (
 
 const confidence = 0.95
 
-// medianInterval returns the median and the narrowest pair of order statistics that bounds the true median with the confidence wanted.
+// MedianInterval returns the median and the narrowest pair of order statistics that bounds the true median with 95 % confidence.
 // It supposes nothing about how the values are spread. Fewer than six cannot be that sure: then it is their whole range.
-func medianInterval(values []float64) (median, low, high float64) {
+func MedianInterval(values []float64) (median, low, high float64) {
 	v := slices.Sorted(slices.Values(values))
 	n := len(v)
 	k := 0
