@@ -173,3 +173,6 @@ func checkEndpointOptions(raw map[string]string) error {
 	}
 	return service.CheckEndpointOptions(raw)
 }
+
+// Modes lists the modes that a network can have.
+func Modes() []string { return slices.Clone(options["mode"].choices) }

@@ -15,6 +15,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"github.com/mustang-net/mustang/api"
+	"github.com/mustang-net/mustang/bench"
 	"github.com/mustang-net/mustang/config"
 )
 
@@ -28,6 +29,7 @@ type env struct {
 	// open returns what answers the commands and a function that lets go of it.
 	open   func(context.Context, config.Config) (api.Host, func() error, error)
 	daemon func(context.Context, config.Config, *logrus.Logger) error
+	bench  func(context.Context, bench.Options, bench.Progress) (bench.Result, error)
 }
 
 // Exit codes of the command line.
@@ -70,7 +72,8 @@ func newApp(e env) *cli.App {
 		&cli.StringFlag{Name: "log-level", Usage: "log from `LEVEL` on: " + strings.Join(config.LogLevels, ", ")},
 	}
 	app.Commands = []*cli.Command{
-		daemonCommand(e), svcCommand(e), epCommand(e), networkCommand(e), statusCommand(e), versionCommand(e),
+		daemonCommand(e), svcCommand(e), epCommand(e), networkCommand(e), statusCommand(e), benchCommand(e), versionCommand(e),
+		helperCommand(e),
 	}
 	app.Action = unknownCommand
 	app.OnUsageError = flagError

@@ -9,6 +9,8 @@ import (
 	"os/signal"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/mustang-net/mustang/bench"
 )
 
 func main() {
@@ -26,6 +28,7 @@ func main() {
 		euid:   os.Geteuid(),
 		open:   openHost,
 		daemon: runDaemon,
+		bench:  bench.Run,
 	})
 	stop()
 	os.Exit(code)

@@ -61,7 +61,7 @@ func unknownCommand(c *cli.Context) error {
 	}
 	var names []string
 	for _, command := range commands {
-		if command.Name != "help" {
+		if command.Name != "help" && !command.Hidden {
 			names = append(names, command.Name)
 		}
 	}

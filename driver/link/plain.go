@@ -46,6 +46,7 @@ func (h Host) Enter(name, path string, in Inner) error {
 		if err := netlink.LinkSetName(l, in.Name); err != nil {
 			return fmt.Errorf("rename %s: %w", name, err)
 		}
+		l.Attrs().Name = in.Name
 		if _, err := h.raise(l, in.Addrs); err != nil {
 			return err
 		}
