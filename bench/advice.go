@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/mustang-net/mustang/bench/stats"
 )
 
 // candidate is a mode that mustang can be told to use.
@@ -38,6 +39,8 @@ func (r Result) Recommendation() string {
 	switch others := others(alike, use); {
 	case len(all) == 1:
 		text += "; nothing else was measured"
+	case use.stream.Runs < stats.SureRuns:
+		text += fmt.Sprintf("; what is noise cannot be told from fewer than %d runs", stats.SureRuns)
 	case len(others) > 0 && best.variant != use.variant:
 		text += fmt.Sprintf("; %s measured best, but within noise, as with %s", best, strings.Join(others, ", "))
 	case len(others) > 0:
@@ -106,4 +109,3 @@ func (c candidate) options() string {
 	}
 	return text
 }
-

@@ -20,8 +20,8 @@ type job struct {
 
 // dockerPair is two containers of one of Docker's networks.
 type dockerPair struct {
-	Mode                   string
-	Server                 netip.Addr
+	Mode                     string
+	Server                   netip.Addr
 	ClientNetns, ServerNetns int // descriptors
 }
 

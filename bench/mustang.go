@@ -144,4 +144,3 @@ func (e *engine) preload(_ string, n int) error {
 	e.others = n - 1
 	return nil
 }
-

@@ -102,7 +102,8 @@ func (d dockerPair) inherit() (*pair, error) {
 		client: sandbox{os.NewFile(uintptr(d.ClientNetns), "client")},
 		server: sandbox{os.NewFile(uintptr(d.ServerNetns), "server")},
 	}
-	return p, tuneClient(p.client)
+	// the engine's rules for its resolver load conntrack in both
+	return p, errors.Join(tuneClient(p.client), shortenConntrack(p.client), shortenConntrack(p.server))
 }
 
 // missing says which option a kernel without a mode's devices lacks.

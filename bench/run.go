@@ -191,4 +191,3 @@ func (c cgroup) remove() {
 		time.Sleep(10 * time.Millisecond)
 	}
 }
-

@@ -122,18 +122,23 @@ func (r Result) ratioTable() string {
 	return b.String()
 }
 
+// scaleTable has a line for each way to make a VIP, with one service and with many.
 func (r Result) scaleTable() string {
 	var b strings.Builder
 	t := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(t, "CONNECTIONS/s\tVIP BY\tSERVICES\tVALUE\t95 % INTERVAL\tAGAINST 1 SERVICE")
 	empty := true
-	for _, row := range r.Rows {
-		if row.Services == 0 || row.Metric != connectRate {
+	for _, many := range r.Rows {
+		one, ok := r.scaled(many, connectRate, 1)
+		ratio, okToo := r.scaled(many, connectRate+ratioSuffix, many.Services)
+		if !ok || !okToo || many.Services <= 1 || many.Metric != connectRate {
 			continue
 		}
+		if empty {
+			fmt.Fprintf(t, "CONNECTIONS/s\tVIP BY\t1 SERVICE\t%d SERVICES\tRATIO\t95 %% INTERVAL\n", many.Services)
+		}
 		empty = false
-		fmt.Fprintf(t, "%s\t%s\t%d\t%s\t%s\t%s\n", variant{row.Mode, row.EBPF}, row.Via, row.Services,
-			digits(row.Value), row.interval("%.0f"), r.againstOne(row))
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%.3f\t%s\n", variant{many.Mode, many.EBPF}, many.Via,
+			digits(one.Value), digits(many.Value), ratio.Value, ratio.interval("%.3f"))
 	}
 	if err := t.Flush(); err != nil || empty {
 		return ""
@@ -141,13 +146,14 @@ func (r Result) scaleTable() string {
 	return b.String()
 }
 
-func (r Result) againstOne(of Row) string {
+// scaled is the row of the same way with another metric, or beside another number of services.
+func (r Result) scaled(like Row, metric string, services int) (Row, bool) {
 	for _, row := range r.Rows {
-		if row.Metric == connectRate+ratioSuffix && row.Mode == of.Mode && row.EBPF == of.EBPF && row.Via == of.Via && row.Services == of.Services {
-			return fmt.Sprintf("%.3f (%s)", row.Value, row.interval("%.3f"))
+		if row.Mode == like.Mode && row.EBPF == like.EBPF && row.Via == like.Via && row.Metric == metric && row.Services == services {
+			return row, true
 		}
 	}
-	return "-"
+	return Row{}, false
 }
 
 func (r Row) interval(format string) string {

@@ -10,8 +10,11 @@ import (
 
 const confidence = 0.95
 
+// SureRuns is the fewest values that bound a median with that confidence.
+const SureRuns = 6
+
 // MedianInterval returns the median and the narrowest pair of order statistics that bounds the true median with 95 % confidence.
-// It supposes nothing about how the values are spread. Fewer than six cannot be that sure: then it is their whole range.
+// It supposes nothing about how the values are spread. Fewer than SureRuns cannot be that sure: then it is their whole range.
 func MedianInterval(values []float64) (median, low, high float64) {
 	v := slices.Sorted(slices.Values(values))
 	n := len(v)

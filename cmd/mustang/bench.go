@@ -15,10 +15,8 @@ import (
 	"golang.org/x/term"
 
 	"github.com/mustang-net/mustang/bench"
+	"github.com/mustang-net/mustang/bench/stats"
 )
-
-// sixRuns are the fewest that give a 95 % interval of the median.
-const sixRuns = 6
 
 func benchCommand(e env) *cli.Command {
 	return verb{
@@ -36,7 +34,7 @@ func benchCommand(e env) *cli.Command {
 		flags: []cli.Flag{
 			&cli.StringSliceFlag{Name: "modes", Usage: "measure only `MODE,…`: " + strings.Join(bench.Modes(), ", ")},
 			&cli.StringFlag{Name: "ebpf", Value: "both", Usage: "measure mustang (on), plain devices (off) or `BOTH`"},
-			&cli.IntFlag{Name: "runs", Value: sixRuns, Usage: "take `N` runs of each figure"},
+			&cli.IntFlag{Name: "runs", Value: stats.SureRuns, Usage: "take `N` runs of each figure"},
 			&cli.DurationFlag{Name: "duration", Value: time.Second, Usage: "let a run last `TIME`, in whole seconds"},
 			&cli.IntFlag{Name: "services", Usage: "measure connections beside `N` services, too, and beside as many nftables and iptables rules"},
 			&cli.StringFlag{Name: "docker", Value: "auto", Usage: "measure Docker's own networks where an engine answers (`auto`), or not (off)"},
@@ -123,4 +121,3 @@ func helperCommand(e env) *cli.Command {
 	h.Hidden = true
 	return h
 }
-
