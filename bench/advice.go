@@ -36,15 +36,13 @@ func (r Result) Recommendation() string {
 	use := alike[0]
 	text := fmt.Sprintf("On this machine use %s: by a VIP it carries %s Gbit/s and takes %s us a turn (median)",
 		use.options(), digits(use.stream.Value), digits(use.latency.Value))
-	switch others := others(alike, use); {
+	switch names := namesOf(alike[1:], best); {
 	case len(all) == 1:
 		text += "; nothing else was measured"
 	case use.stream.Runs < stats.SureRuns:
 		text += fmt.Sprintf("; what is noise cannot be told from fewer than %d runs", stats.SureRuns)
-	case len(others) > 0 && best.variant != use.variant:
-		text += fmt.Sprintf("; %s measured best, but within noise, as with %s", best, strings.Join(others, ", "))
-	case len(others) > 0:
-		text += "; the difference to " + strings.Join(others, ", ") + " is within noise"
+	case len(names) > 0:
+		text += "; the difference to " + strings.Join(names, ", ") + " is within noise"
 	default:
 		text += "; every other is behind it by more than noise"
 	}
@@ -87,12 +85,15 @@ func (c candidate) within(best candidate) bool {
 	return c.stream.High >= best.stream.Low && c.latency.Low <= best.latency.High
 }
 
-func others(alike []candidate, but candidate) []string {
+// namesOf lists those that are as good, and says which of them measured best.
+func namesOf(alike []candidate, best candidate) []string {
 	var out []string
 	for _, c := range alike {
-		if c.variant != but.variant {
-			out = append(out, c.String())
+		name := c.String()
+		if c.variant == best.variant {
+			name += " (which measured best)"
 		}
+		out = append(out, name)
 	}
 	return out
 }
