@@ -24,7 +24,7 @@ func TestCheck(t *testing.T) {
 		change func(*Options)
 		want   string
 	}{
-		{func(o *Options) { o.Modes = []string{"veth", "ovs"} }, `--modes: unknown mode "ovs": choose among veth, bridge, macvlan, ipvlan, ipvlan-l3`},
+		{func(o *Options) { o.Modes = []string{"veth", "ovs"} }, `--modes: unknown mode "ovs": choose among veth, bridge, macvlan, ipvlan, ipvlan-l3, netkit`},
 		{func(o *Options) { o.EBPF = "yes" }, `--ebpf "yes": choose among both, on, off`},
 		{func(o *Options) { o.Docker = "on" }, `--docker "on": choose among auto, off`},
 		{func(o *Options) { o.Runs = 0 }, `--runs 0: choose 1 to 1000`},

@@ -14,7 +14,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/mustang-net/mustang/bpf"
 	"github.com/mustang-net/mustang/driver/link"
 )
 
@@ -125,10 +124,6 @@ func (w *work) build() error {
 			continue
 		}
 		p, err := e.pair(mode)
-		if errors.Is(err, bpf.ErrNoTCX) && w.EBPF == "both" {
-			w.tell(event{Note: fmt.Sprintf("mode %s is measured without eBPF only: %v", mode, err)})
-			continue
-		}
 		if err != nil {
 			return err
 		}

@@ -4,11 +4,8 @@ package bench
 
 import (
 	"errors"
-	"fmt"
 	"net/netip"
 	"os"
-
-	"github.com/mustang-net/mustang/driver/link"
 )
 
 // pair is a client's and a server's sandbox, connected in one way.
@@ -104,13 +101,4 @@ func (d dockerPair) inherit() (*pair, error) {
 	}
 	// the engine's rules for its resolver load conntrack in both
 	return p, errors.Join(tuneClient(p.client), shortenConntrack(p.client), shortenConntrack(p.server))
-}
-
-// missing says which option a kernel without a mode's devices lacks.
-func missing(mode string, err error) error {
-	option := map[string]string{"veth": "CONFIG_VETH", "bridge": "CONFIG_BRIDGE", "netkit": "CONFIG_NETKIT"}[mode]
-	if option == "" || !link.IsMissing(err) {
-		return err
-	}
-	return fmt.Errorf("this kernel has no %s: it needs %s", mode, option)
 }

@@ -27,13 +27,13 @@ type plain struct {
 
 // wirings connect client and server inside the host's namespace, by mode.
 var wirings = map[string]func(plain) error{
-	"veth":   func(p plain) error { return p.routed(p.CreateVeth) },
-	"netkit": func(p plain) error { return p.routed(p.CreatePlainNetkit) },
-	"bridge": plain.bridged,
-	"macvlan": func(p plain) error {
+	driver.ModeVeth:   func(p plain) error { return p.routed(link.TypeVeth) },
+	driver.ModeNetkit: func(p plain) error { return p.routed(link.TypeNetkit) },
+	driver.ModeBridge: plain.bridged,
+	driver.ModeMacvlan: func(p plain) error {
 		return p.slaves(link.Slave{Type: "macvlan", Mode: "bridge"})
 	},
-	"ipvlan": func(p plain) error {
+	driver.ModeIPvlan: func(p plain) error {
 		return p.slaves(link.Slave{Type: "ipvlan", Mode: "l2", Flag: "bridge"})
 	},
 	modeIPvlanL3: func(p plain) error {
@@ -60,9 +60,9 @@ func newPlain(mode string) (p *pair, host sandbox, err error) {
 	if err != nil {
 		p.close()
 		host.close()
-		return nil, host, fmt.Errorf("connect two sandboxes by plain %s: %w", mode, missing(mode, err))
+		return nil, host, fmt.Errorf("connect two sandboxes by plain %s: %w", mode, err)
 	}
-	routed := mode == driver.ModeVeth || mode == "netkit"
+	routed := mode == driver.ModeVeth || mode == driver.ModeNetkit
 	rules := &rules{host: host, vip: plainVIP, server: serverAddr.Addr(), masquerade: !routed}
 	p.vip, p.prepare = plainVIP, rules.set
 	return p, host, nil
@@ -100,10 +100,10 @@ func (p plain) ends() []struct {
 
 // routed connects by pairs of devices and routes of the host. Where the article has proxy_arp, the host's ends
 // have the gateway's address, which costs a packet nothing and does not delay the first.
-func (p plain) routed(create func(link.Veth) (link.Device, error)) error {
+func (p plain) routed(kind string) error {
 	gw := gateway.Addr()
 	for _, e := range p.ends() {
-		if _, err := create(link.Veth{Owner: owner, Host: e.host, Peer: e.peer, MTU: mtu}); err != nil {
+		if _, err := p.CreatePlainPair(link.Pair{Owner: owner, Type: kind, Host: e.host, Peer: e.peer, MTU: mtu}); err != nil {
 			return err
 		}
 		one := netip.PrefixFrom(e.addr.Addr(), 32)
@@ -129,7 +129,7 @@ func (p plain) bridged() error {
 		return err
 	}
 	for _, e := range p.ends() {
-		if _, err := p.CreateVeth(link.Veth{Owner: owner, Host: e.host, Peer: e.peer, MTU: mtu}); err != nil {
+		if _, err := p.CreatePair(link.Pair{Owner: owner, Type: link.TypeVeth, Host: e.host, Peer: e.peer, MTU: mtu}); err != nil {
 			return err
 		}
 		if err := p.PlugPlain(e.host, "br0"); err != nil {

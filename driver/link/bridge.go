@@ -26,7 +26,11 @@ type Bridge struct {
 func (Host) CreateBridge(b Bridge) (Device, error) {
 	// a fixed MAC: the kernel would otherwise take the lowest of the ports' each time one comes or goes
 	br := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: b.Name, MTU: b.MTU, HardwareAddr: b.MAC}}
-	if err := create(br, b.Owner); err != nil {
+	err := create(br, b.Owner)
+	if errors.Is(err, unix.EOPNOTSUPP) {
+		err = missing("bridge")
+	}
+	if err != nil {
 		return Device{}, fmt.Errorf("create the bridge %s: %w", b.Name, err)
 	}
 	return Host{}.raise(br, b.Gateways)

@@ -103,22 +103,24 @@ func (Host) PlugPlain(port, bridge string) error {
 	return nil
 }
 
-// CreatePlainNetkit creates a netkit pair without programs that hands on every packet, its host's end up.
-func (h Host) CreatePlainNetkit(v Veth) (Device, error) {
-	pair := &netlink.Netkit{
-		LinkAttrs: netlink.LinkAttrs{Name: v.Host, MTU: v.MTU}, Mode: netlink.NETKIT_MODE_L3,
-		Policy: netlink.NETKIT_POLICY_FORWARD, PeerPolicy: netlink.NETKIT_POLICY_FORWARD,
+// CreatePlainPair is CreatePair for a pair without programs: what the sandbox of a netkit sends goes on, too.
+func (h Host) CreatePlainPair(p Pair) (Device, error) {
+	pair := p.link()
+	nk, ok := pair.(*netlink.Netkit)
+	if !ok {
+		return h.CreatePair(p)
 	}
-	pair.SetPeerAttrs(&netlink.LinkAttrs{Name: v.Peer, MTU: v.MTU})
-	if err := netlink.LinkAdd(pair); err != nil {
-		return Device{}, fmt.Errorf("create the netkit pair %s, %s: %w", v.Host, v.Peer, err)
+	nk.PeerPolicy = netlink.NETKIT_POLICY_FORWARD
+	err := netlink.LinkAdd(nk)
+	if errors.Is(err, unix.EOPNOTSUPP) {
+		err = missing(p.Type)
 	}
-	dev, err := h.raise(pair, nil)
 	if err != nil {
-		return Device{}, errors.Join(err, netlink.LinkDel(pair))
+		return Device{}, fmt.Errorf("create the netkit pair %s, %s: %w", p.Host, p.Peer, err)
+	}
+	dev, err := setUp(p)
+	if err != nil {
+		return Device{}, errors.Join(err, netlink.LinkDel(nk))
 	}
 	return dev, nil
 }
-
-// IsMissing tells whether creating a device failed because the kernel has no such type.
-func IsMissing(err error) bool { return errors.Is(err, unix.EOPNOTSUPP) }

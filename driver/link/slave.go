@@ -44,6 +44,7 @@ var ipvlanFlags = map[string]netlink.IPVlanFlag{
 // kernelOptions are what a kernel is built with to have a type of device.
 var kernelOptions = map[string]string{
 	"macvlan": "CONFIG_MACVLAN", "ipvlan": "CONFIG_IPVLAN", "vlan": "CONFIG_VLAN_8021Q", "netkit": "CONFIG_NETKIT",
+	"veth": "CONFIG_VETH", "bridge": "CONFIG_BRIDGE",
 }
 
 func missing(kind string) error {
