@@ -11,6 +11,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"runtime"
 	"slices"
 	"strings"
@@ -32,6 +33,7 @@ func Run(ctx context.Context, o Options, p Progress) (Result, error) {
 		return Result{}, errors.New("another bench is running: two would disturb each other, so wait for it")
 	}
 	defer lock.Close()
+	load := loadAverage()
 	modes, notes, err := offered(o)
 	if err != nil {
 		return Result{}, err
@@ -55,7 +57,26 @@ func Run(ctx context.Context, o Options, p Progress) (Result, error) {
 	if err != nil {
 		return Result{}, err
 	}
-	return Result{Rows: figures(values), Notes: append(notes, more...)}, nil
+	return Result{Rows: figures(values), Notes: slices.Concat([]string{about(o, load)}, notes, more)}, nil
+}
+
+// about says on what the figures were taken.
+func about(o Options, load string) string {
+	kernel, err := os.ReadFile("/proc/sys/kernel/osrelease")
+	if err != nil {
+		kernel = []byte("?")
+	}
+	return fmt.Sprintf("Linux %s, %d CPUs, load before: %s; %d interleaved runs of %s each",
+		strings.TrimSpace(string(kernel)), runtime.NumCPU(), load, o.Runs, o.Duration)
+}
+
+// loadAverage is the machine's: what else runs there widens the intervals.
+func loadAverage() string {
+	text, err := os.ReadFile("/proc/loadavg")
+	if fields := strings.Fields(string(text)); err == nil && len(fields) > 0 {
+		return fields[0]
+	}
+	return "unknown"
 }
 
 // offered are the modes to measure. A mode that was asked for by name must be there.
@@ -160,6 +181,8 @@ type cgroup struct {
 	dir  *os.File
 }
 
+const cgroupPrefix = "mustang-bench-"
+
 func newCgroup(wanted bool) (c cgroup, err error) {
 	if !wanted {
 		c.dir, err = os.Open(os.DevNull)
@@ -169,7 +192,15 @@ func newCgroup(wanted bool) (c cgroup, err error) {
 	if err != nil {
 		return c, err
 	}
-	if c.path, err = os.MkdirTemp(root, "mustang-bench-"); err != nil {
+	// those of benches that were killed outright; one with processes in it stays
+	left, err := filepath.Glob(filepath.Join(root, cgroupPrefix+"*"))
+	if err != nil {
+		return c, err
+	}
+	for _, path := range left {
+		_ = unix.Rmdir(path)
+	}
+	if c.path, err = os.MkdirTemp(root, cgroupPrefix); err != nil {
 		return c, fmt.Errorf("make a cgroup: %w", err)
 	}
 	if c.dir, err = os.Open(c.path); err != nil {

@@ -42,11 +42,17 @@ func CgroupRoot() (string, error) {
 		// 30 23 0:26 / /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw
 		before, after, ok := strings.Cut(lines.Text(), " - ")
 		fields := strings.Fields(before)
-		if ok && strings.HasPrefix(after, "cgroup2 ") && len(fields) > 4 && fields[3] == "/" {
+		if ok && strings.HasPrefix(after, "cgroup2 ") && len(fields) > 4 && fields[3] == "/" && isCgroup2(fields[4]) {
 			return fields[4], nil
 		}
 	}
 	return "", errors.New("no cgroup2 tree is mounted: mount one with `mount -t cgroup2 none /sys/fs/cgroup/unified`")
+}
+
+// isCgroup2 tells whether a mount can be seen: `ip netns exec`, say, puts another /sys over it.
+func isCgroup2(path string) bool {
+	var fs unix.Statfs_t
+	return unix.Statfs(path, &fs) == nil && fs.Type == unix.CGROUP2_SUPER_MAGIC
 }
 
 // AttachSock attaches the socket hooks to a cgroup and pins them, or puts this build's programs in

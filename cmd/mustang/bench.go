@@ -28,16 +28,17 @@ func benchCommand(e env) *cli.Command {
 			"alike; figures are medians with their 95 % interval, for which it takes six runs.\n" +
 			"Turns and connections have client and server on one CPU: on two they would measure how fast an idle CPU\n" +
 			"wakes. Streams have all. Everything happens in namespaces of its own and is gone afterwards; Docker's\n" +
-			"own networks, where an engine answers, are made and removed. Run it on an idle machine.\n\n" +
-			"Example, one minute for the two simplest modes:\n\n" +
+			"own networks, where an engine answers, are made and removed. Each mode takes about two minutes. Run it on\n" +
+			"an idle machine, and stop it with Ctrl-C: nothing is left.\n\n" +
+			"Example, the two simplest modes, with a chart:\n\n" +
 			"   mustang bench --modes veth,bridge --chart bench.svg",
 		flags: []cli.Flag{
 			&cli.StringSliceFlag{Name: "modes", Usage: "measure only `MODE,…`: " + strings.Join(bench.Modes(), ", ")},
-			&cli.StringFlag{Name: "ebpf", Value: "both", Usage: "measure mustang (on), plain devices (off) or `BOTH`"},
+			&cli.StringFlag{Name: "ebpf", Value: "both", Usage: "measure `WHAT`: mustang (on), plain devices (off) or both"},
 			&cli.IntFlag{Name: "runs", Value: stats.SureRuns, Usage: "take `N` runs of each figure"},
 			&cli.DurationFlag{Name: "duration", Value: time.Second, Usage: "let a run last `TIME`, in whole seconds"},
 			&cli.IntFlag{Name: "services", Usage: "measure connections beside `N` services, too, and beside as many nftables and iptables rules"},
-			&cli.StringFlag{Name: "docker", Value: "auto", Usage: "measure Docker's own networks where an engine answers (`auto`), or not (off)"},
+			&cli.StringFlag{Name: "docker", Value: "auto", Usage: "measure Docker's own networks `WHEN` an engine answers (auto), or not (off)"},
 			&cli.StringFlag{Name: "output", Aliases: []string{"o"}, Value: benchForms[0], Usage: "print as `FORM`: " + strings.Join(benchForms, ", ")},
 			&cli.StringFlag{Name: "chart", Usage: "draw a chart into `FILE`, which ends in .svg or .png"},
 			&cli.BoolFlag{Name: "no-progress", Usage: "show no progress bar on the terminal", DisableDefaultText: true},

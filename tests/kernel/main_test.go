@@ -58,7 +58,7 @@ func prepare() error {
 	for _, m := range []struct {
 		kind, on string
 		data     string
-	}{{"sysfs", "/sys", ""}, {"tmpfs", "/run", ""}, {"bpf", "/sys/fs/bpf", "mode=0700"}} {
+	}{{"sysfs", "/sys", ""}, {"tmpfs", "/run", ""}, {"bpf", "/sys/fs/bpf", "mode=0700"}, {"cgroup2", "/sys/fs/cgroup", ""}} {
 		if err := unix.Mount(m.kind, m.on, m.kind, 0, m.data); err != nil {
 			return fmt.Errorf("mount %s on %s: %w", m.kind, m.on, err)
 		}
