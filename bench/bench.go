@@ -92,7 +92,8 @@ func (o Options) Check() error {
 	return checkChart(o.Chart)
 }
 
-// Row is one figure: the median of the runs, with the interval that holds the true one with 95 % confidence.
+// Row is one figure: the median of the runs, with the interval that holds the true one with 95 % confidence. Fewer than
+// six cannot give one: then it is the range of the values.
 type Row struct {
 	Mode string `json:"mode"`          // of Modes, loopback, or docker-DRIVER
 	EBPF bool   `json:"ebpf"`          // by mustang, or plain

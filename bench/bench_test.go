@@ -115,7 +115,7 @@ func TestRoundsGoForthAndBack(t *testing.T) {
 	var got []string
 	for _, task := range w.tasks() {
 		if task.name == "TCP_CRR" {
-			got = append(got, task.side.String())
+			got = append(got, task.String())
 		}
 	}
 	require.Equal(t, []string{

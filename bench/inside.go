@@ -56,9 +56,7 @@ func (w *work) measure() error {
 	if w.meters, note, err = newMeters(w.Options); err != nil {
 		return err
 	}
-	if note != "" {
-		w.tell(event{Note: note})
-	}
+	w.tell(event{Note: note})
 	if err := w.build(); err != nil {
 		return err
 	}
@@ -68,7 +66,7 @@ func (w *work) measure() error {
 	tasks := w.tasks()
 	w.tell(event{Steps: len(tasks)})
 	for _, t := range tasks {
-		w.tell(event{Step: t.side.String() + ": " + t.name})
+		w.tell(event{Step: t.String() + ": " + t.name})
 		if err := w.run(t); err != nil {
 			return fmt.Errorf("measure %s: %w", t.side, err)
 		}
@@ -114,7 +112,7 @@ func (w *work) build() error {
 			return err
 		}
 	}
-	for _, mode := range w.job.Modes {
+	for _, mode := range w.Modes {
 		if w.EBPF != "on" {
 			if err := w.buildPlain(mode); err != nil {
 				return err
@@ -129,7 +127,7 @@ func (w *work) build() error {
 		}
 		w.pairs = append(w.pairs, p)
 	}
-	for _, d := range w.job.Docker {
+	for _, d := range w.Docker {
 		p, err := d.inherit()
 		if err != nil {
 			return err

@@ -44,7 +44,7 @@ func newMeters(o Options) (*meters, string, error) {
 		return nil, "", err
 	}
 	m := &meters{duration: o.Duration, congestion: "cubic", cpu: cpu}
-	note := ""
+	note := "TCP with cubic"
 	if err := tryCongestion(m.congestion); err != nil {
 		m.congestion = "reno"
 		note = "this kernel has no cubic (CONFIG_TCP_CONG_CUBIC): TCP is measured with reno"

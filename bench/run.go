@@ -150,7 +150,6 @@ func runInside(ctx context.Context, j job, files []*os.File, p Progress) (series
 	}
 	stop := context.AfterFunc(ctx, func() { _ = cmd.Process.Kill() }) // the wait tells
 	defer stop()
-	p.Begin(0)
 	defer p.End()
 	values, notes, err := collect(read, p)
 	_ = cmd.Process.Kill() // it has told everything, or will not
