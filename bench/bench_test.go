@@ -3,8 +3,10 @@
 package bench
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -126,4 +128,27 @@ func TestRoundsGoForthAndBack(t *testing.T) {
 		"veth+eBPF vip beside 9 services", "veth+eBPF vip beside 1 services",
 		"bridge+eBPF vip beside 9 services", "bridge+eBPF vip beside 1 services",
 	}, got)
+}
+
+func TestARunThatFailedIsRepeated(t *testing.T) {
+	for failures, want := range map[int]string{0: "", 2: "", 3: "stuck"} {
+		var told bytes.Buffer
+		w := &work{out: json.NewEncoder(&told)}
+		left := failures
+		err := w.run(task{&pair{}, side{Mode: "veth", Path: pathDirect}, "stream", func(*meters, *pair, string) (measured, error) {
+			if left > 0 {
+				left--
+				return nil, errors.New("stuck")
+			}
+			return measured{streamRate: 7}, nil
+		}})
+		require.Equal(t, min(failures, retries), strings.Count(told.String(), "veth direct: stream was repeated: stuck"))
+		if want != "" {
+			require.EqualError(t, err, want)
+			require.NotContains(t, told.String(), "Samples")
+			continue
+		}
+		require.NoError(t, err)
+		require.Equal(t, 1, strings.Count(told.String(), `"Value":7`))
+	}
 }

@@ -230,6 +230,9 @@ func (w *work) scaleTasks() []task {
 	return out
 }
 
+// retries are how often a run is repeated that failed: a machine that stood still for a while must not cost an hour.
+const retries = 2
+
 func (w *work) run(t task) error {
 	if t.prepare != nil && t.Path == pathVIP {
 		if err := t.prepare(t.Via, max(t.Services, 1)); err != nil {
@@ -237,6 +240,10 @@ func (w *work) run(t task) error {
 		}
 	}
 	values, err := t.run(w.meters, t.pair, t.Path)
+	for again := 0; err != nil && again < retries; again++ {
+		w.tell(event{Note: fmt.Sprintf("%s: %s was repeated: %v", t, t.name, err)})
+		values, err = t.run(w.meters, t.pair, t.Path)
+	}
 	if err != nil {
 		return err
 	}

@@ -90,26 +90,32 @@ func runBench(c *cli.Context, e env) error {
 }
 
 // bar shows the runs on a terminal.
-type bar struct{ *progressbar.ProgressBar }
+type bar struct {
+	*progressbar.ProgressBar
+	begun bool
+}
 
 func progress(c *cli.Context, e env) bench.Progress {
 	f, ok := e.stderr.(*os.File)
 	shown := ok && term.IsTerminal(int(f.Fd())) && !c.Bool("no-progress")
-	return bar{progressbar.NewOptions(1,
+	return &bar{ProgressBar: progressbar.NewOptions(1,
 		progressbar.OptionSetWriter(e.stderr), progressbar.OptionSetVisibility(shown), progressbar.OptionClearOnFinish(),
 		progressbar.OptionFullWidth(), progressbar.OptionShowCount(), progressbar.OptionSetPredictTime(true),
 	)}
 }
 
-func (b bar) Begin(steps int) { b.ChangeMax(steps) }
+func (b *bar) Begin(steps int) { b.ChangeMax(steps) }
 
 // Step counts the run before as done.
-func (b bar) Step(what string) {
+func (b *bar) Step(what string) {
 	b.Describe(what)
-	_ = b.Add(1) // a bar that cannot be drawn is no reason to stop
+	if b.begun {
+		_ = b.Add(1) // a bar that cannot be drawn is no reason to stop
+	}
+	b.begun = true
 }
 
-func (b bar) End() { _ = b.Clear() }
+func (b *bar) End() { _ = b.Clear() }
 
 // helperCommand runs parts of the bench in copies of the program.
 func helperCommand(e env) *cli.Command {
