@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"runtime"
 	"slices"
 
 	"golang.org/x/sys/unix"
@@ -238,6 +239,7 @@ func (w *work) run(t task) error {
 		if err := t.prepare(t.Via, max(t.Services, 1)); err != nil {
 			return err
 		}
+		runtime.GC() // now, and not beside the run
 	}
 	values, err := t.run(w.meters, t.pair, t.Path)
 	for again := 0; err != nil && again < retries; again++ {
