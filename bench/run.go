@@ -45,7 +45,7 @@ func Run(ctx context.Context, o Options, p Progress) (Result, error) {
 		d, err := startDocker(ctx, o.Socket, modes)
 		defer d.remove()
 		if ctx.Err() != nil {
-			return Result{}, ctx.Err()
+			return Result{}, errInterrupted
 		}
 		if err != nil {
 			notes = append(notes, fmt.Sprintf("Docker's own networks are left out: %v", err))
@@ -78,6 +78,8 @@ func loadAverage() string {
 	}
 	return "unknown"
 }
+
+var errInterrupted = errors.New("interrupted: nothing is printed from half a measurement, and nothing is left of it")
 
 // offered are the modes to measure. A mode that was asked for by name must be there.
 func offered(o Options) (modes, notes []string, err error) {
@@ -156,7 +158,7 @@ func runInside(ctx context.Context, j job, files []*os.File, p Progress) (series
 	_ = cmd.Wait()         // as a signal, which was ours
 	switch {
 	case ctx.Err() != nil:
-		return nil, nil, errors.New("interrupted: nothing is printed from half a measurement, and nothing is left of it")
+		return nil, nil, errInterrupted
 	case err != nil && complaint.Len() > 0:
 		return nil, nil, fmt.Errorf("%w\n%s", err, strings.TrimSpace(complaint.String()))
 	}
