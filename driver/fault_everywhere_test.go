@@ -59,6 +59,9 @@ var settings = []setting{
 	{name: "bridge", options: map[string]string{"mode": "bridge"}},
 	{name: "macvlan", options: map[string]string{"mode": "macvlan"}},
 	{name: "ipvlan", options: map[string]string{"mode": "ipvlan"}},
+	{name: "veth without eBPF", options: map[string]string{"ebpf": "off"}},
+	{name: "bridge without eBPF", options: map[string]string{"ebpf": "off", "mode": "bridge"}},
+	{name: "macvlan without eBPF", options: map[string]string{"ebpf": "off", "mode": "macvlan"}},
 }
 
 // removeHand is RemoveByHand, done when there is nothing to remove.

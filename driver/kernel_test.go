@@ -23,6 +23,7 @@ type kernel struct {
 	devices   map[string]*device
 	netns     map[string]*netns // by path
 	refused   map[netip.Prefix]bool
+	forwards6 error // of a host that does not
 	lastIndex int
 	lastNetns uint64
 }
@@ -39,7 +40,8 @@ type device struct {
 	gateways []netip.Addr
 	peerIn   string // path of the namespace that the peer was moved into
 	clsact   bool   // ours
-	tc       bool   // an operator's
+	forwards bool
+	tc       bool // an operator's
 }
 
 type netns struct {
@@ -394,6 +396,22 @@ func (k *kernel) DetachClsact(name string) error {
 	}
 	return nil
 }
+
+func (k *kernel) Forward(name string, ipv6 bool) error {
+	if err := k.fault.hit("forward"); err != nil {
+		return err
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	d := k.devices[name]
+	if d == nil {
+		return link.ErrNoDevice
+	}
+	d.forwards = true
+	return nil
+}
+
+func (k *kernel) CanForward6() error { return k.forwards6 }
 
 func (k *kernel) HasClsact(name string) bool {
 	k.mu.Lock()

@@ -41,6 +41,8 @@ type Links interface {
 	AttachClsact(name string, ingress, egress int) error
 	DetachClsact(name string) error
 	HasClsact(name string) bool
+	Forward(name string, ipv6 bool) error
+	CanForward6() error
 	Namespaces
 }
 
@@ -97,6 +99,7 @@ type Manager struct {
 	links    Links
 	datapath Datapath
 	services Services
+	tables   Tables
 	resolver Resolver
 	pools    []netip.Prefix // service pools, unreachable but for VIPs
 	log      logrus.FieldLogger
@@ -117,6 +120,7 @@ type Config struct {
 	Links    Links
 	Datapath Datapath
 	Services Services
+	Tables   Tables
 	Resolver Resolver
 	Pools    []netip.Prefix // service pools: made unreachable on the host, but for what the hooks translate
 	Log      logrus.FieldLogger
@@ -136,7 +140,7 @@ var ErrNotFound = errors.New("not found")
 func New(cfg Config) (*Manager, error) {
 	m := &Manager{
 		store: cfg.Store, links: cfg.Links, datapath: cfg.Datapath, services: cfg.Services,
-		resolver: cfg.Resolver, pools: cfg.Pools, log: cfg.Log,
+		tables: cfg.Tables, resolver: cfg.Resolver, pools: cfg.Pools, log: cfg.Log,
 		networks: map[string]*Network{}, endpoints: map[string]*Endpoint{}, waiting: map[string]context.CancelFunc{},
 	}
 	err := m.store.View(func(tx state.Tx) error {

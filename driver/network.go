@@ -104,6 +104,9 @@ func (m *Manager) CreateNetwork(_ context.Context, cfg NetworkConfig) error {
 	if err := m.checkParent(n); err != nil {
 		return err
 	}
+	if err := m.checkOff(n); err != nil {
+		return err
+	}
 	// the record comes first: whatever happens after it, Restore can finish the undo
 	err = m.store.Update(func(tx state.Tx) error {
 		if _, err := tx.Get(bucketCounter, "network", &n.Number); err != nil {
@@ -220,7 +223,10 @@ func (m *Manager) setUpNetwork(n *Network) error {
 			return fmt.Errorf("record the network %s: %w", n.ID, err)
 		}
 	}
-	return m.mode(n).raise(n)
+	if err := m.mode(n).raise(n); err != nil || !n.Off() {
+		return err
+	}
+	return m.setEnds()
 }
 
 // tearDownNetwork undoes setUpNetwork and forgets the network.
@@ -232,6 +238,9 @@ func (m *Manager) tearDownNetwork(n *Network) error {
 		unmarked = m.put(bucketNetworks, n.ID, n)
 	}
 	errs = append(errs, m.mode(n).lower(n), m.services.RemoveNetwork(n.ID))
+	if n.Off() {
+		errs = append(errs, m.setEnds(n.ID))
+	}
 	if err := errors.Join(errs...); err != nil {
 		return errors.Join(err, unmarked)
 	}

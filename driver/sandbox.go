@@ -61,7 +61,10 @@ func (m *Manager) Join(_ context.Context, _, id, sandbox string) (Join, error) {
 	}
 	j := Join{
 		SrcName: e.PeerIf, DstPrefix: "eth", DstName: e.IfName,
-		Routes: m.routes(n, e), DisableGatewayService: n.Internal,
+		DisableGatewayService: n.Internal,
+	}
+	if j.Routes = m.routes(n, e); n.viaHost() {
+		j.Hops, j.Routes = m.hops(n, e, j.Routes), nil
 	}
 	if m.mode(n).leadsOut(n) {
 		for _, gw := range n.gatewaysOf(e) {
@@ -161,6 +164,25 @@ func (m *Manager) enter(n *Network, e *Endpoint, cookie uint64) error {
 			return fmt.Errorf("record the endpoint %s: %w", e.ID, err)
 		}
 	}
+	if m.hasOn(cookie, nil) {
+		if err := m.enterHooks(e); err != nil {
+			return err
+		}
+	}
+	if m.hasOff(cookie, nil) {
+		if err := m.putTables(e, nil); err != nil {
+			return err
+		}
+	}
+	if n == nil {
+		return nil
+	}
+	return m.services.PutEndpoint(e.service())
+}
+
+// enterHooks makes a sandbox known to the socket hooks, as a member of all its networks.
+func (m *Manager) enterHooks(e *Endpoint) error {
+	cookie := e.Cookie
 	sb, known, err := m.datapath.Sandbox(cookie)
 	if err != nil {
 		return err
@@ -177,7 +199,7 @@ func (m *Manager) enter(n *Network, e *Endpoint, cookie uint64) error {
 		listens, err := m.links.Listens(e.Sandbox)
 		sb.Tracked = err == nil && !listens
 	}
-	if m.resolver != nil && n != nil && n.Options.VIP {
+	if m.resolver != nil && m.wantsNames(cookie, nil) {
 		if sb.DNSPort, err = m.resolver.Add(cookie, e.Sandbox); err != nil {
 			// names keep the engine's answers
 			m.log.WithError(err).WithField("endpoint", e.ID).Warn("answer names in a sandbox")
@@ -186,13 +208,12 @@ func (m *Manager) enter(n *Network, e *Endpoint, cookie uint64) error {
 	if err := m.datapath.PutSandbox(sb); err != nil {
 		return err
 	}
-	if n == nil {
-		return nil
+	for _, number := range m.networksOf(cookie, nil) {
+		if err := m.datapath.PutMember(cookie, number); err != nil {
+			return err
+		}
 	}
-	if err := m.datapath.PutMember(cookie, n.Number); err != nil {
-		return err
-	}
-	return m.services.PutEndpoint(e.service())
+	return nil
 }
 
 // socketLB tells whether the sockets of a sandbox are balanced when they connect: unless one of its
@@ -248,6 +269,9 @@ func (m *Manager) leave(e *Endpoint) error {
 
 // leaveSandbox ends a membership, and the sandbox when it was the last one.
 func (m *Manager) leaveSandbox(e *Endpoint) error {
+	if err := m.leaveTables(e); err != nil {
+		return err
+	}
 	last, sameNetwork := true, false
 	for _, other := range m.endpoints {
 		if other.ID != e.ID && other.Cookie == e.Cookie {
@@ -259,6 +283,9 @@ func (m *Manager) leaveSandbox(e *Endpoint) error {
 		if err := m.datapath.DeleteMember(e.Cookie, n.Number); err != nil {
 			return err
 		}
+	}
+	if !last && !m.hasOn(e.Cookie, e) { // the tables look after the others
+		return m.datapath.DeleteMember(e.Cookie, 0)
 	}
 	if !last {
 		sb, known, err := m.datapath.Sandbox(e.Cookie)

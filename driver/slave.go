@@ -69,6 +69,9 @@ func (s slave) raise(n *Network) error {
 	if err != nil {
 		return err
 	}
+	if n.Off() {
+		return nil // the host's table guards it
+	}
 	// what the host forwards from elsewhere must not come to the containers past the other modes' guards
 	if err := s.datapath.PutInterface(bpf.Interface{IfIndex: dev.Index, Network: n.Number, Strict: true, MAC: dev.MAC}); err != nil {
 		return err

@@ -117,12 +117,16 @@ func (h *host) serve(ctx context.Context, control net.Listener) error {
 
 // beat tells the datapath that our resolvers answer.
 func (h *host) beat(ctx context.Context) error {
-	return every(ctx, heartbeat, h.datapath.Beat)
+	return every(ctx, heartbeat, func() error {
+		h.tables.Beat()
+		return h.datapath.Beat()
+	})
 }
 
 // retry repeats writes to the maps that failed.
 func (h *host) retry(ctx context.Context) error {
 	return every(ctx, retryEvery, func() error {
+		h.checkTables()
 		if h.services.Err() == nil {
 			return nil
 		}
@@ -131,6 +135,16 @@ func (h *host) retry(ctx context.Context) error {
 		}
 		return nil
 	})
+}
+
+// checkTables mends what a firewall that was loaded anew has taken from networks without eBPF.
+func (h *host) checkTables() {
+	mended, err := h.tables.Check()
+	if err != nil {
+		h.log.WithError(err).Warn("write the host's nftables")
+	} else if mended {
+		h.log.Info("the host's nftables lacked what networks with ebpf=off need: written again")
+	}
 }
 
 func every(ctx context.Context, interval time.Duration, fn func() error) error {

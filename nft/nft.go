@@ -1,0 +1,221 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package nft is the only speaker of nftables: what the eBPF programs do for other networks, it does for
+// those that are made with ebpf=off.
+//
+// A sandbox on such a network has a table of its own that translates services where the connection begins
+// (sandbox.go), and one that leads its queries to our resolver while a daemon lives (names.go). The host has
+// a table that keeps networks apart (host.go), and rules in the engine's own chain that let them through
+// its firewall (engine.go).
+package nft
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"sync"
+
+	"github.com/google/nftables"
+	"golang.org/x/sys/unix"
+
+	"github.com/mustang-net/mustang/bpf"
+)
+
+// Mark is on the packets of our own sockets inside sandboxes (SO_MARK), which go to the engine's resolver.
+const Mark = 0x6d737400
+
+// Sandbox is a network namespace that is on a network without eBPF.
+type Sandbox struct {
+	Cookie   uint64
+	Path     string
+	Networks []uint32 // whose services it reaches; those of no network it reaches always
+	DNSPort  uint16   // of our resolver in it; 0 for none
+}
+
+// Source is where services come from when the first sandbox needs them.
+type Source interface {
+	Services() ([]bpf.Service, error)
+	Backends() ([]bpf.Backend, error)
+}
+
+// Options are what Tables work with.
+type Options struct {
+	Services Source
+	Pools    [2]netip.Prefix // service pools, by family: their addresses never leave a sandbox
+	// Cookie reads the netns cookie of the namespace at path.
+	Cookie func(path string) (uint64, error)
+	// Forget ends the UDP flows of a namespace that went to an address, or to any if it is invalid, and are
+	// answered from another.
+	Forget func(path string, to, from netip.Addr) error
+}
+
+// Tables are the tables of the host and of the sandboxes. Its methods are idempotent and may be called at
+// the same time.
+type Tables struct {
+	Options
+	kernel kernel
+
+	mu       sync.Mutex
+	boxes    map[uint64]*box
+	loaded   bool // services and backends are known: only while there are sandboxes
+	services map[bpf.Frontend]bpf.Service
+	backends map[uint32]bpf.Backend
+	ends     []End
+}
+
+// box is a sandbox as far as its tables are known.
+type box struct {
+	Sandbox
+	tables tables
+	wrong  bool                      // the tables are not as they should be
+	has    map[bpf.Frontend]struct{} // frontends in them
+}
+
+// kernel opens the tables of sandboxes and writes those of the host; a fake in tests.
+type kernel interface {
+	sandbox(path string, pools [2]netip.Prefix) (tables, error)
+	setEnds([]End) error
+	endsStand([]End) (bool, error)
+}
+
+// tables are those of one sandbox.
+type tables interface {
+	replace([]frontend) error                         // everything at once
+	change(put []frontend, gone []bpf.Frontend) error // all of it or nothing
+	names(port uint16) error                          // 0 for none
+	beat() error                                      // our resolver answers
+	frontends() (map[bpf.Frontend]struct{}, error)    // that it has
+	remove() error
+	close()
+}
+
+// New returns tables without sandboxes; nothing is read or written.
+func New(o Options) *Tables { return newTables(o, netlink{}) }
+
+func newTables(o Options, k kernel) *Tables {
+	return &Tables{
+		Options: o, kernel: k, boxes: map[uint64]*box{},
+		services: map[bpf.Frontend]bpf.Service{}, backends: map[uint32]bpf.Backend{},
+	}
+}
+
+// Close lets go of the sandboxes. Translation goes on; names are the engine's from now on.
+func (t *Tables) Close() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, b := range t.boxes {
+		b.tables.close()
+	}
+	t.boxes = map[uint64]*box{}
+}
+
+// Know takes sandboxes as another process has left them, so that changes of services reach them.
+func (t *Tables) Know(sandboxes []Sandbox) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, s := range sandboxes {
+		if t.boxes[s.Cookie] != nil {
+			continue
+		}
+		tables, err := t.kernel.sandbox(s.Path, t.Pools)
+		if err != nil {
+			continue // it has ended, and a daemon will find out
+		}
+		b := &box{Sandbox: s, tables: tables}
+		if b.has, err = tables.frontends(); err != nil {
+			b.wrong = true
+		}
+		t.boxes[s.Cookie] = b
+	}
+}
+
+// PutSandbox makes the tables of a sandbox as they should be, in one transaction.
+func (t *Tables) PutSandbox(s Sandbox) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if err := t.load(); err != nil {
+		return err
+	}
+	b := t.boxes[s.Cookie]
+	if b == nil {
+		tables, err := t.kernel.sandbox(s.Path, t.Pools)
+		if err != nil {
+			return fmt.Errorf("open the sandbox %s: %w", s.Path, err)
+		}
+		b = &box{tables: tables, wrong: true}
+		t.boxes[s.Cookie] = b
+	}
+	b.wrong = b.wrong || b.has == nil || !slices.Equal(b.Networks, s.Networks)
+	b.Sandbox = s
+	if err := t.settle(b); err != nil {
+		return err
+	}
+	// names keep the engine's answers where ours cannot be had; every beat tries again
+	_ = b.tables.names(s.DNSPort)
+	return nil
+}
+
+// DeleteSandbox removes the tables of a sandbox. One that has ended has none.
+func (t *Tables) DeleteSandbox(cookie uint64, path string) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	b := t.boxes[cookie]
+	if b == nil {
+		now, err := t.Cookie(path)
+		if err != nil || now != cookie {
+			return nil // it has ended, and its tables with it
+		}
+		tables, err := t.kernel.sandbox(path, t.Pools)
+		if err != nil {
+			return fmt.Errorf("open the sandbox %s: %w", path, err)
+		}
+		b = &box{Sandbox: Sandbox{Path: path}, tables: tables}
+	}
+	if err := b.tables.remove(); err != nil {
+		return fmt.Errorf("remove the tables of the sandbox %s: %w", path, err)
+	}
+	b.tables.close()
+	delete(t.boxes, cookie)
+	if len(t.boxes) == 0 {
+		t.loaded = false
+		clear(t.services)
+		clear(t.backends)
+	}
+	return nil
+}
+
+// Beat tells the sandboxes that our resolver answers: for the next two seconds their queries go to it.
+func (t *Tables) Beat() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, b := range t.boxes {
+		if b.DNSPort == 0 {
+			continue
+		}
+		if b.tables.beat() != nil { // another process had the table, or somebody removed it
+			_ = b.tables.names(b.DNSPort)
+		}
+	}
+}
+
+// Supported tells whether this kernel can do what networks without eBPF need, saying what is missing.
+func (*Tables) Supported() error {
+	c, err := nftables.New()
+	if err == nil {
+		_, err = c.ListTablesOfFamily(nftables.TableFamilyINet)
+	}
+	if err != nil {
+		return fmt.Errorf("ebpf=off needs nftables: %w: the kernel needs CONFIG_NF_TABLES_INET, CONFIG_NFT_NAT and CONFIG_NFT_REJECT_INET", err)
+	}
+	return nil
+}
+
+// explain says what a kernel lacks that does not know an expression or a kind of chain.
+func explain(err error) error {
+	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EAFNOSUPPORT) {
+		return fmt.Errorf("%w: the kernel needs CONFIG_NF_TABLES_INET, CONFIG_NFT_NAT, CONFIG_NFT_NUMGEN, CONFIG_NFT_HASH, "+
+			"CONFIG_NFT_REDIR, CONFIG_NFT_MASQ, CONFIG_NFT_CT and CONFIG_NFT_REJECT_INET", err)
+	}
+	return err
+}
