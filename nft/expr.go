@@ -119,7 +119,7 @@ func verdict(kind expr.VerdictKind, chain string) expr.Any {
 
 var (
 	accepts = verdict(expr.VerdictAccept, "")
-	drops   = verdict(expr.VerdictDrop, "")
+	dropped = verdict(expr.VerdictDrop, "")
 	returns = verdict(expr.VerdictReturn, "")
 )
 

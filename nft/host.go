@@ -80,14 +80,16 @@ func (netlink) setEnds(ends []End) error {
 		}
 		return letThrough(nil)
 	}
+	counted := drops(inet) // before the table goes
 	c.DelTable(c.AddTable(inet))
-	if err := addIsolation(adder{c, c.AddTable(inet)}, ends); err != nil {
+	if err := addIsolation(adder{c, addCounters(c, inet, counted)}, ends); err != nil {
 		return err
 	}
 	ports := slices.ContainsFunc(ends, func(e End) bool { return e.Kind == Port })
 	if ports {
+		counted := drops(bridge)
 		c.DelTable(c.AddTable(bridge))
-		if err := addPorts(adder{c, c.AddTable(bridge)}, ends); err != nil {
+		if err := addPorts(adder{c, addCounters(c, bridge, counted)}, ends); err != nil {
 			return err
 		}
 	} else if has, err := hasTable(bridge); err == nil && has {
@@ -175,7 +177,7 @@ func addIsolation(a adder, ends []End) error {
 		}
 		ch := a.chain(networkName(n))
 		a.rule(ch, loads(expr.MetaKeyOIFNAME, reg), in(own), accepts)
-		a.rule(ch, &expr.Counter{}, drops)
+		a.rule(ch, countsAs(isolated), dropped)
 	}
 	names := &nftables.Set{Table: a.table, Name: "ends", KeyType: nftables.TypeIFName, KeyByteOrder: binaryutil.NativeEndian}
 	networks := &nftables.Set{Table: a.table, Name: "networks", KeyType: nftables.TypeIFName, KeyByteOrder: binaryutil.NativeEndian, IsMap: true, DataType: nftables.TypeVerdict}
@@ -189,7 +191,7 @@ func addIsolation(a adder, ends []End) error {
 	forward := a.hook("forward", nftables.ChainTypeFilter, nftables.ChainHookForward, -1)
 	a.rule(forward, stateIs(expr.CtStateBitESTABLISHED|expr.CtStateBitRELATED), accepts)
 	a.rule(forward, loads(expr.MetaKeyIIFNAME, reg), follows(networks))
-	a.rule(forward, loads(expr.MetaKeyOIFNAME, reg), in(names), &expr.Counter{}, drops)
+	a.rule(forward, loads(expr.MetaKeyOIFNAME, reg), in(names), countsAs(isolated), dropped)
 	return addSources(a, checked, ends, Routed)
 }
 
@@ -246,7 +248,7 @@ func addSources(a adder, checked []nftables.SetElement, ends []End, kind Kind) e
 			a.rule(sources, etherIs(port(unix.ETH_P_ARP)), iif, &second, in(own), returns)
 		}
 	}
-	a.rule(sources, &expr.Counter{}, drops)
+	a.rule(sources, countsAs(spoofed), dropped)
 	prerouting := a.hook("prerouting", nftables.ChainTypeFilter, nftables.ChainHookPrerouting, int32(*nftables.ChainPriorityRaw))
 	a.rule(prerouting, iif, in(names), jumps("sources"))
 	return nil

@@ -54,17 +54,10 @@ func (n *namespace) names(to uint16) error {
 	r := &resolver{conn: c, port: to, alive: &nftables.Set{
 		Table: table, Name: "alive", KeyType: nftables.TypeInetService, HasTimeout: true,
 	}}
-	a := adder{c, table}
-	output := a.hook("output", nftables.ChainTypeNAT, nftables.ChainHookOutput, beforeEngine-1)
 	if err := c.AddSet(r.alive, []nftables.SetElement{{Key: domain, Timeout: trusted}}); err != nil {
 		return err
 	}
-	a.rule(output, loads(expr.MetaKeyMARK, reg), equals(reg, binaryutil.NativeEndian.PutUint32(Mark)), returns)
-	for _, p := range []byte{unix.IPPROTO_UDP, unix.IPPROTO_TCP} {
-		a.rule(output, families[0].loadsDaddr(reg), equals(reg, engineResolver), protocolIs(p), loadsDport(reg), in(r.alive),
-			&expr.Immediate{Register: reg, Data: engineResolver}, &expr.Immediate{Register: reg + 1, Data: port(to)},
-			&expr.NAT{Type: expr.NATTypeDestNAT, Family: unix.NFPROTO_IPV4, RegAddrMin: reg, RegProtoMin: reg + 1, Specified: true})
-	}
+	addNames(adder{c, table}, to, r.alive)
 	if err := c.Flush(); err != nil {
 		_ = c.CloseLasting()
 		return fmt.Errorf("lead names to our resolver: %w", err)
@@ -72,6 +65,39 @@ func (n *namespace) names(to uint16) error {
 	r.last = time.Now()
 	n.resolver = r
 	return nil
+}
+
+// addNames adds the rules that lead to our resolver. Datagrams are not tracked, but rewritten one by one, and so are the
+// answers: a client that asks again from the same port, or gets one that another had, must not be led to a resolver that is gone.
+func addNames(a adder, to uint16, alive *nftables.Set) {
+	exempt := rule(loads(expr.MetaKeyMARK, reg), equals(reg, binaryutil.NativeEndian.PutUint32(Mark)), returns)
+	toEngine := func(p byte) []expr.Any {
+		return rule(families[0].loadsDaddr(reg), equals(reg, engineResolver), protocolIs(p), loadsDport(reg), in(alive))
+	}
+	const sport, dport = 0, 2 // offsets in a header
+	datagrams := a.hook("datagrams", nftables.ChainTypeFilter, nftables.ChainHookOutput, int32(*nftables.ChainPriorityRaw))
+	a.rule(datagrams, exempt)
+	a.rule(datagrams, toEngine(unix.IPPROTO_UDP), &expr.Notrack{}, writesPort(dport, port(to)))
+	a.rule(datagrams, families[0].loadsSaddr(reg), equals(reg, engineResolver), protocolIs(unix.IPPROTO_UDP),
+		&expr.Payload{DestRegister: reg, Base: expr.PayloadBaseTransportHeader, Offset: sport, Len: 2}, equals(reg, port(to)),
+		&expr.Notrack{}, writesPort(sport, domain))
+	streams := a.hook("streams", nftables.ChainTypeNAT, nftables.ChainHookOutput, beforeEngine-1)
+	a.rule(streams, exempt)
+	a.rule(streams, toEngine(unix.IPPROTO_TCP),
+		&expr.Immediate{Register: reg, Data: engineResolver}, &expr.Immediate{Register: reg + 1, Data: port(to)},
+		&expr.NAT{Type: expr.NATTypeDestNAT, Family: unix.NFPROTO_IPV4, RegAddrMin: reg, RegProtoMin: reg + 1, Specified: true})
+}
+
+// writesPort puts a port into a UDP header.
+func writesPort(offset uint32, p []byte) []expr.Any {
+	const checksum = 6 // its offset
+	return []expr.Any{
+		&expr.Immediate{Register: reg, Data: p},
+		&expr.Payload{
+			OperationType: expr.PayloadWrite, SourceRegister: reg, Base: expr.PayloadBaseTransportHeader, Offset: offset, Len: 2,
+			CsumType: expr.CsumTypeInet, CsumOffset: checksum,
+		},
+	}
 }
 
 // own makes a table that belongs to the socket, which our library has no words for.

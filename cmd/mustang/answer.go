@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"github.com/mustang-net/mustang/api"
+	"github.com/mustang-net/mustang/bpf"
 	"github.com/mustang-net/mustang/driver"
 	"github.com/mustang-net/mustang/service"
 )
@@ -138,9 +139,15 @@ func (h *host) statusDrops() api.Subsystem {
 	if err != nil {
 		return failed("drops", err)
 	}
+	for reason, packets := range h.tables.Drops() {
+		drops = append(drops, bpf.Drop{Reason: reason, Packets: packets})
+	}
 	totals := map[string]uint64{}
 	var order []string
 	for _, d := range drops {
+		if d.Packets == 0 {
+			continue
+		}
 		if totals[d.Reason] == 0 {
 			order = append(order, d.Reason)
 		}

@@ -150,11 +150,11 @@ func (h *host) close() error {
 	if h.driver != nil {
 		h.driver.Close()
 	}
+	if h.tables != nil {
+		h.tables.Close() // before our resolver, so that no query goes to where nobody listens
+	}
 	if h.resolver != nil {
 		h.resolver.Close()
-	}
-	if h.tables != nil {
-		h.tables.Close()
 	}
 	if h.datapath != nil {
 		h.datapath.Close()
