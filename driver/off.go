@@ -10,6 +10,7 @@ import (
 
 	"github.com/mustang-net/mustang/bpf"
 	"github.com/mustang-net/mustang/nft"
+	"github.com/mustang-net/mustang/service"
 )
 
 // Tables is what the driver writes to nftables for networks with ebpf=off; [nft.Tables] is the real one.
@@ -187,6 +188,23 @@ func (m *Manager) hops(n *Network, e *Endpoint, routes []netip.Prefix) (out []Ho
 	return out
 }
 
+// handBlocks are where hand-made services are: without hooks, a connection to one needs a way before it is
+// translated. One endpoint of a sandbox has it, as a second one cannot have the same route.
+func (m *Manager) handBlocks(n *Network, e *Endpoint) (out []netip.Prefix) {
+	if !n.Off() {
+		return nil
+	}
+	for _, other := range m.endpoints {
+		if other.ID != e.ID && other.Sandbox == e.Sandbox && m.networks[other.NetworkID].Off() {
+			return nil
+		}
+	}
+	for _, p := range m.pools {
+		out = append(out, service.HandBlock(p))
+	}
+	return out
+}
+
 // halves splits a prefix; an address cannot be split.
 func halves(p netip.Prefix) (low, high netip.Prefix, ok bool) {
 	p = p.Masked()
@@ -215,7 +233,8 @@ func (m *Manager) leaveTables(e *Endpoint) error {
 func (m *Manager) putTables(e, without *Endpoint) error {
 	s := nft.Sandbox{Cookie: e.Cookie, Path: e.Sandbox, Networks: m.networksOf(e.Cookie, without)}
 	var err error
-	if m.resolver != nil && m.wantsNames(e.Cookie, without) {
+	// where the hooks lead queries to our resolver, its answers must come as they are
+	if m.resolver != nil && m.wantsNames(e.Cookie, without) && !m.hasOn(e.Cookie, without) {
 		if s.DNSPort, err = m.resolver.Add(e.Cookie, e.Sandbox); err != nil {
 			// names keep the engine's answers
 			m.log.WithError(err).WithField("endpoint", e.ID).Warn("answer names in a sandbox")

@@ -82,7 +82,7 @@ func (m *Manager) Join(_ context.Context, _, id, sandbox string) (Join, error) {
 // subnets, for which the host's end answers neighbour discovery.
 func (m *Manager) routes(n *Network, e *Endpoint) []netip.Prefix {
 	var out []netip.Prefix
-	for _, p := range slices.Concat(n.VIPs, n.Subnets(), m.mode(n).onLink(n)) {
+	for _, p := range slices.Concat(n.VIPs, n.Subnets(), m.mode(n).onLink(n), m.handBlocks(n, e)) {
 		has4, has6 := e.IPv4.IsValid(), e.IPv6.IsValid()
 		if p.Addr().Is4() && !has4 || p.Addr().Is6() && !has6 {
 			continue
