@@ -61,6 +61,8 @@ type Tables struct {
 	loaded   bool // services and backends are known: only while there are sandboxes
 	services map[bpf.Frontend]bpf.Service
 	backends map[uint32]bpf.Backend
+	dirty    map[bpf.Frontend]struct{} // changed since the last Flush
+	woken    []netip.Addr              // VIPs that refused until then
 	ends     []End
 }
 
@@ -97,6 +99,7 @@ func newTables(o Options, k kernel) *Tables {
 	return &Tables{
 		Options: o, kernel: k, boxes: map[uint64]*box{},
 		services: map[bpf.Frontend]bpf.Service{}, backends: map[uint32]bpf.Backend{},
+		dirty: map[bpf.Frontend]struct{}{},
 	}
 }
 
@@ -181,6 +184,8 @@ func (t *Tables) DeleteSandbox(cookie uint64, path string) error {
 		t.loaded = false
 		clear(t.services)
 		clear(t.backends)
+		clear(t.dirty)
+		t.woken = nil
 	}
 	return nil
 }
@@ -189,6 +194,10 @@ func (t *Tables) DeleteSandbox(cookie uint64, path string) error {
 func (t *Tables) Beat() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	t.beats()
+}
+
+func (t *Tables) beats() {
 	for _, b := range t.boxes {
 		if b.DNSPort == 0 {
 			continue

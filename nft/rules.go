@@ -178,9 +178,7 @@ func (b *base) put(c *nftables.Conn, all []frontend) error {
 	for _, f := range all {
 		ch := a.chain(chainName(f.Frontend))
 		c.FlushChain(ch)
-		if err := b.translate(a, ch, f); err != nil {
-			return err
-		}
+		b.translate(a, ch, f)
 		sets, elements := b.elements(f.Frontend)
 		for i := range sets {
 			if err := c.SetAddElements(sets[i], elements[i]); err != nil {
@@ -206,78 +204,54 @@ func (b *base) remove(c *nftables.Conn, gone []bpf.Frontend) error {
 	return nil
 }
 
-// translate adds the rules that lead to the frontend's targets. Those with a port of their own and those
-// without take two rules, as a translation either names ports or does not.
-func (b *base) translate(a adder, ch *nftables.Chain, f frontend) error {
-	if len(f.targets) == 0 {
+// translate adds the rules that lead to the frontend's targets: each takes its share of what the ones before it left.
+// (A map of targets would be one rule, but to name ten thousand maps takes the kernel longer than a caller waits.)
+func (b *base) translate(a adder, ch *nftables.Chain, f frontend) {
+	left := len(f.targets)
+	if left == 0 {
 		a.rule(ch, going(chainRefused))
-		return nil
+		return
 	}
 	var mark []expr.Any
 	if f.hand {
 		mark = marks(markHand)
 	}
-	var withPort, without []netip.AddrPort
-	for _, t := range f.targets {
+	fam := familyOf(f.Addr)
+	for i := 0; i < len(f.targets); {
+		t, share := f.targets[i], 0
+		for i < len(f.targets) && f.targets[i] == t {
+			i, share = i+1, share+1
+		}
+		var chosen []expr.Any
+		if share < left {
+			chosen = f.choose(left, share, i)
+		}
+		left -= share
+		nat := &expr.NAT{Type: expr.NATTypeDestNAT, Family: fam.proto, RegAddrMin: reg}
+		to := []expr.Any{&expr.Immediate{Register: reg, Data: t.Addr().AsSlice()}}
 		if t.Port() != 0 {
-			withPort = append(withPort, t)
-		} else {
-			without = append(without, t)
+			nat.RegProtoMin, nat.Specified = fam.after(), true
+			to = append(to, &expr.Immediate{Register: fam.after(), Data: port(t.Port())})
 		}
+		a.rule(ch, chosen, mark, to, nat)
 	}
-	if len(withPort) > 0 {
-		var some []expr.Any
-		if len(without) > 0 {
-			some = rule(f.choose(len(f.targets), 1), &expr.Byteorder{SourceRegister: reg, DestRegister: reg, Op: expr.ByteorderHton, Len: 4, Size: 4},
-				&expr.Cmp{Op: expr.CmpOpLt, Register: reg, Data: binaryutil.BigEndian.PutUint32(uint32(len(withPort)))})
-		}
-		if err := b.spread(a, ch, f, withPort, rule(some, mark)); err != nil {
-			return err
-		}
-	}
-	if len(without) > 0 {
-		return b.spread(a, ch, f, without, mark)
-	}
-	return nil
 }
 
-// choose puts a number below n into the first register: the same for each client with affinity. The kernel
-// has no memory for more, as long as the slots stay the same a client stays with its backend.
-func (f frontend) choose(n int, seed uint32) []expr.Any {
+// choose matches share of left flows at random. With affinity it is those of the clients whose number is below upTo: the same
+// for a client as long as the slots are the same, for the kernel remembers none here.
+func (f frontend) choose(left, share, upTo int) []expr.Any {
+	below := func(n int) []expr.Any {
+		return []expr.Any{
+			&expr.Byteorder{SourceRegister: reg, DestRegister: reg, Op: expr.ByteorderHton, Len: 4, Size: 4},
+			&expr.Cmp{Op: expr.CmpOpLt, Register: reg, Data: binaryutil.BigEndian.PutUint32(uint32(n))},
+		}
+	}
 	if !f.affinity {
-		return []expr.Any{&expr.Numgen{Register: reg, Modulus: uint32(n), Type: unix.NFT_NG_RANDOM}}
+		return rule(&expr.Numgen{Register: reg, Modulus: uint32(left), Type: unix.NFT_NG_RANDOM}, below(share))
 	}
 	fam := familyOf(f.Addr)
-	return []expr.Any{
-		fam.loadsSaddr(reg),
-		&expr.Hash{SourceRegister: reg, DestRegister: reg, Length: fam.addr, Modulus: uint32(n), Seed: seed, Type: expr.HashTypeJenkins},
-	}
-}
-
-// spread adds a rule that leads to one of the targets, all of which have a port or none of which has.
-func (b *base) spread(a adder, ch *nftables.Chain, f frontend, targets []netip.AddrPort, first []expr.Any) error {
-	fam := familyOf(f.Addr)
-	nat := &expr.NAT{Type: expr.NATTypeDestNAT, Family: fam.proto, RegAddrMin: reg}
-	m := &nftables.Set{
-		Table: b.table, Anonymous: true, Constant: true, IsMap: true,
-		KeyType: nftables.TypeInteger, DataType: fam.kind, KeyByteOrder: binaryutil.NativeEndian,
-	}
-	if targets[0].Port() != 0 {
-		m.DataType = nftables.MustConcatSetType(fam.kind, nftables.TypeInetService)
-		nat.RegProtoMin, nat.Specified = fam.after(), true
-	}
-	var elements []nftables.SetElement
-	for i, t := range targets {
-		e := nftables.SetElement{Key: binaryutil.NativeEndian.PutUint32(uint32(i)), Val: t.Addr().AsSlice()}
-		if t.Port() != 0 {
-			e.Val = padded(e.Val, port(t.Port()))
-		}
-		elements = append(elements, e)
-	}
-	if err := a.c.AddSet(m, elements); err != nil {
-		return err
-	}
-	a.rule(ch, first, f.choose(len(targets), 2),
-		&expr.Lookup{SourceRegister: reg, DestRegister: reg, IsDestRegSet: true, SetName: m.Name, SetID: m.ID}, nat)
-	return nil
+	const seed = Mark // the same in all rules, and not 0, for which the kernel would take a random one
+	return rule(fam.loadsSaddr(reg), &expr.Hash{
+		SourceRegister: reg, DestRegister: reg, Length: fam.addr, Modulus: uint32(len(f.targets)), Seed: seed, Type: expr.HashTypeJenkins,
+	}, below(upTo))
 }

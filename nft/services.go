@@ -82,36 +82,7 @@ func (t *Tables) settle(b *box) error {
 	return nil
 }
 
-// each brings the sandboxes up to date by one change, or anew where that fails.
-func (t *Tables) each(change func(*box) (put []frontend, gone []bpf.Frontend)) error {
-	var errs []error
-	for _, b := range t.boxes {
-		if b.wrong {
-			errs = append(errs, t.settle(b))
-			continue
-		}
-		put, gone := change(b)
-		if len(put)+len(gone) == 0 {
-			continue
-		}
-		if err := b.tables.change(put, gone); err != nil {
-			b.wrong = true
-			if err := t.settle(b); err != nil {
-				errs = append(errs, err)
-			}
-			continue
-		}
-		for _, f := range put {
-			b.has[f.Frontend] = struct{}{}
-		}
-		for _, f := range gone {
-			delete(b.has, f)
-		}
-	}
-	return errors.Join(errs...)
-}
-
-// PutService makes a frontend lead to its slots in every sandbox that may use it.
+// PutService makes a frontend lead to its slots in every sandbox that may use it, at the next [Tables.Flush].
 func (t *Tables) PutService(s bpf.Service) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -121,35 +92,78 @@ func (t *Tables) PutService(s bpf.Service) error {
 	if err := t.load(); err != nil {
 		return err
 	}
-	was, had := t.services[s.Frontend]
-	t.services[s.Frontend] = s
-	err := t.each(func(b *box) (put []frontend, gone []bpf.Frontend) {
-		if b.reaches(s) {
-			return []frontend{t.frontend(s)}, nil
-		}
-		if _, ok := b.has[s.Frontend]; ok {
-			return nil, []bpf.Frontend{s.Frontend}
-		}
-		return nil, nil
-	})
-	if had && len(was.Slots) > 0 || len(s.Slots) == 0 {
-		return err
+	if was, had := t.services[s.Frontend]; (!had || len(was.Slots) == 0) && len(s.Slots) > 0 {
+		t.woken = append(t.woken, s.Frontend.Addr)
 	}
-	// who was refused may ask again from the same port
-	return errors.Join(err, t.forget(s.Frontend.Addr, loopback(s.Frontend.Addr)))
+	t.services[s.Frontend] = s
+	t.dirty[s.Frontend] = struct{}{}
+	return nil
 }
 
-// DeleteService removes a frontend; a missing one is no error.
+// DeleteService removes a frontend at the next [Tables.Flush]; a missing one is no error.
 func (t *Tables) DeleteService(f bpf.Frontend) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	delete(t.services, f)
-	return t.each(func(b *box) (put []frontend, gone []bpf.Frontend) {
-		if _, ok := b.has[f]; ok {
-			return nil, []bpf.Frontend{f}
+	if len(t.boxes) > 0 {
+		t.dirty[f] = struct{}{}
+	}
+	return nil
+}
+
+// manyChanges take the kernel long enough that our resolvers must be kept trusted meanwhile.
+const manyChanges = 100
+
+// Flush writes the changes since the last one, in one transaction a sandbox. What fails is written anew by the next one.
+func (t *Tables) Flush() error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	var errs []error
+	for _, b := range t.boxes {
+		errs = append(errs, t.flush(b))
+		if len(t.dirty) > manyChanges {
+			t.beats()
 		}
-		return nil, nil
-	})
+	}
+	clear(t.dirty)
+	woken := t.woken
+	t.woken = nil
+	slices.SortFunc(woken, netip.Addr.Compare)
+	for _, vip := range slices.Compact(woken) { // who was refused may ask again from the same port
+		errs = append(errs, t.forget(vip, loopback(vip)))
+	}
+	return errors.Join(errs...)
+}
+
+// flush brings a sandbox up to date by one change, or anew where that fails.
+func (t *Tables) flush(b *box) error {
+	if b.wrong {
+		return t.settle(b)
+	}
+	var put []frontend
+	var gone []bpf.Frontend
+	for f := range t.dirty {
+		_, has := b.has[f]
+		if s, ok := t.services[f]; ok && b.reaches(s) {
+			put = append(put, t.frontend(s))
+		} else if has {
+			gone = append(gone, f)
+		}
+	}
+	if len(put)+len(gone) == 0 {
+		return nil
+	}
+	if err := b.tables.change(put, gone); err != nil {
+		b.wrong = true
+		return t.settle(b)
+	}
+	for _, f := range put {
+		b.has[f.Frontend] = struct{}{}
+	}
+	for _, f := range gone {
+		delete(b.has, f)
+	}
+	return nil
 }
 
 // PutBackend remembers a backend. Services that need it come after it.

@@ -24,6 +24,9 @@ func (m serviceMaps) DeleteService(f bpf.Frontend) error {
 	return errors.Join(m.Maps.DeleteService(f), m.tables.DeleteService(f))
 }
 
+// Flush writes what changed to the tables.
+func (m serviceMaps) Flush() error { return m.tables.Flush() }
+
 func (m serviceMaps) PutBackend(b bpf.Backend) error {
 	return errors.Join(m.Maps.PutBackend(b), m.tables.PutBackend(b))
 }
