@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 
 	"github.com/mustang-net/mustang/bpf"
 )
@@ -39,6 +40,13 @@ func (m *memory) sandbox(path string, _ [2]netip.Prefix) (tables, error) {
 		return nil, errBroken
 	}
 	return m.boxes[path], nil
+}
+
+func (m *memory) try([2]netip.Prefix) error {
+	if m.broken {
+		return unix.ENOENT
+	}
+	return nil
 }
 
 func (m *memory) setEnds(ends []End) error {

@@ -77,6 +77,7 @@ type box struct {
 // kernel opens the tables of sandboxes and writes those of the host; a fake in tests.
 type kernel interface {
 	sandbox(path string, pools [2]netip.Prefix) (tables, error)
+	try(pools [2]netip.Prefix) error
 	setEnds([]End) error
 	endsStand([]End) (bool, error)
 }
@@ -208,21 +209,41 @@ func (t *Tables) beats() {
 	}
 }
 
-// Supported tells whether this kernel can do what networks without eBPF need, saying what is missing.
-func (*Tables) Supported() error {
-	c, err := nftables.New()
-	if err == nil {
-		_, err = c.ListTablesOfFamily(nftables.TableFamilyINet)
-	}
-	if err != nil {
-		return fmt.Errorf("ebpf=off needs nftables: %w: the kernel needs CONFIG_NF_TABLES_INET, CONFIG_NFT_NAT and CONFIG_NFT_REJECT_INET", err)
+// Supported tells whether this kernel can do what networks without eBPF need, saying what is missing: it takes a sandbox's
+// table, and removes it in the same transaction.
+func (t *Tables) Supported() error {
+	t.mu.Lock() // the library's ids of sets are nobody's
+	defer t.mu.Unlock()
+	if err := t.kernel.try(t.Pools); err != nil {
+		return fmt.Errorf("try what ebpf=off needs of nftables: %w", explain(err))
 	}
 	return nil
 }
 
+func (netlink) try(pools [2]netip.Prefix) error {
+	c, err := nftables.New(nftables.WithSockOptions(sized))
+	if err != nil {
+		return err
+	}
+	b := newBase(c.AddTable(&nftables.Table{Name: tableName + "-try", Family: nftables.TableFamilyINet}), pools)
+	if err := b.add(c); err != nil {
+		return err
+	}
+	target := netip.MustParseAddrPort("192.0.2.1:80")
+	f := frontend{Frontend: bpf.Frontend{Addr: netip.MustParseAddr("192.0.2.2")}, hand: true}
+	f.targets = []netip.AddrPort{target, netip.AddrPortFrom(target.Addr(), 0)}
+	sticky := f
+	sticky.Port, sticky.affinity = 80, true
+	if err := b.put(c, []frontend{f, sticky}); err != nil {
+		return err
+	}
+	c.DelTable(b.table)
+	return c.Flush()
+}
+
 // explain says what a kernel lacks that does not know an expression or a kind of chain.
 func explain(err error) error {
-	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EAFNOSUPPORT) {
+	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EAFNOSUPPORT) || errors.Is(err, unix.EPROTONOSUPPORT) {
 		return fmt.Errorf("%w: the kernel needs CONFIG_NF_TABLES_INET, CONFIG_NFT_NAT, CONFIG_NFT_NUMGEN, CONFIG_NFT_HASH, "+
 			"CONFIG_NFT_REDIR, CONFIG_NFT_MASQ, CONFIG_NFT_CT and CONFIG_NFT_REJECT_INET", err)
 	}

@@ -155,6 +155,7 @@ func TestTheHostsTablesAreMended(t *testing.T) {
 	require.True(t, mended)
 	require.Equal(t, ends, w.kernel.ends)
 	w.kernel.broken = true
+	require.ErrorContains(t, w.Supported(), "CONFIG_NFT_NAT")
 	require.ErrorContains(t, w.SetEnds(nil), "write the nftables of 0 devices: broken")
 }
 

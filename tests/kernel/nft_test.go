@@ -128,7 +128,9 @@ func TestNFTTranslatesAsTheProgramsDo(t *testing.T) {
 		},
 	}
 	tables := newNFT(m)
+	before := run(t, "nft list ruleset")
 	require.NoError(t, tables.Supported())
+	require.Equal(t, before, run(t, "nft list ruleset"))
 	cookie, err := host.Cookie(path)
 	require.NoError(t, err)
 	s := nft.Sandbox{Cookie: cookie, Path: path, Networks: []uint32{7}}
