@@ -32,10 +32,6 @@ type End struct {
 	Addrs   []netip.Addr // of the endpoint behind it
 }
 
-func (e End) equal(o End) bool {
-	return e.Name == o.Name && e.Kind == o.Kind && e.Network == o.Network && slices.Equal(e.Addrs, o.Addrs)
-}
-
 // SetEnds makes these the ends that the host's tables know, in one transaction; without any there are no
 // tables.
 func (t *Tables) SetEnds(ends []End) error {
