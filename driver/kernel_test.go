@@ -48,6 +48,7 @@ type netns struct {
 	cookie  uint64
 	listens bool
 	inside  map[string]link.Inside
+	refused map[netip.Prefix]bool
 }
 
 func newKernel(f *fault) *kernel {
@@ -412,6 +413,35 @@ func (k *kernel) Forward(name string, ipv6 bool) error {
 }
 
 func (k *kernel) CanForward6() error { return k.forwards6 }
+
+func (k *kernel) RefuseInside(path string, p netip.Prefix) error {
+	if err := k.fault.hit("refuse inside"); err != nil {
+		return err
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	n := k.netns[path]
+	if n == nil {
+		return link.ErrNoNetns
+	}
+	if n.refused == nil {
+		n.refused = map[netip.Prefix]bool{}
+	}
+	n.refused[p] = true
+	return nil
+}
+
+func (k *kernel) UnrefuseInside(path string, p netip.Prefix) error {
+	if err := k.fault.hit("unrefuse inside"); err != nil {
+		return err
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if n := k.netns[path]; n != nil {
+		delete(n.refused, p)
+	}
+	return nil
+}
 
 func (k *kernel) HasClsact(name string) bool {
 	k.mu.Lock()

@@ -43,6 +43,8 @@ type Links interface {
 	HasClsact(name string) bool
 	Forward(name string, ipv6 bool) error
 	CanForward6() error
+	RefuseInside(path string, p netip.Prefix) error
+	UnrefuseInside(path string, p netip.Prefix) error
 	Namespaces
 }
 

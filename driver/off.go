@@ -4,6 +4,7 @@ package driver
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -224,13 +225,26 @@ func (m *Manager) leaveTables(e *Endpoint) error {
 		return nil
 	}
 	if !m.hasOff(e.Cookie, e) {
-		return m.tables.DeleteSandbox(e.Cookie, e.Sandbox)
+		err := m.tables.DeleteSandbox(e.Cookie, e.Sandbox)
+		for _, p := range m.pools {
+			err = errors.Join(err, m.links.UnrefuseInside(e.Sandbox, p))
+		}
+		return err
 	}
 	return m.putTables(e, e)
 }
 
 // putTables makes the tables of an endpoint's sandbox, as if it had no endpoint without.
 func (m *Manager) putTables(e, without *Endpoint) error {
+	// VIPs that have no route of their own are another network's
+	for _, p := range m.pools {
+		if p.Addr().Is6() && !e.IPv6.IsValid() {
+			continue
+		}
+		if err := m.links.RefuseInside(e.Sandbox, p); err != nil {
+			return err
+		}
+	}
 	s := nft.Sandbox{Cookie: e.Cookie, Path: e.Sandbox, Networks: m.networksOf(e.Cookie, without)}
 	var err error
 	// where the hooks lead queries to our resolver, its answers must come as they are

@@ -199,6 +199,9 @@ func (w *world) lines() []string {
 	}
 	for path, n := range w.kernel.netns {
 		paths[n.cookie] = path
+		for p := range n.refused {
+			add("refused in %s: %s", path, p)
+		}
 	}
 	for id, n := range w.services.networks {
 		nets[n.Number] = id

@@ -150,7 +150,7 @@ func networkName(n uint32) string { return fmt.Sprintf("network-%d", n) }
 
 // addIsolation keeps what the host forwards within the networks, and senders to their own addresses.
 func addIsolation(a adder, ends []End) error {
-	var all, checked []nftables.SetElement
+	var all, checked, inner []nftables.SetElement
 	var from []nftables.SetElement
 	members := map[uint32][]nftables.SetElement{}
 	for _, e := range ends {
@@ -162,6 +162,9 @@ func addIsolation(a adder, ends []End) error {
 		from = append(from, nftables.SetElement{
 			Key: ifname(e.Name), VerdictData: &expr.Verdict{Kind: expr.VerdictJump, Chain: networkName(e.Network)},
 		})
+		if e.Kind != Slave {
+			inner = append(inner, name)
+		}
 		if e.Kind == Routed {
 			checked = append(checked, name)
 		}
@@ -188,7 +191,22 @@ func addIsolation(a adder, ends []End) error {
 	a.rule(forward, stateIs(expr.CtStateBitESTABLISHED|expr.CtStateBitRELATED), accepts)
 	a.rule(forward, loads(expr.MetaKeyIIFNAME, reg), follows(networks))
 	a.rule(forward, loads(expr.MetaKeyOIFNAME, reg), in(names), countsAs(isolated), dropped)
+	gated := &nftables.Set{Table: a.table, Name: "gated", KeyType: nftables.TypeIFName, KeyByteOrder: binaryutil.NativeEndian}
+	if err := a.c.AddSet(gated, inner); err != nil {
+		return err
+	}
+	addInput(a, gated)
 	return addSources(a, checked, ends, Routed)
+}
+
+// addInput lets endpoints reach no more of the host than their gateway: the addresses of the device they come in by. On a LAN the
+// host's slave has none, so that it is the host's own way in.
+func addInput(a adder, ends *nftables.Set) {
+	input := a.hook("input", nftables.ChainTypeFilter, nftables.ChainHookInput, -1)
+	a.rule(input, stateIs(expr.CtStateBitESTABLISHED|expr.CtStateBitRELATED), accepts)
+	a.rule(input, loads(expr.MetaKeyIIFNAME, reg), in(ends),
+		&expr.Fib{Register: reg, ResultADDRTYPE: true, FlagDADDR: true, FlagIIF: true},
+		equals(reg, binaryutil.NativeEndian.PutUint32(unix.RTN_UNICAST)), countsAs(isolated), dropped)
 }
 
 // addPorts keeps the ports of bridges to their own addresses.

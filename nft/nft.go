@@ -69,9 +69,10 @@ type Tables struct {
 // box is a sandbox as far as its tables are known.
 type box struct {
 	Sandbox
-	tables tables
-	wrong  bool                      // the tables are not as they should be
-	has    map[bpf.Frontend]struct{} // frontends in them
+	tables   tables
+	wrong    bool                      // the tables are not as they should be
+	nameless error                     // why names are not answered by us
+	has      map[bpf.Frontend]struct{} // frontends in them
 }
 
 // kernel opens the tables of sandboxes and writes those of the host; a fake in tests.
@@ -156,8 +157,27 @@ func (t *Tables) PutSandbox(s Sandbox) error {
 		return err
 	}
 	// names keep the engine's answers where ours cannot be had; every beat tries again
-	_ = b.tables.names(s.DNSPort)
+	b.nameless = b.tables.names(s.DNSPort)
 	return nil
+}
+
+// State is what the tables are for, and what is wrong with them.
+type State struct {
+	Sandboxes, Ends int
+	Err             error
+}
+
+// State is how the tables are.
+func (t *Tables) State() State {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	s := State{Sandboxes: len(t.boxes), Ends: len(t.ends)}
+	for _, b := range t.boxes {
+		if b.nameless != nil {
+			s.Err = fmt.Errorf("in %s names keep the engine's answers: %w", b.Path, b.nameless)
+		}
+	}
+	return s
 }
 
 // DeleteSandbox removes the tables of a sandbox. One that has ended has none.
@@ -204,7 +224,7 @@ func (t *Tables) beats() {
 			continue
 		}
 		if b.tables.beat() != nil { // another process had the table, or somebody removed it
-			_ = b.tables.names(b.DNSPort)
+			b.nameless = b.tables.names(b.DNSPort)
 		}
 	}
 }

@@ -140,6 +140,8 @@ func (b *base) addFilters(a adder) {
 		a.rule(refuse, toVIP, protocolIs(unix.IPPROTO_TCP), resets())
 		a.rule(refuse, toVIP, rejects(unix.NFT_REJECT_ICMPX_PORT_UNREACH))
 		if p := b.pools[i]; p.IsValid() {
+			// an ICMP error may come while the socket is busy connecting, which then tries again after a second
+			a.rule(refuse, f.is(), f.loadsDaddr(reg), f.isIn(p), protocolIs(unix.IPPROTO_TCP), resets())
 			a.rule(refuse, f.is(), f.loadsDaddr(reg), f.isIn(p), rejects(unix.NFT_REJECT_ICMPX_HOST_UNREACH))
 		}
 	}

@@ -124,6 +124,7 @@ func TestNamesGoWithTheSandbox(t *testing.T) {
 	w.Beat()
 	require.Equal(t, []int{1, 0}, []int{w.one.beats, w.two.beats})
 	require.EqualValues(t, 5353, w.one.port)
+	require.Equal(t, State{Sandboxes: 2}, w.State())
 	w.one.dead, w.one.port = true, 0
 	w.Beat()
 	require.EqualValues(t, 5353, w.one.port, "made again")

@@ -91,6 +91,7 @@ func (h *host) serve(ctx context.Context, control net.Listener) error {
 	}
 	plugin := docker.New(docker.Options{Driver: h.driver, Pools: enginePools{h.ipam}, Log: h.log})
 	run("beat", h.beat)
+	run("beat in sandboxes", h.beatTables)
 	run("retry", h.retry)
 	run("serve the command line", func(ctx context.Context) error { return api.Serve(ctx, control, h, h.log) })
 	if h.cfg.DockerSocket == "" {
@@ -117,9 +118,14 @@ func (h *host) serve(ctx context.Context, control net.Listener) error {
 
 // beat tells the datapath that our resolvers answer.
 func (h *host) beat(ctx context.Context) error {
+	return every(ctx, heartbeat, h.datapath.Beat)
+}
+
+// beatTables is beat for sandboxes without hooks. A large change of their tables may hold it up, and it nothing else.
+func (h *host) beatTables(ctx context.Context) error {
 	return every(ctx, heartbeat, func() error {
 		h.tables.Beat()
-		return h.datapath.Beat()
+		return nil
 	})
 }
 

@@ -55,6 +55,27 @@ func (Host) CanForward6() error {
 	return nil
 }
 
+// RefuseInside is [Host.Refuse] in the namespace at path: who asks there for an address that nothing has is told at once.
+func (h Host) RefuseInside(path string, p netip.Prefix) error {
+	err := h.Do(path, func() error { return h.Refuse(p) })
+	if p.Addr().Is6() && errors.Is(err, unix.EACCES) {
+		return nil // IPv6 is off there, and so is any way to the address
+	}
+	if err != nil {
+		return fmt.Errorf("in the sandbox %s: %w", path, explain(err))
+	}
+	return nil
+}
+
+// UnrefuseInside undoes RefuseInside. A namespace that has ended has no routes.
+func (h Host) UnrefuseInside(path string, p netip.Prefix) error {
+	err := explain(h.Do(path, func() error { return h.Unrefuse(p) }))
+	if err != nil && !errors.Is(err, ErrNoNetns) {
+		return fmt.Errorf("in the sandbox %s: %w", path, err)
+	}
+	return nil
+}
+
 // flows matches UDP flows that went to an address, or any, and are answered from another.
 type flows struct{ to, from netip.Addr }
 

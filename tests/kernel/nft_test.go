@@ -146,11 +146,11 @@ func TestNFTTranslatesAsTheProgramsDo(t *testing.T) {
 		{"udp", "10.96.1.1:81", "", syscall.ECONNREFUSED},
 		{"tcp", "10.96.1.3:80", "", syscall.ECONNREFUSED},
 		{"udp", "10.96.1.3:80", "", syscall.ECONNREFUSED},
-		{"tcp", "10.96.1.4:80", "", syscall.EHOSTUNREACH},
-		{"tcp", "10.96.1.99:80", "", syscall.EHOSTUNREACH},
+		{"tcp", "10.96.1.4:80", "", syscall.ECONNREFUSED},
+		{"tcp", "10.96.1.99:80", "", syscall.ECONNREFUSED},
 		{"tcp", "[fd6d:7374:10::1]:80", "[fd00::2]:80\n", nil},
 		{"udp", "[fd6d:7374:10::1]:80", "[fd00::2]:80\n", nil},
-		{"tcp", "[fd6d:7374:10::9]:80", "", syscall.EHOSTUNREACH},
+		{"tcp", "[fd6d:7374:10::9]:80", "", syscall.ECONNREFUSED},
 	} {
 		got, err := ask(path, tt.network, tt.addr)
 		require.ErrorIs(t, err, tt.err, "%s %s", tt.network, tt.addr)
