@@ -120,12 +120,12 @@ func (t *Tables) Know(sandboxes []Sandbox) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for _, s := range sandboxes {
-		if t.boxes[s.Cookie] != nil {
-			continue
+		if now, err := t.Cookie(s.Path); err != nil || now != s.Cookie || t.boxes[s.Cookie] != nil {
+			continue // it has ended, and a daemon will find out
 		}
 		tables, err := t.kernel.sandbox(s.Path, t.Pools)
 		if err != nil {
-			continue // it has ended, and a daemon will find out
+			continue
 		}
 		b := &box{Sandbox: s, tables: tables}
 		if b.has, err = tables.frontends(); err != nil {

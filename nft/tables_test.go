@@ -82,7 +82,8 @@ func TestACommandChangesWhatADaemonWrote(t *testing.T) {
 	w.source.services = []bpf.Service{{Frontend: vip(1), ID: 1, Slots: []uint32{2}}}
 	w.put(1, 0, 7)
 	w.start()
-	w.Know([]Sandbox{{Cookie: 1, Path: path1, Networks: []uint32{7}}, {Cookie: 3, Path: "/run/netns/ended"}})
+	w.Know([]Sandbox{{Cookie: 1, Path: path1, Networks: []uint32{7}}, {Cookie: 3, Path: "/run/netns/ended"}, {Cookie: 4, Path: path2}})
+	require.Equal(t, 1, w.State().Sandboxes)
 	require.NoError(t, w.PutService(bpf.Service{Frontend: vip(3), ID: 3, Slots: []uint32{2}}))
 	require.NoError(t, w.Flush())
 	require.NoError(t, w.DeleteService(vip(1)))
