@@ -64,6 +64,7 @@ type Tables struct {
 	dirty    map[bpf.Frontend]struct{} // changed since the last Flush
 	woken    []netip.Addr              // VIPs that refused until then
 	ends     []End
+	tried    bool // the kernel has all that is needed
 }
 
 // box is a sandbox as far as its tables are known.
@@ -234,9 +235,13 @@ func (t *Tables) beats() {
 func (t *Tables) Supported() error {
 	t.mu.Lock() // the library's ids of sets are nobody's
 	defer t.mu.Unlock()
+	if t.tried {
+		return nil
+	}
 	if err := t.kernel.try(t.Pools); err != nil {
 		return fmt.Errorf("try what ebpf=off needs of nftables: %w", explain(err))
 	}
+	t.tried = true
 	return nil
 }
 
