@@ -157,7 +157,7 @@ func (m *Manager) guardNetwork(n *Network) error {
 
 func (m *Manager) unguardNetwork(n *Network) error {
 	name := m.mode(n).guard(n)
-	if name == "" {
+	if name == "" || n.Off() {
 		return nil
 	}
 	dev, err := m.links.Find(name)

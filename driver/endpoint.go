@@ -228,10 +228,7 @@ func (m *Manager) setUpEndpoint(n *Network, e *Endpoint) error {
 	}
 	// the maps come before the programs, and these before the engine moves the peer: no packet is
 	// ever judged by less than all of it
-	if err := m.putDatapath(n, e, dev.MAC, mac); err != nil {
-		return err
-	}
-	if err := m.attach(n, e); err != nil {
+	if err := m.guardEndpoint(n, e, dev.MAC, mac); err != nil {
 		return err
 	}
 	if err := m.services.PutEndpoint(e.service()); err != nil {
@@ -249,6 +246,17 @@ func (n *Network) gatewaysOf(e *Endpoint) []netip.Addr {
 		}
 	}
 	return out
+}
+
+// guardEndpoint makes the endpoint known and its traffic checked.
+func (m *Manager) guardEndpoint(n *Network, e *Endpoint, hostMAC, mac net.HardwareAddr) error {
+	if n.Off() {
+		return m.guardOff(n, e)
+	}
+	if err := m.putDatapath(n, e, hostMAC, mac); err != nil {
+		return err
+	}
+	return m.attach(n, e)
 }
 
 func (m *Manager) putDatapath(n *Network, e *Endpoint, hostMAC, mac net.HardwareAddr) error {
@@ -323,6 +331,9 @@ func (m *Manager) tearDownEndpoint(e *Endpoint) error {
 	}
 	if err == nil {
 		err = m.tearDownDatapath(e)
+	}
+	if err == nil && m.networks[e.NetworkID].Off() {
+		err = m.setEnds(e.ID)
 	}
 	if err != nil {
 		return fmt.Errorf("remove the endpoint %s: %w", e.ID, errors.Join(err, unmarked))

@@ -61,6 +61,10 @@ var settings = []setting{
 	{name: "ipvlan", options: map[string]string{"mode": "ipvlan"}},
 	{name: "ipvlan on a LAN", options: map[string]string{"mode": "ipvlan", "parent": "lan0"}},
 	{name: "netkit", options: map[string]string{"mode": "netkit"}},
+	{name: "veth without eBPF", options: map[string]string{"ebpf": "off"}},
+	{name: "bridge without eBPF", options: map[string]string{"ebpf": "off", "mode": "bridge"}},
+	{name: "macvlan without eBPF", options: map[string]string{"ebpf": "off", "mode": "macvlan"}},
+	{name: "netkit without eBPF", options: map[string]string{"ebpf": "off", "mode": "netkit"}},
 }
 
 // removeHand is RemoveByHand, done when there is nothing to remove.

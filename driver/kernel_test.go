@@ -23,6 +23,7 @@ type kernel struct {
 	devices   map[string]*device
 	netns     map[string]*netns // by path
 	refused   map[netip.Prefix]bool
+	forwards6 error // of a host that does not
 	lastIndex int
 	lastNetns uint64
 }
@@ -39,13 +40,15 @@ type device struct {
 	gateways []netip.Addr
 	peerIn   string // path of the namespace that the peer was moved into
 	clsact   bool   // ours
-	tc       bool   // an operator's
+	forwards bool
+	tc       bool // an operator's
 }
 
 type netns struct {
 	cookie  uint64
 	listens bool
 	inside  map[string]link.Inside
+	refused map[netip.Prefix]bool
 }
 
 func newKernel(f *fault) *kernel {
@@ -412,6 +415,51 @@ func (k *kernel) DetachClsact(name string) error {
 	defer k.mu.Unlock()
 	if d := k.devices[name]; d != nil {
 		d.clsact = false
+	}
+	return nil
+}
+
+func (k *kernel) Forward(name string, ipv6 bool) error {
+	if err := k.fault.hit("forward"); err != nil {
+		return err
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	d := k.devices[name]
+	if d == nil {
+		return link.ErrNoDevice
+	}
+	d.forwards = true
+	return nil
+}
+
+func (k *kernel) CanForward6() error { return k.forwards6 }
+
+func (k *kernel) RefuseInside(path string, p netip.Prefix) error {
+	if err := k.fault.hit("refuse inside"); err != nil {
+		return err
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	n := k.netns[path]
+	if n == nil {
+		return link.ErrNoNetns
+	}
+	if n.refused == nil {
+		n.refused = map[netip.Prefix]bool{}
+	}
+	n.refused[p] = true
+	return nil
+}
+
+func (k *kernel) UnrefuseInside(path string, p netip.Prefix) error {
+	if err := k.fault.hit("unrefuse inside"); err != nil {
+		return err
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if n := k.netns[path]; n != nil {
+		delete(n.refused, p)
 	}
 	return nil
 }

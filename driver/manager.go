@@ -44,6 +44,10 @@ type Links interface {
 	AttachClsact(name string, ingress, egress link.Filter) error
 	DetachClsact(name string) error
 	HasClsact(name string) bool
+	Forward(name string, ipv6 bool) error
+	CanForward6() error
+	RefuseInside(path string, p netip.Prefix) error
+	UnrefuseInside(path string, p netip.Prefix) error
 	Namespaces
 }
 
@@ -100,6 +104,7 @@ type Manager struct {
 	links    Links
 	datapath Datapath
 	services Services
+	tables   Tables
 	resolver Resolver
 	pools    []netip.Prefix // service pools, unreachable but for VIPs
 	log      logrus.FieldLogger
@@ -122,6 +127,7 @@ type Config struct {
 	Links    Links
 	Datapath Datapath
 	Services Services
+	Tables   Tables
 	Resolver Resolver
 	Pools    []netip.Prefix // service pools: made unreachable on the host, but for what the hooks translate
 	Log      logrus.FieldLogger
@@ -141,7 +147,7 @@ var ErrNotFound = errors.New("not found")
 func New(cfg Config) (*Manager, error) {
 	m := &Manager{
 		store: cfg.Store, links: cfg.Links, datapath: cfg.Datapath, services: cfg.Services,
-		resolver: cfg.Resolver, pools: cfg.Pools, log: cfg.Log,
+		tables: cfg.Tables, resolver: cfg.Resolver, pools: cfg.Pools, log: cfg.Log,
 		networks: map[string]*Network{}, endpoints: map[string]*Endpoint{}, waiting: map[string]context.CancelFunc{},
 		moving: map[string]context.CancelFunc{},
 	}

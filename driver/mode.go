@@ -75,7 +75,7 @@ func (p pair) lower(n *Network) error {
 
 func (p pair) connect(n *Network, e *Endpoint, mac net.HardwareAddr, mtu int) (link.Device, error) {
 	dev, err := p.links.CreatePair(link.Pair{
-		Owner: e.ID, Type: p.typ, Host: e.HostIf, Peer: e.PeerIf, MTU: mtu, MAC: mac,
+		Owner: e.ID, Type: p.typ, Host: e.HostIf, Peer: e.PeerIf, MTU: mtu, MAC: mac, Open: n.Off(),
 	})
 	if err != nil {
 		return dev, err

@@ -104,6 +104,9 @@ func (m *Manager) CreateNetwork(_ context.Context, cfg NetworkConfig) error {
 	if err := m.checkParent(n); err != nil {
 		return err
 	}
+	if err := m.checkOff(n); err != nil {
+		return err
+	}
 	// the record comes first: whatever happens after it, Restore can finish the undo
 	err = m.store.Update(func(tx state.Tx) error {
 		if _, err := tx.Get(bucketCounter, "network", &n.Number); err != nil {
@@ -223,6 +226,9 @@ func (m *Manager) setUpNetwork(n *Network) error {
 	if err := m.mode(n).raise(n); err != nil {
 		return err
 	}
+	if n.Off() {
+		return m.setEnds() // whose tables guard it
+	}
 	return m.guardNetwork(n)
 }
 
@@ -238,6 +244,9 @@ func (m *Manager) tearDownNetwork(n *Network) error {
 		return errors.Join(err, unmarked) // before its device's index is lost
 	}
 	errs = append(errs, m.mode(n).lower(n), m.services.RemoveNetwork(n.ID))
+	if n.Off() {
+		errs = append(errs, m.setEnds(n.ID))
+	}
 	if err := errors.Join(errs...); err != nil {
 		return errors.Join(err, unmarked)
 	}

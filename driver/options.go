@@ -23,6 +23,7 @@ type Options struct {
 	IPvlanMode  string `json:"ipvlan_mode,omitempty"`  // l2, l3 or l3s
 	IPvlanFlag  string `json:"ipvlan_flag,omitempty"`  // bridge, private or vepa
 
+	EBPF    string `json:"ebpf,omitempty"`    // on or off: nftables instead; "" for on
 	LB      string `json:"lb"`                // auto, socket or packet
 	VIP     bool   `json:"vip"`               // names become services
 	Publish string `json:"publish,omitempty"` // gwbridge
@@ -59,6 +60,7 @@ type option struct {
 
 var options = map[string]option{
 	"mode": {[]string{ModeVeth, ModeBridge, ModeMacvlan, ModeIPvlan, ModeNetkit}, func(o *Options, v string) error { o.Mode = v; return nil }},
+	"ebpf": {[]string{"on", "off"}, func(o *Options, v string) error { o.EBPF = v; return nil }},
 	"lb":   {[]string{LBAuto, LBSocket, LBPacket}, func(o *Options, v string) error { o.LB = v; return nil }},
 	"vip":  {[]string{"on", "off"}, func(o *Options, v string) error { o.VIP = v == "on"; return nil }},
 	"publish": {[]string{"gwbridge"}, func(o *Options, v string) error {
@@ -117,6 +119,9 @@ func ParseOptions(raw map[string]string) (Options, error) {
 	}
 	if err := o.checkMode(); err != nil {
 		return o, err
+	}
+	if o.EBPF == "off" && o.LB != LBAuto {
+		return o, fmt.Errorf("network option lb=%q contradicts ebpf=%q: without eBPF nftables translates services, leave lb away", o.LB, o.EBPF)
 	}
 	switch o.Mode {
 	case ModeMacvlan:

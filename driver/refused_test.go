@@ -41,7 +41,7 @@ func TestOptionsOfANetwork(t *testing.T) {
 		{name: "MTU too large", raw: map[string]string{"mtu": "65536"}, err: `network option mtu="65536" must be a number of bytes from 1280 to 65535`},
 		{name: "MTU in words", raw: map[string]string{mtu: "jumbo"}, err: `network option com.docker.network.driver.mtu="jumbo" must be a number of bytes from 1280 to 65535`},
 		{name: "unknown key", raw: map[string]string{"colour": "red"},
-			err: `unknown network option "colour": the options are com.docker.network.bridge.name, com.docker.network.driver.mtu, ipvlan_flag, ipvlan_mode, lb, macvlan_mode, mode, mtu, parent, publish, vip`},
+			err: `unknown network option "colour": the options are com.docker.network.bridge.name, com.docker.network.driver.mtu, ebpf, ipvlan_flag, ipvlan_mode, lb, macvlan_mode, mode, mtu, parent, publish, vip`},
 		{name: "a parent without slaves", raw: map[string]string{"parent": "eth0"},
 			err: `network option parent="eth0" contradicts mode="veth": it goes with mode=macvlan or ipvlan only`},
 		{name: "a mode of slaves without slaves", raw: map[string]string{"mode": "bridge", "macvlan_mode": "vepa"},

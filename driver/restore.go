@@ -22,6 +22,9 @@ func (m *Manager) Restore() error {
 	for _, p := range m.pools {
 		errs = append(errs, m.links.Refuse(p))
 	}
+	if m.anyOff() { // before anything else is made: the tables are never less than all
+		errs = append(errs, m.setEnds())
+	}
 	for _, n := range m.networks {
 		if n.Partial {
 			errs = append(errs, m.removeNetwork(n))
@@ -100,7 +103,7 @@ func (m *Manager) restoreByHand(e *Endpoint) error {
 
 // prune removes what carries our mark and no record explains.
 func (m *Manager) prune() error {
-	return errors.Join(m.pruneDevices(), m.pruneMaps(), m.pruneRoutes())
+	return errors.Join(m.pruneDevices(), m.pruneMaps(), m.pruneRoutes(), m.setEnds())
 }
 
 func (m *Manager) pruneDevices() error {

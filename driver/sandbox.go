@@ -61,7 +61,10 @@ func (m *Manager) Join(_ context.Context, _, id, sandbox string) (Join, error) {
 	}
 	j := Join{
 		SrcName: e.PeerIf, DstPrefix: "eth", DstName: e.IfName,
-		Routes: m.routes(n, e), DisableGatewayService: n.Internal,
+		DisableGatewayService: n.Internal,
+	}
+	if j.Routes = m.routes(n, e); n.viaHost() {
+		j.Hops, j.Routes = m.hops(n, e, j.Routes), nil
 	}
 	if m.mode(n).leadsOut(n) {
 		for _, gw := range n.gatewaysOf(e) {
@@ -79,7 +82,7 @@ func (m *Manager) Join(_ context.Context, _, id, sandbox string) (Join, error) {
 // subnets, for which the host's end answers neighbour discovery.
 func (m *Manager) routes(n *Network, e *Endpoint) []netip.Prefix {
 	var out []netip.Prefix
-	for _, p := range slices.Concat(n.VIPs, n.Subnets(), m.mode(n).onLink(n)) {
+	for _, p := range slices.Concat(n.VIPs, n.Subnets(), m.mode(n).onLink(n), m.handBlocks(n, e)) {
 		has4, has6 := e.IPv4.IsValid(), e.IPv6.IsValid()
 		if p.Addr().Is4() && !has4 || p.Addr().Is6() && !has6 {
 			continue
@@ -161,6 +164,31 @@ func (m *Manager) enter(n *Network, e *Endpoint, cookie uint64) error {
 			return fmt.Errorf("record the endpoint %s: %w", e.ID, err)
 		}
 	}
+	if m.hasOn(cookie, nil) {
+		if err := m.enterHooks(e); err != nil {
+			return err
+		}
+	}
+	if m.hasOff(cookie, nil) {
+		if err := m.putTables(e, nil); err != nil {
+			return err
+		}
+	}
+	if n == nil {
+		return nil
+	}
+	if err := m.services.PutEndpoint(e.service()); err != nil {
+		return err
+	}
+	if m.noTCX && !n.Off() && m.mode(n).end() == bpf.SandboxEnd {
+		return m.attachSlave(e)
+	}
+	return nil
+}
+
+// enterHooks makes a sandbox known to the socket hooks, as a member of all its networks.
+func (m *Manager) enterHooks(e *Endpoint) error {
+	cookie := e.Cookie
 	sb, known, err := m.datapath.Sandbox(cookie)
 	if err != nil {
 		return err
@@ -177,7 +205,7 @@ func (m *Manager) enter(n *Network, e *Endpoint, cookie uint64) error {
 		listens, err := m.links.Listens(e.Sandbox)
 		sb.Tracked = err == nil && !listens
 	}
-	if m.resolver != nil && n != nil && n.Options.VIP {
+	if m.resolver != nil && m.wantsNames(cookie, nil) {
 		if sb.DNSPort, err = m.resolver.Add(cookie, e.Sandbox); err != nil {
 			// names keep the engine's answers
 			m.log.WithError(err).WithField("endpoint", e.ID).Warn("answer names in a sandbox")
@@ -186,17 +214,10 @@ func (m *Manager) enter(n *Network, e *Endpoint, cookie uint64) error {
 	if err := m.datapath.PutSandbox(sb); err != nil {
 		return err
 	}
-	if n == nil {
-		return nil
-	}
-	if err := m.datapath.PutMember(cookie, n.Number); err != nil {
-		return err
-	}
-	if err := m.services.PutEndpoint(e.service()); err != nil {
-		return err
-	}
-	if m.noTCX && m.mode(n).end() == bpf.SandboxEnd {
-		return m.attachSlave(e)
+	for _, number := range m.networksOf(cookie, nil) {
+		if err := m.datapath.PutMember(cookie, number); err != nil {
+			return err
+		}
 	}
 	return nil
 }
@@ -255,6 +276,9 @@ func (m *Manager) leave(e *Endpoint) error {
 
 // leaveSandbox ends a membership, and the sandbox when it was the last one.
 func (m *Manager) leaveSandbox(e *Endpoint) error {
+	if err := m.leaveTables(e); err != nil {
+		return err
+	}
 	last, sameNetwork := true, false
 	for _, other := range m.endpoints {
 		if other.ID != e.ID && other.Cookie == e.Cookie {
@@ -266,6 +290,9 @@ func (m *Manager) leaveSandbox(e *Endpoint) error {
 		if err := m.datapath.DeleteMember(e.Cookie, n.Number); err != nil {
 			return err
 		}
+	}
+	if !last && !m.hasOn(e.Cookie, e) { // the tables look after the others
+		return m.datapath.DeleteMember(e.Cookie, 0)
 	}
 	if !last {
 		sb, known, err := m.datapath.Sandbox(e.Cookie)

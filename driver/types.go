@@ -62,6 +62,12 @@ func (e *Endpoint) same(cfg EndpointConfig) bool {
 		(cfg.MAC == "" || bytes.Equal(parseMAC(cfg.MAC), parseMAC(e.MAC))) && maps.Equal(e.Options, cfg.Options)
 }
 
+// Hop is a destination and the router that leads to it.
+type Hop struct {
+	To  netip.Prefix
+	Via netip.Addr
+}
+
 // Join is what the engine needs to move an endpoint into a sandbox.
 type Join struct {
 	SrcName   string
@@ -70,6 +76,8 @@ type Join struct {
 	Gateway   netip.Addr
 	Gateway6  netip.Addr
 	// Routes are on-link (CONNECTED) destinations besides the endpoint's own subnet.
-	Routes                []netip.Prefix
+	Routes []netip.Prefix
+	// Hops are destinations behind a router, to be added in this order.
+	Hops                  []Hop
 	DisableGatewayService bool
 }

@@ -15,6 +15,7 @@ import (
 	"github.com/sirupsen/logrus/hooks/test"
 	"github.com/stretchr/testify/require"
 
+	"github.com/mustang-net/mustang/nft"
 	"github.com/mustang-net/mustang/service"
 	"github.com/mustang-net/mustang/state"
 )
@@ -126,6 +127,7 @@ type world struct {
 	kernel   *kernel
 	datapath *datapath
 	services *services
+	tables   *tables
 	resolver *resolver
 	store    state.Store
 	log      *test.Hook
@@ -139,6 +141,7 @@ func newWorld(t *testing.T) *world {
 	w := &world{
 		t: t, fault: f, kernel: k, datapath: newDatapath(f, k), store: state.Memory(),
 		services: &services{fault: f, networks: map[string]service.Network{}},
+		tables:   &tables{fault: f, kernel: k, sandboxes: map[string]nft.Sandbox{}},
 	}
 	w.restart()
 	t.Cleanup(func() { w.Close() })
@@ -165,7 +168,7 @@ func (w *world) startAgain() {
 	w.log = hook
 	m, err := New(Config{
 		Store: faultyStore{w.store, w.fault}, Links: w.kernel, Datapath: w.datapath, Services: w.services,
-		Resolver: w.resolver, Pools: []netip.Prefix{netip.MustParsePrefix("10.96.0.0/16"), netip.MustParsePrefix("fd6d:7374:10::/96")},
+		Tables: w.tables, Resolver: w.resolver, Pools: []netip.Prefix{netip.MustParsePrefix("10.96.0.0/16"), netip.MustParsePrefix("fd6d:7374:10::/96")},
 		Log: log,
 	})
 	require.NoError(w.t, err)
@@ -196,6 +199,9 @@ func (w *world) lines() []string {
 	}
 	for path, n := range w.kernel.netns {
 		paths[n.cookie] = path
+		for p := range n.refused {
+			add("refused in %s: %s", path, p)
+		}
 	}
 	for id, n := range w.services.networks {
 		nets[n.Number] = id
@@ -220,6 +226,18 @@ func (w *world) lines() []string {
 	}
 	for name, index := range w.datapath.attached {
 		add("programs of %s on %s", name, ifs[index])
+	}
+	for _, e := range w.tables.ends {
+		add("end %s kind %d of %s addresses %v", e.Name, e.Kind, nets[e.Network], e.Addrs)
+	}
+	for path, s := range w.tables.sandboxes {
+		if n := w.kernel.netns[path]; n != nil && n.cookie == s.Cookie {
+			var of []string
+			for _, number := range s.Networks {
+				of = append(of, nets[number])
+			}
+			add("tables in %s of %v dns %d", path, of, s.DNSPort)
+		}
 	}
 	for id := range w.services.endpoints {
 		add("services know the endpoint %s", id)

@@ -110,6 +110,14 @@ func (m *Manager) handRange(a netip.Addr) string {
 	return "a pool of its family"
 }
 
+// HandBlock is the part of a service pool that hand-made services have.
+func HandBlock(p netip.Prefix) netip.Prefix {
+	if p.Addr().Is4() {
+		return netip.PrefixFrom(p.Masked().Addr(), blockBits4)
+	}
+	return netip.PrefixFrom(p.Masked().Addr(), blockBits6)
+}
+
 // inPools reports whether an address lies in a service pool.
 func (m *Manager) inPools(a netip.Addr) bool {
 	return slices.ContainsFunc(m.pools, func(p pool) bool { return p.Contains(a) })

@@ -107,6 +107,11 @@ func (m *Manager) flush() error {
 		m.backends.release(m.applied[f].backends)
 		delete(m.applied, f)
 	}
+	if b, ok := m.maps.(Batch); ok { // before backends go that it may still lead to
+		if err := b.Flush(); err != nil {
+			fails.add(err)
+		}
+	}
 	m.deleteOrphans(&fails)
 	return fails.err()
 }

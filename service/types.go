@@ -32,6 +32,9 @@ type Maps interface {
 	DeleteBackend(id uint32) error
 }
 
+// Batch is a [Maps] that keeps some changes until Flush; what failed is tried again by the next one.
+type Batch interface{ Flush() error }
+
 // Network is a network whose names become services.
 type Network struct {
 	ID       string `json:"id"`     // Docker's network id, or the name of a CNI network

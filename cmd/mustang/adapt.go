@@ -13,11 +13,13 @@ import (
 	"time"
 
 	"github.com/sirupsen/logrus"
+	"golang.org/x/sys/unix"
 
 	"github.com/mustang-net/mustang/bpf"
 	"github.com/mustang-net/mustang/driver"
 	"github.com/mustang-net/mustang/driver/link"
 	"github.com/mustang-net/mustang/ipam"
+	"github.com/mustang-net/mustang/nft"
 	"github.com/mustang-net/mustang/service"
 	"github.com/mustang-net/mustang/service/dns"
 )
@@ -65,6 +67,7 @@ type engineNetworks struct {
 
 // Collect lets go of endpoints that the engine has forgotten, and of addresses that no endpoint has.
 func (n engineNetworks) Collect(known map[string]map[string]bool) error {
+	n.host.checkTables() // an engine that has started may have made its chains anew
 	orphaned := n.Orphaned()
 	err := n.Manager.Collect(known)
 	if orphaned && !n.Orphaned() {
@@ -107,7 +110,9 @@ func (n sandboxNetwork) Listen(s dns.Sandbox) (udp net.PacketConn, tcp net.Liste
 func (n sandboxNetwork) Dial(ctx context.Context, s dns.Sandbox, network string) (conn net.Conn, err error) {
 	dialer := net.Dialer{Control: func(_, _ string, raw syscall.RawConn) error {
 		var exempt error
-		if err := raw.Control(func(fd uintptr) { exempt = n.datapath.Exempt(int(fd)) }); err != nil {
+		if err := raw.Control(func(fd uintptr) {
+			exempt = errors.Join(n.datapath.Exempt(int(fd)), unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_MARK, nft.Mark))
+		}); err != nil {
 			return err
 		}
 		return exempt

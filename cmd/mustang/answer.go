@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"github.com/mustang-net/mustang/api"
+	"github.com/mustang-net/mustang/bpf"
 	"github.com/mustang-net/mustang/driver"
 	"github.com/mustang-net/mustang/service"
 )
@@ -113,7 +114,7 @@ func (h *host) Status(context.Context) (api.Status, error) {
 	ready := h.daemon && (h.cfg.DockerSocket == "" || h.watcher.synced.Load())
 	s := api.Status{Version: version, Daemon: h.daemon, Ready: ready}
 	for _, sub := range []api.Subsystem{
-		h.statusDatapath(), h.statusDrops(), h.statusServices(), h.statusDriver(), h.statusIPAM(), h.statusWatcher(),
+		h.statusDatapath(), h.statusDrops(), h.statusServices(), h.statusDriver(), h.statusTables(), h.statusIPAM(), h.statusWatcher(),
 	} {
 		s.Ready = s.Ready && sub.State != "failed"
 		s.Subsystems = append(s.Subsystems, sub)
@@ -138,9 +139,15 @@ func (h *host) statusDrops() api.Subsystem {
 	if err != nil {
 		return failed("drops", err)
 	}
+	for reason, packets := range h.tables.Drops() {
+		drops = append(drops, bpf.Drop{Reason: reason, Packets: packets})
+	}
 	totals := map[string]uint64{}
 	var order []string
 	for _, d := range drops {
+		if d.Packets == 0 {
+			continue
+		}
 		if totals[d.Reason] == 0 {
 			order = append(order, d.Reason)
 		}
@@ -166,6 +173,15 @@ func (h *host) statusDriver() api.Subsystem {
 	if h.driver.Orphaned() {
 		s.State = "degraded"
 		s.Detail += "; endpoints of a lost state go on unmanaged: make their networks and containers anew"
+	}
+	return s
+}
+
+func (h *host) statusTables() api.Subsystem {
+	state := h.tables.State()
+	s := api.Subsystem{Name: "nftables", State: "ok", Detail: fmt.Sprintf("%d sandboxes, %d devices", state.Sandboxes, state.Ends)}
+	if state.Err != nil {
+		s.State, s.Detail = "degraded", s.Detail+"; "+state.Err.Error()
 	}
 	return s
 }

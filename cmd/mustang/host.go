@@ -20,6 +20,7 @@ import (
 	"github.com/mustang-net/mustang/driver"
 	"github.com/mustang-net/mustang/driver/link"
 	"github.com/mustang-net/mustang/ipam"
+	"github.com/mustang-net/mustang/nft"
 	"github.com/mustang-net/mustang/service"
 	"github.com/mustang-net/mustang/service/dns"
 	"github.com/mustang-net/mustang/state"
@@ -34,6 +35,7 @@ type host struct {
 	links    link.Host
 	ipam     *ipam.IPAM
 	services *service.Manager
+	tables   *nft.Tables
 	driver   *driver.Manager
 	resolver *dns.Server // nil without a daemon
 	watcher  watcherState
@@ -75,20 +77,22 @@ func (h *host) open() (err error) {
 	if h.datapath, err = bpf.Open(h.cfg.BPFFS); err != nil {
 		return err
 	}
-	if err := h.setPools(); err != nil {
+	pools, err := h.setPools()
+	if err != nil {
 		return err
 	}
+	h.tables = nft.New(nft.Options{Services: h.datapath, Pools: pools, Cookie: h.links.Cookie, Forget: h.links.ForgetFlows})
 	if h.ipam, err = ipam.New(h.store, h.ipamOptions()); err != nil {
 		return err
 	}
-	h.services, err = service.New(h.store, h.datapath, service.Options{
+	h.services, err = service.New(h.store, serviceMaps{h.datapath, h.tables}, service.Options{
 		Pools: h.cfg.ServicePools, HostAddr: h.links.HasAddr, Log: h.log,
 	})
 	if err != nil {
 		return err
 	}
 	cfg := driver.Config{
-		Store: h.store, Links: h.links, Datapath: h.datapath, Services: h.services,
+		Store: h.store, Links: h.links, Datapath: h.datapath, Services: h.services, Tables: h.tables,
 		Pools: h.cfg.ServicePools, Log: h.log,
 	}
 	if h.daemon {
@@ -98,23 +102,25 @@ func (h *host) open() (err error) {
 	if h.driver, err = driver.New(cfg); err != nil {
 		return err
 	}
+	if !h.daemon {
+		h.tables.Know(h.driver.Sandboxes())
+	}
 	return h.services.Reconcile()
 }
 
-// setPools tells the datapath the first service pool of each family.
-func (h *host) setPools() error {
-	var pools [2]netip.Prefix
+// setPools tells the datapath the first service pool of each family, and returns them.
+func (h *host) setPools() (pools [2]netip.Prefix, err error) {
 	for _, p := range h.cfg.ServicePools {
 		family := 0
 		if p.Addr().Is6() {
 			family = 1
 		}
 		if pools[family].IsValid() {
-			return fmt.Errorf("service_pools has more than one pool of a family (%s and %s): keep one of each", pools[family], p)
+			return pools, fmt.Errorf("service_pools has more than one pool of a family (%s and %s): keep one of each", pools[family], p)
 		}
 		pools[family] = p
 	}
-	return h.datapath.SetPools(pools[0], pools[1])
+	return pools, h.datapath.SetPools(pools[0], pools[1])
 }
 
 func (h *host) ipamOptions() ipam.Options {
@@ -143,6 +149,9 @@ func bootID() string {
 func (h *host) close() error {
 	if h.driver != nil {
 		h.driver.Close()
+	}
+	if h.tables != nil {
+		h.tables.Close() // before our resolver, so that no query goes to where nobody listens
 	}
 	if h.resolver != nil {
 		h.resolver.Close()

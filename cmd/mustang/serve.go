@@ -91,6 +91,7 @@ func (h *host) serve(ctx context.Context, control net.Listener) error {
 	}
 	plugin := docker.New(docker.Options{Driver: h.driver, Pools: enginePools{h.ipam}, Log: h.log})
 	run("beat", h.beat)
+	run("beat in sandboxes", h.beatTables)
 	run("retry", h.retry)
 	run("serve the command line", func(ctx context.Context) error { return api.Serve(ctx, control, h, h.log) })
 	if h.cfg.DockerSocket == "" {
@@ -120,9 +121,18 @@ func (h *host) beat(ctx context.Context) error {
 	return every(ctx, heartbeat, h.datapath.Beat)
 }
 
+// beatTables is beat for sandboxes without hooks. A large change of their tables may hold it up, and it nothing else.
+func (h *host) beatTables(ctx context.Context) error {
+	return every(ctx, heartbeat, func() error {
+		h.tables.Beat()
+		return nil
+	})
+}
+
 // retry repeats writes to the maps that failed.
 func (h *host) retry(ctx context.Context) error {
 	return every(ctx, retryEvery, func() error {
+		h.checkTables()
 		if h.services.Err() == nil {
 			return nil
 		}
@@ -131,6 +141,16 @@ func (h *host) retry(ctx context.Context) error {
 		}
 		return nil
 	})
+}
+
+// checkTables mends what a firewall that was loaded anew has taken from networks without eBPF.
+func (h *host) checkTables() {
+	mended, err := h.tables.Check()
+	if err != nil {
+		h.log.WithError(err).Warn("write the host's nftables")
+	} else if mended {
+		h.log.Info("the host's nftables lacked what networks with ebpf=off need: written again")
+	}
 }
 
 func every(ctx context.Context, interval time.Duration, fn func() error) error {

@@ -177,6 +177,9 @@ func (p *Plugin) join(ctx context.Context, req joinRequest) (any, undo, error) {
 	for _, r := range j.Routes {
 		resp.StaticRoutes = append(resp.StaticRoutes, staticRoute{Destination: r.String(), RouteType: routeConnected})
 	}
+	for _, h := range j.Hops {
+		resp.StaticRoutes = append(resp.StaticRoutes, staticRoute{Destination: h.To.String(), RouteType: routeNextHop, NextHop: h.Via.String()})
+	}
 	return resp, func(ctx context.Context) error {
 		return p.driver.Leave(ctx, req.NetworkID, req.EndpointID)
 	}, nil

@@ -117,8 +117,11 @@ type interfaceName struct {
 	DstName   string `json:",omitempty"`
 }
 
-// routeConnected is the RouteType of an on-link destination.
-const routeConnected = 1
+// The RouteTypes: of a destination behind a router, and of one on-link.
+const (
+	routeNextHop   = 0
+	routeConnected = 1
+)
 
 // staticRoute is a route besides the endpoint's own subnet.
 type staticRoute struct {

@@ -116,7 +116,7 @@ func (Host) Plug(port, bridge string, addrs []netip.Addr, mac net.HardwareAddr) 
 	}
 	fdb := &netlink.Neigh{
 		LinkIndex: p.Attrs().Index, Family: unix.AF_BRIDGE, Flags: netlink.NTF_MASTER,
-		State: netlink.NUD_PERMANENT | netlink.NUD_NOARP, HardwareAddr: mac,
+		State: netlink.NUD_NOARP, HardwareAddr: mac, // static; a permanent one would be the bridge's own address
 	}
 	if err := netlink.NeighSet(fdb); err != nil {
 		return fmt.Errorf("tell %s who is behind %s: %w", bridge, port, err)

@@ -27,6 +27,7 @@ type Pair struct {
 	Peer  string
 	MTU   int              // bytes
 	MAC   net.HardwareAddr // of the peer
+	Open  bool             // netkit: what the peer sends passes although no program judges it
 }
 
 // CreatePair creates a pair and returns its host's end, which is up, has no link-local address and
@@ -64,6 +65,9 @@ func (p Pair) link() netlink.Link {
 		// what the sandbox sends while no program judges it goes nowhere
 		PeerPolicy: netlink.NETKIT_POLICY_BLACKHOLE,
 		Scrub:      netlink.NETKIT_SCRUB_DEFAULT, PeerScrub: netlink.NETKIT_SCRUB_DEFAULT,
+	}
+	if p.Open {
+		nk.PeerPolicy = netlink.NETKIT_POLICY_FORWARD
 	}
 	nk.SetPeerAttrs(&netlink.LinkAttrs{Name: p.Peer, MTU: p.MTU, HardwareAddr: p.MAC})
 	return nk

@@ -35,6 +35,7 @@ func snapshot() ([]string, error) {
 	pins, _ := filepath.Glob("/sys/fs/bpf/tc/globals/*")
 	add("pin", pins...)
 	add("nft", matching(`mustang|mst`, "nft", "list", "tables")...)
+	add("rule of the engine's chain", matching(`mst|msb|mustang`, "sh", "-c", "iptables -S DOCKER-USER; ip6tables -S DOCKER-USER")...)
 	add("process", matching(`^(mst-|mustang|containerd-shim|iperf3|mst_)`, "ps", "-e", "-o", "comm=")...)
 	counts, err := statusCounts()
 	add("count", counts...)

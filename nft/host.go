@@ -1,0 +1,274 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package nft
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/binaryutil"
+	"github.com/google/nftables/expr"
+	"golang.org/x/sys/unix"
+)
+
+// Kind says what a host's end is, and so what is held of it.
+type Kind int
+
+// The kinds of ends.
+const (
+	Routed Kind = iota // of one endpoint: sends from its addresses only, and to its network
+	Port               // of a bridge: sends from its addresses only
+	Bridge             // that the ports of a network are plugged into
+	Slave              // the host's own, by which it reaches a network's slaves
+)
+
+// End is a device of the host that leads to endpoints of a network.
+type End struct {
+	Name    string
+	Kind    Kind
+	Network uint32
+	Addrs   []netip.Addr // of the endpoint behind it
+}
+
+// SetEnds makes these the ends that the host's tables know, in one transaction; without any there are no
+// tables.
+func (t *Tables) SetEnds(ends []End) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if err := t.kernel.setEnds(ends); err != nil {
+		return fmt.Errorf("write the nftables of %d devices: %w", len(ends), err)
+	}
+	t.ends = slices.Clone(ends)
+	return nil
+}
+
+// Check looks whether somebody removed what the host's ends need, as a firewall does that is loaded anew, and mends it.
+func (t *Tables) Check() (mended bool, err error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if len(t.ends) == 0 {
+		return false, nil
+	}
+	stand, err := t.kernel.endsStand(t.ends)
+	if err != nil || stand {
+		return false, err
+	}
+	return true, t.kernel.setEnds(t.ends)
+}
+
+// The host's tables: of what it routes, and of what bridges forward.
+func hostTables() (inet, bridge *nftables.Table) {
+	return &nftables.Table{Name: tableName, Family: nftables.TableFamilyINet},
+		&nftables.Table{Name: tableName, Family: nftables.TableFamilyBridge}
+}
+
+func (netlink) setEnds(ends []End) error {
+	c, err := nftables.New(nftables.WithSockOptions(sized))
+	if err != nil {
+		return err
+	}
+	inet, bridge := hostTables()
+	if len(ends) == 0 {
+		if err := dropTables(c); err != nil {
+			return err
+		}
+		return letThrough(nil)
+	}
+	counted := drops(inet) // before the table goes
+	c.DelTable(c.AddTable(inet))
+	if err := addIsolation(adder{c, addCounters(c, inet, counted)}, ends); err != nil {
+		return err
+	}
+	ports := slices.ContainsFunc(ends, func(e End) bool { return e.Kind == Port })
+	if ports {
+		counted := drops(bridge)
+		c.DelTable(c.AddTable(bridge))
+		if err := addPorts(adder{c, addCounters(c, bridge, counted)}, ends); err != nil {
+			return err
+		}
+	} else if has, err := hasTable(bridge); err == nil && has {
+		c.DelTable(bridge)
+	}
+	if err := c.Flush(); err != nil {
+		if ports {
+			err = fmt.Errorf("%w (mode=bridge also needs CONFIG_NF_TABLES_BRIDGE)", err)
+		}
+		return explain(err)
+	}
+	return letThrough(ends)
+}
+
+// dropTables removes what tables there are. A kernel without nftables has none.
+func dropTables(c *nftables.Conn) error {
+	inet, bridge := hostTables()
+	for _, t := range []*nftables.Table{inet, bridge} {
+		if has, err := hasTable(t); err == nil && has {
+			c.DelTable(t)
+		}
+	}
+	return c.Flush()
+}
+
+func hasTable(t *nftables.Table) (bool, error) {
+	c, err := nftables.New()
+	if err != nil {
+		return false, err
+	}
+	all, err := c.ListTablesOfFamily(t.Family)
+	return slices.ContainsFunc(all, func(o *nftables.Table) bool { return o.Name == t.Name }), err
+}
+
+// endsStand tells whether the tables have a chain for each network, and the engine lets them through.
+func (netlink) endsStand(ends []End) (bool, error) {
+	c, err := nftables.New()
+	if err != nil {
+		return false, err
+	}
+	chains, err := c.ListChainsOfTableFamily(nftables.TableFamilyINet)
+	if err != nil {
+		return false, err
+	}
+	ours := map[string]bool{}
+	for _, ch := range chains {
+		ours[ch.Name] = ours[ch.Name] || ch.Table.Name == tableName
+	}
+	for _, e := range ends {
+		if e.Kind == Port {
+			if has, err := hasTable(&nftables.Table{Name: tableName, Family: nftables.TableFamilyBridge}); err != nil || !has {
+				return false, err
+			}
+		} else if !ours[networkName(e.Network)] {
+			return false, nil
+		}
+	}
+	return isLetThrough(ends)
+}
+
+func networkName(n uint32) string { return fmt.Sprintf("network-%d", n) }
+
+// addIsolation keeps what the host forwards within the networks, and senders to their own addresses.
+func addIsolation(a adder, ends []End) error {
+	var all, checked, inner []nftables.SetElement
+	var from []nftables.SetElement
+	members := map[uint32][]nftables.SetElement{}
+	for _, e := range ends {
+		if e.Kind == Port {
+			continue
+		}
+		name := nftables.SetElement{Key: ifname(e.Name)}
+		all, members[e.Network] = append(all, name), append(members[e.Network], name)
+		from = append(from, nftables.SetElement{
+			Key: ifname(e.Name), VerdictData: &expr.Verdict{Kind: expr.VerdictJump, Chain: networkName(e.Network)},
+		})
+		if e.Kind != Slave {
+			inner = append(inner, name)
+		}
+		if e.Kind == Routed {
+			checked = append(checked, name)
+		}
+	}
+	for n, names := range members {
+		own := &nftables.Set{Table: a.table, Name: networkName(n), KeyType: nftables.TypeIFName, KeyByteOrder: binaryutil.NativeEndian}
+		if err := a.c.AddSet(own, names); err != nil {
+			return err
+		}
+		ch := a.chain(networkName(n))
+		a.rule(ch, loads(expr.MetaKeyOIFNAME, reg), in(own), accepts)
+		a.rule(ch, countsAs(isolated), dropped)
+	}
+	names := &nftables.Set{Table: a.table, Name: "ends", KeyType: nftables.TypeIFName, KeyByteOrder: binaryutil.NativeEndian}
+	networks := &nftables.Set{Table: a.table, Name: "networks", KeyType: nftables.TypeIFName, KeyByteOrder: binaryutil.NativeEndian, IsMap: true, DataType: nftables.TypeVerdict}
+	if err := a.c.AddSet(names, all); err != nil {
+		return err
+	}
+	if err := a.c.AddSet(networks, from); err != nil {
+		return err
+	}
+	// before the engine's own, whose accept does not end ours
+	forward := a.hook("forward", nftables.ChainTypeFilter, nftables.ChainHookForward, -1)
+	a.rule(forward, stateIs(expr.CtStateBitESTABLISHED|expr.CtStateBitRELATED), accepts)
+	a.rule(forward, loads(expr.MetaKeyIIFNAME, reg), follows(networks))
+	a.rule(forward, loads(expr.MetaKeyOIFNAME, reg), in(names), countsAs(isolated), dropped)
+	gated := &nftables.Set{Table: a.table, Name: "gated", KeyType: nftables.TypeIFName, KeyByteOrder: binaryutil.NativeEndian}
+	if err := a.c.AddSet(gated, inner); err != nil {
+		return err
+	}
+	addInput(a, gated)
+	return addSources(a, checked, ends, Routed)
+}
+
+// addInput lets endpoints reach no more of the host than their gateway: the addresses of the device they come in by. On a LAN the
+// host's slave has none, so that it is the host's own way in.
+func addInput(a adder, ends *nftables.Set) {
+	input := a.hook("input", nftables.ChainTypeFilter, nftables.ChainHookInput, -1)
+	a.rule(input, stateIs(expr.CtStateBitESTABLISHED|expr.CtStateBitRELATED), accepts)
+	a.rule(input, loads(expr.MetaKeyIIFNAME, reg), in(ends),
+		&expr.Fib{Register: reg, ResultADDRTYPE: true, FlagDADDR: true, FlagIIF: true},
+		equals(reg, binaryutil.NativeEndian.PutUint32(unix.RTN_UNICAST)), countsAs(isolated), dropped)
+}
+
+// addPorts keeps the ports of bridges to their own addresses.
+func addPorts(a adder, ends []End) error {
+	var checked []nftables.SetElement
+	for _, e := range ends {
+		if e.Kind == Port {
+			checked = append(checked, nftables.SetElement{Key: ifname(e.Name)})
+		}
+	}
+	return addSources(a, checked, ends, Port)
+}
+
+// addSources drops what ends of a kind send from addresses that are not theirs.
+func addSources(a adder, checked []nftables.SetElement, ends []End, kind Kind) error {
+	names := &nftables.Set{Table: a.table, Name: "checked", KeyType: nftables.TypeIFName, KeyByteOrder: binaryutil.NativeEndian}
+	if err := a.c.AddSet(names, checked); err != nil {
+		return err
+	}
+	sources := a.chain("sources")
+	iif := loads(expr.MetaKeyIIFNAME, reg)
+	const addr = reg + unix.IFNAMSIZ/4 // after the device's name
+	for i := range families {
+		f := &families[i]
+		own := &nftables.Set{
+			Table: a.table, Name: "sources" + f.suffix, KeyType: nftables.MustConcatSetType(nftables.TypeIFName, f.kind), Concatenation: true,
+		}
+		var elements []nftables.SetElement
+		for _, e := range ends {
+			for _, x := range e.Addrs {
+				if e.Kind == kind && familyOf(x) == f {
+					elements = append(elements, nftables.SetElement{Key: padded(ifname(e.Name), x.AsSlice())})
+				}
+			}
+		}
+		if err := a.c.AddSet(own, elements); err != nil {
+			return err
+		}
+		ethertype := port(unix.ETH_P_IP)
+		if f == &families[1] {
+			ethertype = port(unix.ETH_P_IPV6)
+			// neighbour discovery; no router forwards these
+			for _, p := range []string{"fe80::/10", "::/128"} {
+				a.rule(sources, etherIs(ethertype), f.loadsSaddr(reg), f.isIn(netip.MustParsePrefix(p)), returns)
+			}
+		}
+		a.rule(sources, etherIs(ethertype), iif, f.loadsSaddr(addr), in(own), returns)
+		if kind == Port && f == &families[0] {
+			arp := &expr.Payload{Base: expr.PayloadBaseNetworkHeader, Offset: 14, Len: 4} // sender's address
+			first, second := *arp, *arp
+			first.DestRegister, second.DestRegister = reg, addr
+			a.rule(sources, etherIs(port(unix.ETH_P_ARP)), &first, equals(reg, make([]byte, 4)), returns) // a probe
+			a.rule(sources, etherIs(port(unix.ETH_P_ARP)), iif, &second, in(own), returns)
+		}
+	}
+	a.rule(sources, countsAs(spoofed), dropped)
+	prerouting := a.hook("prerouting", nftables.ChainTypeFilter, nftables.ChainHookPrerouting, int32(*nftables.ChainPriorityRaw))
+	a.rule(prerouting, iif, in(names), jumps("sources"))
+	return nil
+}
+
+// etherIs matches packets of a type (meta protocol).
+func etherIs(kind []byte) []expr.Any {
+	return []expr.Any{loads(expr.MetaKeyPROTOCOL, reg), equals(reg, kind)}
+}
