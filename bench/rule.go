@@ -5,14 +5,11 @@ package bench
 import (
 	"errors"
 	"fmt"
-	"net"
 	"net/netip"
 	"os/exec"
 	"strings"
 
-	"github.com/google/nftables"
-	"github.com/google/nftables/expr"
-	"golang.org/x/sys/unix"
+	"github.com/mustang-net/mustang/nft"
 )
 
 // rules make a VIP by DNAT, in the namespace of a plain host.
@@ -87,46 +84,16 @@ func restore(table string) error {
 	return nil
 }
 
-// batch is how many rules go to the kernel at once; all would not fit into a socket's buffer.
-const batch = 100
-
-var table = &nftables.Table{Family: nftables.TableFamilyIPv4, Name: "mustang_bench"}
-
 // nftables sets the rules in a table of their own.
 func (r *rules) nftables(n int) error {
 	if err := dropTable(r.via); err != nil {
 		return err
 	}
-	conn, err := nftables.New()
-	if err != nil {
-		return err
-	}
-	conn.AddTable(table)
-	dnat := conn.AddChain(&nftables.Chain{
-		Name: "prerouting", Table: table, Type: nftables.ChainTypeNAT,
-		Hooknum: nftables.ChainHookPrerouting, Priority: nftables.ChainPriorityNATDest,
-	})
-	snat := conn.AddChain(&nftables.Chain{
-		Name: "postrouting", Table: table, Type: nftables.ChainTypeNAT,
-		Hooknum: nftables.ChainHookPostrouting, Priority: nftables.ChainPriorityNATSource,
-	})
+	p := nft.Plain{VIPs: r.vips(n), Backend: r.server}
 	if r.masquerade {
-		within := append(match(offsetSource, subnet), match(offsetDestination, subnet)...)
-		conn.AddRule(&nftables.Rule{Table: table, Chain: snat, Exprs: append(within, &expr.Masq{})})
+		p.Masquerade = subnet
 	}
-	for i, vip := range r.vips(n) {
-		conn.AddRule(&nftables.Rule{Table: table, Chain: dnat, Exprs: append(
-			match(offsetDestination, netip.PrefixFrom(vip, 32)),
-			&expr.Immediate{Register: 1, Data: r.server.AsSlice()},
-			&expr.NAT{Type: expr.NATTypeDestNAT, Family: unix.NFPROTO_IPV4, RegAddrMin: 1},
-		)})
-		if i%batch == batch-1 {
-			if err := conn.Flush(); err != nil {
-				return err
-			}
-		}
-	}
-	return conn.Flush()
+	return p.Set()
 }
 
 // dropTable removes the rules that nftables set, if it was that which set any.
@@ -134,27 +101,5 @@ func dropTable(via string) error {
 	if via != viaNftables {
 		return nil
 	}
-	conn, err := nftables.New()
-	if err != nil {
-		return err
-	}
-	conn.DelTable(table)
-	return conn.Flush()
-}
-
-// Offsets in an IPv4 header.
-const (
-	offsetSource      = 12
-	offsetDestination = 16
-)
-
-// match compares an address of the packet with a prefix.
-func match(offset uint32, p netip.Prefix) []expr.Any {
-	load := &expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: 4}
-	compare := &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: p.Masked().Addr().AsSlice()}
-	if p.IsSingleIP() {
-		return []expr.Any{load, compare}
-	}
-	mask := net.CIDRMask(p.Bits(), p.Addr().BitLen())
-	return []expr.Any{load, &expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 4, Mask: mask, Xor: make([]byte, 4)}, compare}
+	return nft.RemovePlain()
 }
