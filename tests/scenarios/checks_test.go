@@ -44,14 +44,15 @@ func (s *scenario) loadIn(client string, args ...string) result {
 
 // loader is the start of a command line of mst-load.
 func (s *scenario) loader(client string) ([]string, error) {
+	limits := []string{"-timeout", patience(2 * time.Second).String(), "-for", patience(30 * time.Second).String()}
 	switch client {
 	case "host":
-		return []string{hostLoader()}, nil
+		return append([]string{hostLoader()}, limits...), nil
 	case "lan":
-		return []string{"ip", "netns", "exec", "lan", hostLoader()}, nil
+		return append([]string{"ip", "netns", "exec", "lan", hostLoader()}, limits...), nil
 	}
 	argv, err := s.enter(client)
-	return append(argv, "mst-load"), err
+	return append(append(argv, "mst-load"), limits...), err
 }
 
 // hostLoader is the program that the image has too.
@@ -99,19 +100,19 @@ func spread(s *scenario, _ string, args []string) result {
 func fails(pattern string, quick bool) command {
 	re := regexp.MustCompile(pattern)
 	return func(s *scenario, _ string, args []string) result {
-		limit := "1s"
+		limit := time.Second
 		if quick {
-			limit = "3s"
+			limit = patience(3 * time.Second)
 		}
 		started := time.Now()
-		r := s.loadIn(args[0], append([]string{"-n", "1", "-timeout", limit}, args[1:]...)...)
+		r := s.loadIn(args[0], append([]string{"-n", "1", "-timeout", limit.String()}, args[1:]...)...)
 		took := time.Since(started)
 		switch {
 		case r.err == nil:
 			r.err = fmt.Errorf("it was answered, not %q", pattern)
 		case !re.MatchString(r.stdout):
 			r.err = fmt.Errorf("it failed, but not by %q", pattern)
-		case quick && took > atOnce:
+		case quick && took > patience(atOnce):
 			r.err = fmt.Errorf("it failed after %s, not at once", took)
 		default:
 			r.err = nil
@@ -157,10 +158,10 @@ func lookup(s *scenario, _ string, args []string) result {
 // ask sends one query in a network namespace.
 func ask(ns, name string, kind uint16, network string) (reply *dns.Msg, err error) {
 	err = inNetns(ns, func() error {
-		ctx, cancel := context.WithTimeout(context.Background(), answerTime)
+		ctx, cancel := context.WithTimeout(context.Background(), patience(answerTime))
 		defer cancel()
 		q := new(dns.Msg).SetQuestion(name, kind)
-		reply, _, err = (&dns.Client{Net: network, Timeout: answerTime}).ExchangeContext(ctx, q, "127.0.0.11:53")
+		reply, _, err = (&dns.Client{Net: network, Timeout: patience(answerTime)}).ExchangeContext(ctx, q, "127.0.0.11:53")
 		return err
 	})
 	return reply, err

@@ -8,11 +8,13 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net"
+	"net/http"
 	"net/netip"
 	"os"
 	"os/exec"
 	"regexp"
-	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -35,7 +37,7 @@ type command func(s *scenario, dir string, args []string) result
 var commands = map[string]command{
 	"docker":  docker,
 	"mustang": program("mustang"),
-	"compose": program("docker", "compose", "--progress", "quiet"), // with compose.yaml of the script
+	"compose": compose,
 	"host":    program(),                                           // on the host
 	"lan":     program("ip", "netns", "exec", "lan"),               // outside of the host
 	"engine": func(s *scenario, dir string, args []string) result {
@@ -51,17 +53,6 @@ var commands = map[string]command{
 	"address":    address,
 }
 
-// docker is docker itself, but a network of ours for which a script names no mode gets that of the run
-// (tests/scenarios/run --mode).
-func docker(_ *scenario, dir string, args []string) result {
-	line := strings.Join(args, " ")
-	mode := os.Getenv("MODE")
-	if mode != "" && strings.HasPrefix(line, "network create -d mustang ") && !strings.Contains(line, "mode=") {
-		args = slices.Insert(slices.Clone(args), 4, "-o", "mode="+mode)
-	}
-	return run(dir, append([]string{"docker"}, args...)...)
-}
-
 func program(argv ...string) command {
 	return func(_ *scenario, dir string, args []string) result {
 		return run(dir, append(argv[:len(argv):len(argv)], args...)...)
@@ -69,7 +60,7 @@ func program(argv ...string) command {
 }
 
 func run(dir string, argv ...string) result {
-	ctx, cancel := context.WithTimeout(context.Background(), commandTime)
+	ctx, cancel := context.WithTimeout(context.Background(), patience(commandTime))
 	defer cancel()
 	var out, errs bytes.Buffer
 	c := exec.CommandContext(ctx, argv[0], argv[1:]...)
@@ -103,17 +94,51 @@ func (s *scenario) enter(container string) ([]string, error) {
 
 // pid finds a container's first process, as long as the engine can be asked.
 func (s *scenario) pid(container string) (string, error) {
-	r := run("/", "docker", "inspect", "--type", "container", "--format", "{{.State.Pid}}", container)
-	if pid := strings.TrimSpace(r.stdout); r.err == nil {
-		if pid == "0" {
+	pid, err := enginePid(container)
+	if err == nil {
+		if pid == 0 {
 			return "", fmt.Errorf("container %s is not running", container)
 		}
-		s.pids[container] = pid
+		s.pids[container] = strconv.Itoa(pid)
 	}
-	if pid := s.pids[container]; pid != "" {
-		return pid, nil
+	if known := s.pids[container]; known != "" {
+		return known, nil
 	}
-	return "", fmt.Errorf("find container %s: %s", container, r.stderr)
+	return "", fmt.Errorf("find container %s: %w", container, err)
+}
+
+// askEngine is a client of the engine's API: before every request, the CLI would cost a second where the machine is emulated.
+var askEngine = http.Client{Transport: &http.Transport{
+	DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, "unix", "/var/run/docker.sock")
+	},
+	DisableKeepAlives: true, // the engine may be ended meanwhile
+}}
+
+// enginePid is 0 for a container that does not run.
+func enginePid(container string) (int, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), patience(commandTime))
+	defer cancel()
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://engine/containers/"+container+"/json", nil)
+	if err != nil {
+		return 0, err
+	}
+	reply, err := askEngine.Do(request)
+	if err != nil {
+		return 0, err
+	}
+	defer reply.Body.Close()
+	var answer struct {
+		Message string
+		State   struct{ Pid int }
+	}
+	if err := json.NewDecoder(reply.Body).Decode(&answer); err != nil {
+		return 0, err
+	}
+	if reply.StatusCode != http.StatusOK {
+		return 0, errors.New(answer.Message)
+	}
+	return answer.State.Pid, nil
 }
 
 // vip prints the IPv4 VIP of a service: `vip NAME [NETWORK]`, or its IPv6 one: `vip -6 …`.
@@ -240,6 +265,9 @@ func (s *scenario) repeat(ts *testscript.TestScript, neg bool, args []string, li
 	pattern, absent := strings.CutPrefix(args[0], "!")
 	re, err := regexp.Compile("(?m)" + pattern)
 	ts.Check(err)
+	if good {
+		limit = patience(limit) // but what must stay is watched for as long as it says
+	}
 	for end := time.Now().Add(limit); ; time.Sleep(20 * time.Millisecond) {
 		r := s.word(ts, args[1:])
 		holds := re.MatchString(r.stdout + r.stderr)

@@ -83,7 +83,7 @@ func statusCounts() ([]string, error) {
 
 // leftovers says what is on the host beyond the baseline, or missing from it, after everything was removed.
 func leftovers(baseline []string) (left []string) {
-	for end := time.Now().Add(settleTime); ; time.Sleep(50 * time.Millisecond) {
+	for end := time.Now().Add(patience(settleTime)); ; time.Sleep(50 * time.Millisecond) {
 		now, err := snapshot()
 		left = nil
 		if err != nil {

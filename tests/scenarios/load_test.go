@@ -41,7 +41,7 @@ func (s *scenario) load(ts *testscript.TestScript, neg bool, args []string) {
 func (s *scenario) startLoad(ts *testscript.TestScript, name, client string, args []string) {
 	argv, err := s.loader(client)
 	ts.Check(err)
-	argv = append(append(argv, "-for", "100s"), args...)
+	argv = append(append(argv, "-for", patience(100*time.Second).String()), args...)
 	l := &load{cmd: exec.Command(argv[0], argv[1:]...), done: make(chan error, 1)}
 	l.cmd.Stdout, l.cmd.Stderr = &l.out, &l.out
 	ts.Check(l.cmd.Start())
@@ -63,7 +63,7 @@ func (s *scenario) stopLoad(ts *testscript.TestScript, name string, args []strin
 	ts.Check(l.cmd.Process.Signal(syscall.SIGTERM))
 	select {
 	case <-l.done:
-	case <-time.After(10 * time.Second):
+	case <-time.After(patience(10 * time.Second)):
 		ts.Fatalf("load %s does not end", name)
 	}
 	result{stdout: l.out.String()}.show(ts)

@@ -80,7 +80,7 @@ type scenario struct {
 func (s *scenario) setUp(env *testscript.Env) error {
 	s.loads, s.asking, s.pids = map[string]*load{}, map[string]*asking{}, map[string]string{}
 	started, logs := time.Now(), []*tail{newTail(daemonLog), newTail(engineLog)}
-	for _, key := range []string{"PATH", "DOCKER_CONFIG", "ENGINE", "MODE", "MUSTANG_FAKEHOST"} {
+	for _, key := range []string{"PATH", "DOCKER_CONFIG", "ENGINE", "MUSTANG_FAKEHOST"} {
 		env.Setenv(key, os.Getenv(key))
 	}
 	env.Defer(func() {
@@ -105,18 +105,6 @@ func (s *scenario) setUp(env *testscript.Env) error {
 		fmt.Printf("%s %5.1f s  %s\n", verdict, time.Since(started).Seconds(), s.name)
 	})
 	return nil
-}
-
-func condition(cond string) (bool, error) {
-	switch cond {
-	case "engine29":
-		return engine == "29", nil
-	case "engine20":
-		return engine == "20", nil
-	case "slaves": // macvlan and ipvlan, where nothing stands between two containers
-		return os.Getenv("MODE") == "macvlan" || os.Getenv("MODE") == "ipvlan", nil
-	}
-	return false, fmt.Errorf("unknown condition %q", cond)
 }
 
 // tail remembers where a log ended when a scenario began.
