@@ -72,6 +72,8 @@ func (Host) CreateSlave(s Slave) (Device, error) {
 		err = missing(s.Type)
 	case errors.Is(err, unix.EBUSY):
 		err = fmt.Errorf("%w: the parent carries slaves of another type or mode: one parent cannot serve macvlan and ipvlan", err)
+	case errors.Is(err, unix.EINVAL) && s.Mode == "passthru":
+		err = fmt.Errorf("%w: the parent has a slave already, and passthru gives all of it to one container", err)
 	}
 	if err != nil {
 		return Device{}, fmt.Errorf("create the %s slave %s of %s: %w", s.Type, s.Name, s.Parent, err)

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"os/exec"
 	"regexp"
 	"runtime"
 	"slices"
@@ -44,20 +45,21 @@ func (s *scenario) loadIn(client string, args ...string) result {
 
 // loader is the start of a command line of mst-load.
 func (s *scenario) loader(client string) ([]string, error) {
-	limits := []string{"-timeout", patience(2 * time.Second).String(), "-for", patience(30 * time.Second).String()}
-	switch client {
-	case "host":
-		return append([]string{hostLoader()}, limits...), nil
-	case "lan":
-		return append([]string{"ip", "netns", "exec", "lan", hostLoader()}, limits...), nil
-	}
-	argv, err := s.enter(client)
-	return append(append(argv, "mst-load"), limits...), err
+	argv, err := s.testProgram("mst-load", client)
+	return append(argv, "-timeout", patience(2*time.Second).String(), "-for", patience(30*time.Second).String()), err
 }
 
-// hostLoader is the program that the image has too.
-func hostLoader() string {
-	return strings.TrimSuffix(fakehost(), "tests/fakehost") + "bin/tests/mst-load"
+// testProgram is the start of a command line of a program that the image has too, in a container, on the host or outside of it.
+func (s *scenario) testProgram(name, where string) ([]string, error) {
+	built := strings.TrimSuffix(fakehost(), "tests/fakehost") + "bin/tests/" + name
+	switch where {
+	case "host":
+		return []string{built}, nil
+	case "lan":
+		return []string{"ip", "netns", "exec", "lan", built}, nil
+	}
+	argv, err := s.enter(where)
+	return append(argv, name), err
 }
 
 // asks sends one request, which must be answered, and prints who did: `asks CLIENT [FLAGS] TARGET`.
@@ -194,6 +196,27 @@ func nameserver(s *scenario, _ string, args []string) result {
 	}
 	go func() { _ = server.ActivateAndServe() }()
 	s.onEnd = append(s.onEnd, func() { server.PacketConn.Close() })
+	return result{}
+}
+
+// serve answers requests on the host, in a container or outside until the script ends, with the client's address:
+// `serve CONTAINER|lan|host ADDRESS`.
+func serve(s *scenario, _ string, args []string) result {
+	if len(args) != 2 {
+		return failure("usage: serve CONTAINER|lan|host ADDRESS")
+	}
+	argv, err := s.testProgram("mst-serve", args[0])
+	if err != nil {
+		return result{err: err}
+	}
+	cmd := exec.Command(argv[0], append(argv[1:], "-client", args[1])...)
+	if err := cmd.Start(); err != nil {
+		return result{err: err}
+	}
+	s.onEnd = append(s.onEnd, func() {
+		_ = cmd.Process.Kill() // it may have ended
+		_ = cmd.Wait()
+	})
 	return result{}
 }
 

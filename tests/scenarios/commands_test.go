@@ -49,6 +49,7 @@ var commands = map[string]command{
 	"in":         inContainer,
 	"lookup":     lookup,
 	"nameserver": nameserver,
+	"serve":      serve,
 	"vip":        vip,
 	"address":    address,
 }
