@@ -122,7 +122,7 @@ func tearDown() {
 	shell(`ids=$(docker network ls -q --filter type=custom); for id in $ids; do
 		if [ "$(docker network inspect -f '{{.Name}}' $id)" != docker_gwbridge ]; then docker network rm $id; fi; done`)
 	shell(`echo '[]' | mustang svc apply -f -`)
-	shell(`for ns in $(ip netns list | cut -d' ' -f1); do if [ $ns != lan ]; then ip netns delete $ns; fi; done`)
+	shell(`for ns in $(ip netns list | cut -d' ' -f1); do if [ $ns != lan ]; then ip netns pids $ns | xargs -r kill; ip netns delete $ns; fi; done`)
 }
 
 // shell runs a script. Its failure is seen in what is left.
