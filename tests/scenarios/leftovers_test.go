@@ -110,7 +110,8 @@ func without(lines, others []string, label string) (out []string) {
 	return out
 }
 
-// tearDown removes all that a scenario may have made, as a user would.
+// tearDown removes all that a scenario may have made, as a user would: containers, networks, services, its own namespaces, and devices
+// called cable….
 func tearDown() {
 	if exec.Command("pgrep", "-x", "mustang").Run() != nil {
 		shell(`"$0" daemon start`, fakehost())
@@ -122,6 +123,7 @@ func tearDown() {
 	shell(`ids=$(docker network ls -q --filter type=custom); for id in $ids; do
 		if [ "$(docker network inspect -f '{{.Name}}' $id)" != docker_gwbridge ]; then docker network rm $id; fi; done`)
 	shell(`echo '[]' | mustang svc apply -f -`)
+	shell(`ls /sys/class/net | grep -E '^cable[0-9]+$' | xargs -rn1 ip link del 2>/dev/null; ip -n lan -br link | grep -o '^cable[^ @]*' | xargs -rn1 ip -n lan link del 2>/dev/null; true`)
 	shell(`for ns in $(ip netns list | cut -d' ' -f1); do if [ $ns != lan ]; then ip netns pids $ns | xargs -r kill; ip netns delete $ns; fi; done`)
 }
 
