@@ -50,6 +50,7 @@ var commands = map[string]command{
 	"lookup":     lookup,
 	"nameserver": nameserver,
 	"serve":      serve,
+	"radio":      radio,
 	"vip":        vip,
 	"address":    address,
 }
