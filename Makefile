@@ -11,7 +11,7 @@ LDFLAGS := -s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT)
 
 include tests/bench.mk
 
-.PHONY: build check-host demo test test-full test-unit test-packets test-engine29 test-engine20 generate lint bench help
+.PHONY: build check-host demo test test-full test-unit test-packets test-engine29 test-engine20 test-kernels generate lint bench help
 
 build: check-go ## bin/mustang, a static binary; needs Go alone
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/mustang ./cmd/mustang
@@ -31,9 +31,9 @@ demo: check-host ## the main job, shown in a fake host (HOST=1: on this host's o
 	@$(MAKE) --no-print-directory build test-programs engines
 	tests/demo
 
-test: check-host ## all tests that fit ten minutes, with all set-up
-	@$(MAKE) --no-print-directory build test-programs engines
-	@$(MAKE) --no-print-directory test-unit test-packets test-engine29 test-engine20
+test: check-host ## all tests that fit a quarter of an hour, with all set-up
+	@$(MAKE) --no-print-directory build test-programs engines kernels
+	@$(MAKE) --no-print-directory test-unit test-packets test-engine29 test-engine20 test-kernels
 
 test-unit: ## unit tests, no root needed
 	$(GO) test -race ./api/... ./bench/... ./cmd/... ./config/... ./driver/... ./ipam/... ./nft/... ./service/... ./state/... ./tests/bench/...
@@ -47,9 +47,13 @@ test-engine29: ## scenarios on a current Docker engine
 test-engine20: ## scenarios on Debian's Docker 20.10
 	tests/scenarios/run --engine 20
 
-test-full: check-host ## what is too long for `make test`: every scenario on both engines, fuzzing, lint
-	@$(MAKE) --no-print-directory build test-programs engines lint
+test-kernels: ## ipvlan, netkit and a kernel without TCX, in a virtual machine
+	tests/modes test
+
+test-full: check-host ## what is too long for `make test`: every scenario on both engines, every mode on every kernel, fuzzing, lint
+	@$(MAKE) --no-print-directory build test-programs engines kernels lint
 	tests/scenarios/run --engine 20 --all
+	tests/modes full
 	tests/fuzz
 
 generate: ## the BPF objects and their Go mirrors; needs clang

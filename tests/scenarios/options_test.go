@@ -32,8 +32,6 @@ var conditions = map[string]func() bool{
 	"engine20": func() bool { return engine == "20" },
 	// Containers are on one link with each other, and nothing of mustang's stands between them.
 	"slaves": func() bool { return runOptions["mode"] == "macvlan" || runOptions["mode"] == "ipvlan" },
-	// All containers of a network have the MAC of its parent.
-	"ipvlan": func() bool { return runOptions["mode"] == "ipvlan" },
 	// Services are translated per packet only, and no hook sees a socket.
 	"packet": func() bool { return runOptions["lb"] == "packet" },
 	// The machine is emulated, and has another kernel: tests/vm/run.
