@@ -38,8 +38,8 @@ var commands = map[string]command{
 	"docker":  docker,
 	"mustang": program("mustang"),
 	"compose": compose,
-	"host":    program(),                                           // on the host
-	"lan":     program("ip", "netns", "exec", "lan"),               // outside of the host
+	"host":    program(),                             // on the host
+	"lan":     program("ip", "netns", "exec", "lan"), // outside of the host
 	"engine": func(s *scenario, dir string, args []string) result {
 		return run(dir, append([]string{fakehost(), "engine"}, args...)...)
 	},
