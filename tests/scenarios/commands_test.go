@@ -270,7 +270,7 @@ func (s *scenario) repeat(ts *testscript.TestScript, neg bool, args []string, li
 	if good {
 		limit = patience(limit) // but what must stay is watched for as long as it says
 	}
-	for end := time.Now().Add(limit); ; time.Sleep(20 * time.Millisecond) {
+	for end := time.Now().Add(limit); ; time.Sleep(patience(20 * time.Millisecond)) {
 		r := s.word(ts, args[1:])
 		holds := re.MatchString(r.stdout + r.stderr)
 		if r.err != nil {

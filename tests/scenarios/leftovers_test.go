@@ -83,7 +83,7 @@ func statusCounts() ([]string, error) {
 
 // leftovers says what is on the host beyond the baseline, or missing from it, after everything was removed.
 func leftovers(baseline []string) (left []string) {
-	for end := time.Now().Add(patience(settleTime)); ; time.Sleep(50 * time.Millisecond) {
+	for end := time.Now().Add(patience(settleTime)); ; time.Sleep(patience(50 * time.Millisecond)) {
 		now, err := snapshot()
 		left = nil
 		if err != nil {
@@ -116,12 +116,13 @@ func tearDown() {
 	if exec.Command("pgrep", "-x", "mustang").Run() != nil {
 		shell(`"$0" daemon start`, fakehost())
 	}
-	if exec.Command("docker", "version").Run() != nil {
+	if reply, err := askEngine.Get("http://engine/_ping"); err == nil {
+		reply.Body.Close()
+	} else {
 		shell(`"$0" engine start`, fakehost())
 	}
 	shell(`ids=$(docker ps -aq); if [ "$ids" ]; then docker rm -fv $ids; fi`)
-	shell(`ids=$(docker network ls -q --filter type=custom); for id in $ids; do
-		if [ "$(docker network inspect -f '{{.Name}}' $id)" != docker_gwbridge ]; then docker network rm $id; fi; done`)
+	shell(`docker network ls --filter type=custom --format '{{.Name}}' | grep -vx docker_gwbridge | xargs -r docker network rm`)
 	shell(`echo '[]' | mustang svc apply -f -`)
 	shell(`ls /sys/class/net | grep -E '^cable[0-9]+$' | xargs -rn1 ip link del 2>/dev/null; ip -n lan -br link | grep -o '^cable[^ @]*' | xargs -rn1 ip -n lan link del 2>/dev/null; true`)
 	shell(`for ns in $(ip netns list | cut -d' ' -f1); do if [ $ns != lan ]; then ip netns pids $ns | xargs -r kill; ip netns delete $ns; fi; done`)
