@@ -81,7 +81,11 @@ func (m *Manager) setEnds(without ...string) error {
 			kind = nft.Slave
 		}
 		if name := m.hostDevice(n); name != "" {
-			ends = append(ends, nft.End{Name: name, Kind: kind, Network: n.Number})
+			var gateways []netip.Addr
+			for _, gw := range n.gateways() {
+				gateways = append(gateways, gw.Addr())
+			}
+			ends = append(ends, nft.End{Name: name, Kind: kind, Network: n.Number, Gateways: gateways})
 		}
 	}
 	for _, e := range m.endpoints {
@@ -93,7 +97,7 @@ func (m *Manager) setEnds(without ...string) error {
 		if n.viaHost() {
 			kind = nft.Routed
 		}
-		ends = append(ends, nft.End{Name: e.HostIf, Kind: kind, Network: n.Number, Addrs: e.addrs()})
+		ends = append(ends, nft.End{Name: e.HostIf, Kind: kind, Network: n.Number, Addrs: e.addrs(), Gateways: n.gatewaysOf(e)})
 	}
 	slices.SortFunc(ends, func(a, b nft.End) int { return cmp.Compare(a.Name, b.Name) })
 	return m.tables.SetEnds(ends)

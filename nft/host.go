@@ -30,6 +30,9 @@ type End struct {
 	Kind    Kind
 	Network uint32
 	Addrs   []netip.Addr // of the endpoint behind it
+	// Gateways are the host's addresses that endpoints reach by it, besides which there are none for them. What
+	// comes in by a Slave is not held to them: on a LAN it is the host's own way in.
+	Gateways []netip.Addr
 }
 
 // SetEnds makes these the ends that the host's tables know, in one transaction; without any there are no
@@ -195,18 +198,40 @@ func addIsolation(a adder, ends []End) error {
 	if err := a.c.AddSet(gated, inner); err != nil {
 		return err
 	}
-	addInput(a, gated)
+	if err := addInput(a, gated, ends); err != nil {
+		return err
+	}
 	return addSources(a, checked, ends, Routed)
 }
 
-// addInput lets endpoints reach no more of the host than their gateway: the addresses of the device they come in by. On a LAN the
-// host's slave has none, so that it is the host's own way in.
-func addInput(a adder, ends *nftables.Set) {
+// addInput lets endpoints reach no more of the host than the gateways of the device that they come in by. (The
+// kernel's own idea of an address's device does not help: several devices have one gateway's.)
+func addInput(a adder, gated *nftables.Set, ends []End) error {
 	input := a.hook("input", nftables.ChainTypeFilter, nftables.ChainHookInput, -1)
 	a.rule(input, stateIs(expr.CtStateBitESTABLISHED|expr.CtStateBitRELATED), accepts)
-	a.rule(input, loads(expr.MetaKeyIIFNAME, reg), in(ends),
-		&expr.Fib{Register: reg, ResultADDRTYPE: true, FlagDADDR: true, FlagIIF: true},
-		equals(reg, binaryutil.NativeEndian.PutUint32(unix.RTN_UNICAST)), countsAs(isolated), dropped)
+	const addr = reg + unix.IFNAMSIZ/4 // after the device's name
+	for i := range families {
+		f := &families[i]
+		gateways := &nftables.Set{
+			Table: a.table, Name: "gateways" + f.suffix, KeyType: nftables.MustConcatSetType(nftables.TypeIFName, f.kind), Concatenation: true,
+		}
+		var elements []nftables.SetElement
+		for _, e := range ends {
+			for _, gw := range e.Gateways {
+				if familyOf(gw) == f {
+					elements = append(elements, nftables.SetElement{Key: padded(ifname(e.Name), gw.AsSlice())})
+				}
+			}
+		}
+		if err := a.c.AddSet(gateways, elements); err != nil {
+			return err
+		}
+		a.rule(input, f.is(), loads(expr.MetaKeyIIFNAME, reg), f.loadsDaddr(addr), in(gateways), accepts)
+	}
+	a.rule(input, loads(expr.MetaKeyIIFNAME, reg), in(gated),
+		&expr.Fib{Register: reg, ResultADDRTYPE: true, FlagDADDR: true},
+		equals(reg, binaryutil.NativeEndian.PutUint32(unix.RTN_LOCAL)), countsAs(isolated), dropped)
+	return nil
 }
 
 // addPorts keeps the ports of bridges to their own addresses.

@@ -60,6 +60,9 @@ func lacking(named map[string]string) map[string]string {
 	}
 	lacks := maps.Clone(runOptions)
 	maps.DeleteFunc(lacks, func(key, _ string) bool { return named[key] != "" })
+	if named["lb"] != "" { // which contradicts ebpf=off
+		delete(lacks, "ebpf")
+	}
 	return lacks
 }
 
