@@ -28,7 +28,7 @@ type mode interface {
 	// guard names the network's own device that has programs, "" if none has.
 	guard(n *Network) string
 	// onLink are destinations on the endpoint's link besides its network's subnets and VIPs.
-	onLink(n *Network) []netip.Prefix
+	onLink(n *Network) ([]netip.Prefix, error)
 }
 
 // mode of a network. An endpoint whose network is lost is taken for the simplest.
@@ -99,7 +99,7 @@ func (pair) leadsOut(*Network) bool { return false }
 
 func (pair) guard(*Network) string { return "" }
 
-func (pair) onLink(*Network) []netip.Prefix { return nil }
+func (pair) onLink(*Network) ([]netip.Prefix, error) { return nil, nil }
 
 // bridge plugs each endpoint's host end into one bridge, which has the gateway's addresses. Containers of
 // the host go past it all the same, straight into each other's sandbox.
@@ -153,4 +153,4 @@ func (bridge) leadsOut(*Network) bool { return false }
 
 func (bridge) guard(*Network) string { return "" }
 
-func (bridge) onLink(*Network) []netip.Prefix { return nil }
+func (bridge) onLink(*Network) ([]netip.Prefix, error) { return nil, nil }

@@ -42,6 +42,10 @@ func (m *Manager) Join(_ context.Context, _, id, sandbox string) (Join, error) {
 	}
 	known := e.Sandbox == sandbox
 	e.Sandbox = sandbox
+	routes, err := m.routes(n, e)
+	if err != nil {
+		return Join{}, errors.Join(err, m.leave(e))
+	}
 	cookie, err := m.links.Cookie(sandbox)
 	switch {
 	case err == nil:
@@ -61,9 +65,9 @@ func (m *Manager) Join(_ context.Context, _, id, sandbox string) (Join, error) {
 	}
 	j := Join{
 		SrcName: e.PeerIf, DstPrefix: "eth", DstName: e.IfName,
-		DisableGatewayService: n.Internal,
+		Routes: routes, DisableGatewayService: n.Internal,
 	}
-	if j.Routes = m.routes(n, e); n.viaHost() {
+	if n.viaHost() {
 		j.Hops, j.Routes = m.hops(n, e, j.Routes), nil
 	}
 	if m.mode(n).leadsOut(n) {
@@ -80,9 +84,12 @@ func (m *Manager) Join(_ context.Context, _, id, sandbox string) (Join, error) {
 
 // routes are what an endpoint reaches on-link besides its own subnet: the network's VIPs and its other
 // subnets, for which the host's end answers neighbour discovery.
-func (m *Manager) routes(n *Network, e *Endpoint) []netip.Prefix {
-	var out []netip.Prefix
-	for _, p := range slices.Concat(n.VIPs, n.Subnets(), m.mode(n).onLink(n), m.handBlocks(n, e)) {
+func (m *Manager) routes(n *Network, e *Endpoint) (out []netip.Prefix, err error) {
+	onLink, err := m.mode(n).onLink(n)
+	if err != nil {
+		return nil, err
+	}
+	for _, p := range slices.Concat(n.VIPs, n.Subnets(), onLink, m.handBlocks(n, e)) {
 		has4, has6 := e.IPv4.IsValid(), e.IPv6.IsValid()
 		if p.Addr().Is4() && !has4 || p.Addr().Is6() && !has6 {
 			continue
@@ -92,7 +99,7 @@ func (m *Manager) routes(n *Network, e *Endpoint) []netip.Prefix {
 		}
 		out = append(out, p)
 	}
-	return out
+	return out, nil
 }
 
 // await enters the sandbox as soon as it exists, unless the endpoint leaves before.

@@ -29,33 +29,46 @@ func (slave) hostReaches(n *Network) bool {
 	return n.Options.MacvlanMode == "bridge" || n.Options.IPvlanFlag == "bridge"
 }
 
-// hostAddrs are the addresses of the host's slave. On a private parent the host is the gateway. On a LAN,
-// where that is a router's address, the host answers from its own: IPv4 answers on any device for any of the
-// host's addresses, IPv6 for those of the very device only, so that the slave has the parent's. ipvlan delivers
-// by address, so that its slave needs one of IPv4 as well, which is link-local and the network's alone.
-func (s slave) hostAddrs(n *Network) ([]netip.Prefix, error) {
+// hostAddrs are the addresses of the host's slave. On a private parent the host is the gateway. On a LAN, where
+// that is a router's address, the host answers from its own: IPv4 answers on any device for any of the host's
+// addresses, IPv6 for those of the very device only, so that the slave has the parent's. ours are addresses
+// that nobody else has, to which containers get a route: where the parent has none on the LAN, and for ipvlan,
+// which delivers by address.
+func (s slave) hostAddrs(n *Network) (addrs, ours []netip.Prefix, err error) {
 	if n.Options.Parent == "" {
-		return n.gateways(), nil
+		return n.gateways(), nil, nil
 	}
-	var out []netip.Prefix
-	if n.Options.Mode == ModeIPvlan && len(n.IPv4) > 0 {
-		out = append(out, netip.PrefixFrom(linkLocal(n), 32))
+	of, err := s.links.Addrs(n.Options.Parent)
+	if err != nil {
+		return nil, nil, err
 	}
-	if len(n.IPv6) == 0 {
-		return out, nil
-	}
-	addrs, err := s.links.Addrs(n.Options.Parent)
-	for _, p := range addrs {
+	has4 := false
+	for _, p := range of {
+		if _, onLAN := n.subnetOf(p.Addr()); !onLAN {
+			continue
+		}
+		has4 = has4 || p.Addr().Is4()
 		if p.Addr().Is6() {
-			out = append(out, netip.PrefixFrom(p.Addr(), 128))
+			addrs = append(addrs, netip.PrefixFrom(p.Addr(), 128))
 		}
 	}
-	return out, err
+	if len(n.IPv4) > 0 && (!has4 || n.Options.Mode == ModeIPvlan) {
+		ours = append(ours, netip.PrefixFrom(linkLocal(n), 32))
+	}
+	if len(n.IPv6) > 0 && len(addrs) == 0 {
+		ours = append(ours, netip.PrefixFrom(uniqueLocal(n), 128))
+	}
+	return append(addrs, ours...), ours, nil
 }
 
 // linkLocal is an address of RFC 3927 that no other network of the host has.
 func linkLocal(n *Network) netip.Addr {
 	return netip.AddrFrom4([4]byte{169, 254, 64 + byte(n.Number>>8)&63, byte(n.Number)})
+}
+
+// uniqueLocal is one of RFC 4193.
+func uniqueLocal(n *Network) netip.Addr {
+	return netip.AddrFrom16([16]byte{0xfd, 0x6d, 0x73, 0x74, 0, 0x20, 12: byte(n.Number >> 24), 13: byte(n.Number >> 16), 14: byte(n.Number >> 8), 15: byte(n.Number)})
 }
 
 func (s slave) parent(n *Network) string {
@@ -73,7 +86,7 @@ func (s slave) raise(n *Network) error {
 	if !s.hostReaches(n) {
 		return nil
 	}
-	addrs, err := s.hostAddrs(n)
+	addrs, _, err := s.hostAddrs(n)
 	if err != nil {
 		return err
 	}
@@ -134,9 +147,13 @@ func (s slave) connect(n *Network, e *Endpoint, mac net.HardwareAddr, _ int) (li
 	if n.Options.Parent == "" || !s.hostReaches(n) {
 		return dev, nil
 	}
+	_, ours, err := s.hostAddrs(n)
+	if err != nil {
+		return dev, err
+	}
 	var from []netip.Addr
-	if n.Options.Mode == ModeIPvlan {
-		from = append(from, linkLocal(n))
+	for _, p := range ours {
+		from = append(from, p.Addr())
 	}
 	return dev, s.links.Connect(s.host(n), e.addrs(), from, dev.MAC)
 }
@@ -158,10 +175,11 @@ func (slave) leadsOut(n *Network) bool {
 	return n.Options.Parent != "" && !n.Internal && !l3
 }
 
-// onLink is the host's address on an ipvlan of a LAN, which lies in no subnet.
-func (s slave) onLink(n *Network) []netip.Prefix {
-	if n.Options.Parent == "" || n.Options.Mode != ModeIPvlan || !s.hostReaches(n) {
-		return nil
+// onLink are the host's addresses on a LAN that lie in no subnet.
+func (s slave) onLink(n *Network) ([]netip.Prefix, error) {
+	if n.Options.Parent == "" || !s.hostReaches(n) {
+		return nil, nil
 	}
-	return []netip.Prefix{netip.PrefixFrom(linkLocal(n), 32)}
+	_, ours, err := s.hostAddrs(n)
+	return ours, err
 }
