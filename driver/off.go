@@ -10,6 +10,7 @@ import (
 	"slices"
 
 	"github.com/mustang-net/mustang/bpf"
+	"github.com/mustang-net/mustang/driver/link"
 	"github.com/mustang-net/mustang/nft"
 	"github.com/mustang-net/mustang/service"
 )
@@ -227,6 +228,13 @@ func halves(p netip.Prefix) (low, high netip.Prefix, ok bool) {
 func (m *Manager) leaveTables(e *Endpoint) error {
 	if !m.hasOff(e.Cookie, nil) {
 		return nil
+	}
+	cookie, err := m.links.Cookie(e.Sandbox)
+	if errors.Is(err, link.ErrNoNetns) || err == nil && cookie != e.Cookie {
+		return m.tables.DeleteSandbox(e.Cookie, e.Sandbox) // it ended, and all in it
+	}
+	if err != nil {
+		return err
 	}
 	if !m.hasOff(e.Cookie, e) {
 		err := m.tables.DeleteSandbox(e.Cookie, e.Sandbox)

@@ -187,3 +187,20 @@ func TestWhatALostStateKnewGoesOnUntilTheEngineHasForgottenIt(t *testing.T) {
 		require.False(t, strings.HasPrefix(line, "interface "), line)
 	}
 }
+
+func TestASandboxWithoutEBPFThatEndedLetsItsEndpointsGo(t *testing.T) {
+	w := newWorld(t)
+	off := map[string]string{"ebpf": "off"}
+	require.NoError(t, w.CreateNetwork(ctx, network(net1, 1, off)))
+	require.NoError(t, w.CreateNetwork(ctx, network(net2, 2, off)))
+	empty := w.lines()
+	w.kernel.addNetns(box)
+	w.createEndpoint(ep1, net1, 1, 2)
+	w.createEndpoint(ep2, net2, 2, 2)
+	w.join(ep1, box)
+	w.join(ep2, box)
+	w.kernel.removeNetns(box) // the engine was killed: no Leave came
+	require.NoError(t, w.DeleteEndpoint(ctx, net1, ep1))
+	require.NoError(t, w.DeleteEndpoint(ctx, net2, ep2))
+	require.Equal(t, empty, w.lines())
+}

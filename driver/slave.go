@@ -168,8 +168,8 @@ func (s slave) disconnect(n *Network, e *Endpoint) error {
 
 func (slave) end() bpf.End { return bpf.SandboxEnd }
 
-// A LAN has a router, and the engine's own network need not lead out.
-// An ipvlan above L2 has no router on its link, so that only the engine's own network leads out.
+// leadsOut: a LAN has a router, so that the engine's docker_gwbridge need not lead out. An ipvlan above L2 has none
+// on its link.
 func (slave) leadsOut(n *Network) bool {
 	l3 := n.Options.Mode == ModeIPvlan && n.Options.IPvlanMode != "l2"
 	return n.Options.Parent != "" && !n.Internal && !l3

@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
+	"path/filepath"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -39,7 +41,7 @@ func (Host) CreateBridge(b Bridge) (Device, error) {
 // raise gives a device of the host's own its addresses and sets it up.
 func (Host) raise(l netlink.Link, addrs []netip.Prefix) (Device, error) {
 	name := l.Attrs().Name
-	if err := noLinkLocal(l); err != nil {
+	if err := keepOff(l); err != nil {
 		return Device{}, err
 	}
 	for _, gw := range addrs {
@@ -86,11 +88,18 @@ func create(l netlink.Link, owner string) error {
 	return nil
 }
 
-// noLinkLocal keeps the kernel from giving a device a link-local address: nothing on the host shall
-// talk to containers behind our back.
-func noLinkLocal(l netlink.Link) error {
+// keepOff keeps the kernel from taking part in IPv6 on a device by itself: without a link-local address nothing
+// on the host talks to containers behind our back, and their router advertisements are nobody's (CVE-2020-13401).
+func keepOff(l netlink.Link) error {
+	name := l.Attrs().Name
 	if err := netlink.LinkSetIP6AddrGenMode(l, 1); err != nil && !errors.Is(err, unix.EAFNOSUPPORT) {
-		return fmt.Errorf("switch address generation off on %s: %w", l.Attrs().Name, err)
+		return fmt.Errorf("switch address generation off on %s: %w", name, err)
+	}
+	for _, key := range []string{"accept_ra", "autoconf"} {
+		err := os.WriteFile(filepath.Join(sysctl6, name, key), []byte("0"), 0)
+		if err != nil && !errors.Is(err, os.ErrNotExist) { // without IPv6 there is nothing to switch off
+			return fmt.Errorf("refuse router advertisements on %s: %w", name, err)
+		}
 	}
 	return nil
 }

@@ -109,9 +109,8 @@ func setUp(p Pair) (Device, error) {
 	if err := netlink.LinkSetAlias(host, alias+p.Owner); err != nil {
 		return Device{}, fmt.Errorf("mark %s as ours: %w", p.Host, err)
 	}
-	// no link-local address: nothing on the host shall talk to the container behind our back
-	if err := netlink.LinkSetIP6AddrGenMode(host, 1); err != nil && !errors.Is(err, unix.EAFNOSUPPORT) {
-		return Device{}, fmt.Errorf("switch address generation off on %s: %w", p.Host, err)
+	if err := keepOff(host); err != nil {
+		return Device{}, err
 	}
 	if err := netlink.LinkSetUp(host); err != nil {
 		return Device{}, fmt.Errorf("set %s up: %w", p.Host, err)
