@@ -103,7 +103,7 @@ func (p plain) ends() []struct {
 func (p plain) routed(kind string) error {
 	gw := gateway.Addr()
 	for _, e := range p.ends() {
-		if _, err := p.CreatePlainPair(link.Pair{Owner: owner, Type: kind, Host: e.host, Peer: e.peer, MTU: mtu}); err != nil {
+		if _, err := p.CreatePair(link.Pair{Owner: owner, Type: kind, Host: e.host, Peer: e.peer, MTU: mtu, Open: true}); err != nil {
 			return err
 		}
 		one := netip.PrefixFrom(e.addr.Addr(), 32)

@@ -42,27 +42,6 @@ func monotonic() (uint64, error) {
 	return uint64(now.Nano()), nil
 }
 
-// adoptFlows lets the programs find the flows of a build that did not say when it last translated one.
-func (d *Datapath) adoptFlows() error {
-	var key uint32
-	var last uint64
-	if err := d.maps["translated"].Lookup(&key, &last); err != nil {
-		return fmt.Errorf("read mst_translated: %w", err)
-	}
-	var flow mstTuple
-	if last != 0 || d.maps["ct"].NextKey(nil, &flow) != nil {
-		return nil
-	}
-	now, err := monotonic()
-	if err != nil {
-		return err
-	}
-	if err := d.maps["translated"].Put(&key, &now); err != nil {
-		return fmt.Errorf("write mst_translated: %w", err)
-	}
-	return nil
-}
-
 func (d *Datapath) config() (mstConfig, error) {
 	var key uint32
 	var cfg mstConfig

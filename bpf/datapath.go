@@ -74,10 +74,6 @@ func Open(bpffs string) (*Datapath, error) {
 		}
 		d.maps[shortName(name)] = opened
 	}
-	if err := d.adoptFlows(); err != nil {
-		d.Close()
-		return nil, err
-	}
 	return d, nil
 }
 

@@ -314,14 +314,3 @@ func TestChoiceOfBackend(t *testing.T) {
 		}},
 	})
 }
-
-func TestFlowsOfAnOlderBuildGoOn(t *testing.T) {
-	w := newWorld(t, false)
-	w.web()
-	w.send(fromClient(), w.request(syn)).toBackend(w.sent(syn))
-	require.NoError(t, testDP.maps["translated"].Put(uint32(0), uint64(0))) // it kept no time
-	again, err := Open(testBPFFS)
-	require.NoError(t, err)
-	again.Close()
-	w.send(fromBackend(), w.reply(synAck)).toClient(w.received(synAck))
-}

@@ -6,9 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"time"
-
-	"github.com/sirupsen/logrus"
 
 	"github.com/mustang-net/mustang/bpf"
 	"github.com/mustang-net/mustang/driver/link"
@@ -83,33 +80,8 @@ func (m *Manager) attachInside(e *Endpoint) (bool, error) {
 // awaitDevice attaches the programs as soon as the engine has moved the slave into its sandbox, unless the
 // endpoint leaves before.
 func (m *Manager) awaitDevice(e *Endpoint) {
-	id, log := e.ID, m.log.WithFields(logrus.Fields{"endpoint": e.ID, "sandbox": e.Sandbox})
-	ctx, cancel := context.WithTimeout(context.Background(), sandboxWait)
-	m.stopMoving(id)
-	m.moving[id] = cancel
-	m.waits.Go(func() {
-		defer cancel()
-		tick := time.NewTicker(sandboxPoll)
-		defer tick.Stop()
-		for {
-			select {
-			case <-ctx.Done():
-				if errors.Is(ctx.Err(), context.DeadlineExceeded) {
-					log.Warnf("the engine did not move the device within %v: it has no programs", sandboxWait)
-				}
-				return
-			case <-tick.C:
-			}
-			done, err := m.arrived(ctx, id)
-			if done {
-				return
-			}
-			if err != nil {
-				log.WithError(err).Errorf("attach programs in a sandbox: trying again in %v", sandboxRetry)
-				tick.Reset(sandboxRetry)
-			}
-		}
-	})
+	id := e.ID
+	m.waitFor(waiting{id, deviceIn}, e.Sandbox, func(ctx context.Context) (bool, error) { return m.arrived(ctx, id) })
 }
 
 // arrived attaches the programs of a slave that has arrived, and tells whether there is nothing to wait for.
@@ -124,15 +96,8 @@ func (m *Manager) arrived(ctx context.Context, id string) (bool, error) {
 	if err != nil || !attached {
 		return false, err
 	}
-	delete(m.moving, id)
+	delete(m.waiting, waiting{id, deviceIn})
 	return true, nil
-}
-
-func (m *Manager) stopMoving(id string) {
-	if cancel := m.moving[id]; cancel != nil {
-		cancel()
-		delete(m.moving, id)
-	}
 }
 
 // guardNetwork gives the network's own device its programs; unguardNetwork takes them away.

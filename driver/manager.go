@@ -112,9 +112,8 @@ type Manager struct {
 	mu        sync.Mutex // guards what follows and orders changes
 	networks  map[string]*Network
 	endpoints map[string]*Endpoint
-	waiting   map[string]context.CancelFunc // sandboxes awaited, by endpoint
-	moving    map[string]context.CancelFunc // devices awaited inside, by endpoint
-	noTCX     bool                          // the kernel has none, as an attempt showed
+	waiting   map[waiting]context.CancelFunc
+	noTCX     bool // the kernel has none, as an attempt showed
 	waits     sync.WaitGroup
 	missing   map[string]bool // networks and endpoints that the engine did not know at the last Collect
 	fresh     bool            // the state has never been used
@@ -148,8 +147,7 @@ func New(cfg Config) (*Manager, error) {
 	m := &Manager{
 		store: cfg.Store, links: cfg.Links, datapath: cfg.Datapath, services: cfg.Services,
 		tables: cfg.Tables, resolver: cfg.Resolver, pools: cfg.Pools, log: cfg.Log,
-		networks: map[string]*Network{}, endpoints: map[string]*Endpoint{}, waiting: map[string]context.CancelFunc{},
-		moving: map[string]context.CancelFunc{},
+		networks: map[string]*Network{}, endpoints: map[string]*Endpoint{}, waiting: map[waiting]context.CancelFunc{},
 	}
 	err := m.store.View(func(tx state.Tx) error {
 		err := tx.Each(bucketNetworks, func(key string, decode func(any) error) error {
@@ -179,10 +177,8 @@ func New(cfg Config) (*Manager, error) {
 // Close stops waiting for sandboxes. The datapath goes on.
 func (m *Manager) Close() {
 	m.mu.Lock()
-	for _, waits := range []map[string]context.CancelFunc{m.waiting, m.moving} {
-		for _, cancel := range waits {
-			cancel()
-		}
+	for _, cancel := range m.waiting {
+		cancel()
 	}
 	m.mu.Unlock()
 	m.waits.Wait()

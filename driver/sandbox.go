@@ -104,39 +104,64 @@ func (m *Manager) routes(n *Network, e *Endpoint) (out []netip.Prefix, err error
 
 // await enters the sandbox as soon as it exists, unless the endpoint leaves before.
 func (m *Manager) await(id, sandbox string) {
-	ctx, cancel := context.WithTimeout(context.Background(), sandboxWait)
-	if before := m.waiting[id]; before != nil {
-		before()
-	}
-	m.waiting[id] = cancel
+	m.waitFor(waiting{id, sandboxOf}, sandbox, func(ctx context.Context) (bool, error) {
+		cookie, err := m.links.Cookie(sandbox)
+		if errors.Is(err, link.ErrNoNetns) {
+			return false, nil
+		}
+		if err != nil {
+			return false, err
+		}
+		return true, m.entered(ctx, id, cookie)
+	})
+}
+
+// waiting is what an endpoint waits for.
+type waiting struct{ endpoint, what string }
+
+const (
+	sandboxOf = "its sandbox"
+	deviceIn  = "its device in the sandbox, without which it has no programs"
+)
+
+// waitFor tries until it is done, or the endpoint leaves: often at first, later and after an error now and then.
+func (m *Manager) waitFor(w waiting, sandbox string, try func(context.Context) (done bool, err error)) {
+	m.stopWaiting(w)
+	ctx, cancel := context.WithCancel(context.Background())
+	m.waiting[w] = cancel
 	m.waits.Go(func() {
 		defer cancel()
-		log := m.log.WithFields(logrus.Fields{"endpoint": id, "sandbox": sandbox})
-		tick := time.NewTicker(sandboxPoll)
-		defer tick.Stop()
+		log := m.log.WithFields(logrus.Fields{"endpoint": w.endpoint, "sandbox": sandbox})
+		late := time.Now().Add(sandboxWait)
+		pause := sandboxPoll
 		for {
 			select {
 			case <-ctx.Done():
-				if errors.Is(ctx.Err(), context.DeadlineExceeded) {
-					log.Warnf("the sandbox did not come into being within %v", sandboxWait)
-				}
 				return
-			case <-tick.C:
+			case <-time.After(pause):
 			}
-			cookie, err := m.links.Cookie(sandbox)
-			if errors.Is(err, link.ErrNoNetns) {
-				continue
-			}
-			if err == nil {
-				err = m.entered(ctx, id, cookie)
-			}
-			if err == nil {
+			done, err := try(ctx)
+			switch {
+			case err != nil:
+				log.WithError(err).Errorf("the endpoint and %s: trying again in %v", w.what, sandboxRetry)
+				pause = sandboxRetry
+			case done:
 				return
+			case pause == sandboxPoll && time.Now().After(late):
+				log.Warnf("the endpoint has waited %v for %s, and goes on", sandboxWait, w.what)
+				pause = sandboxRetry
+			case time.Now().Before(late):
+				pause = sandboxPoll
 			}
-			log.WithError(err).Errorf("enter a sandbox: trying again in %v", sandboxRetry)
-			tick.Reset(sandboxRetry)
 		}
 	})
+}
+
+func (m *Manager) stopWaiting(w waiting) {
+	if cancel := m.waiting[w]; cancel != nil {
+		cancel()
+		delete(m.waiting, w)
+	}
 }
 
 func (m *Manager) entered(ctx context.Context, id string, cookie uint64) error {
@@ -153,7 +178,7 @@ func (m *Manager) entered(ctx context.Context, id string, cookie uint64) error {
 	if err := m.enter(n, e, cookie); err != nil {
 		return err
 	}
-	delete(m.waiting, id)
+	delete(m.waiting, waiting{id, sandboxOf})
 	return nil
 }
 
@@ -256,11 +281,8 @@ func (m *Manager) Leave(_ context.Context, _, id string) error {
 
 // leave undoes Join and enter.
 func (m *Manager) leave(e *Endpoint) error {
-	if cancel := m.waiting[e.ID]; cancel != nil {
-		cancel()
-		delete(m.waiting, e.ID)
-	}
-	m.stopMoving(e.ID)
+	m.stopWaiting(waiting{e.ID, sandboxOf})
+	m.stopWaiting(waiting{e.ID, deviceIn})
 	if e.Sandbox == "" {
 		return nil
 	}

@@ -3,14 +3,12 @@
 package link
 
 import (
-	"errors"
 	"fmt"
 	"net"
 	"net/netip"
 	"os"
 
 	"github.com/vishvananda/netlink"
-	"golang.org/x/sys/unix"
 )
 
 // What an engine or a person does with devices; mustang itself leaves it to them, and needs it to play their
@@ -101,26 +99,4 @@ func (Host) PlugPlain(port, bridge string) error {
 		return fmt.Errorf("plug %s into %s: %w", port, bridge, err)
 	}
 	return nil
-}
-
-// CreatePlainPair is CreatePair for a pair without programs: what the sandbox of a netkit sends goes on, too.
-func (h Host) CreatePlainPair(p Pair) (Device, error) {
-	pair := p.link()
-	nk, ok := pair.(*netlink.Netkit)
-	if !ok {
-		return h.CreatePair(p)
-	}
-	nk.PeerPolicy = netlink.NETKIT_POLICY_FORWARD
-	err := netlink.LinkAdd(nk)
-	if errors.Is(err, unix.EOPNOTSUPP) {
-		err = missing(p.Type)
-	}
-	if err != nil {
-		return Device{}, fmt.Errorf("create the netkit pair %s, %s: %w", p.Host, p.Peer, err)
-	}
-	dev, err := setUp(p)
-	if err != nil {
-		return Device{}, errors.Join(err, netlink.LinkDel(nk))
-	}
-	return dev, nil
 }
