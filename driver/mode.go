@@ -47,7 +47,7 @@ func (m *Manager) mode(n *Network) mode {
 }
 
 // pair routes each endpoint on its own: the host's end of the pair has the gateway's address and a route
-// to the container, and there is nothing between endpoints but the programs.
+// to the container, and between endpoints there is nothing but the programs, or, without eBPF, the host's routing.
 type pair struct {
 	links Links
 	typ   string // of the devices

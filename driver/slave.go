@@ -61,7 +61,7 @@ func (s slave) hostAddrs(n *Network) (addrs, ours []netip.Prefix, err error) {
 	return append(addrs, ours...), ours, nil
 }
 
-// linkLocal is an address of RFC 3927 that no other network of the host has.
+// linkLocal is an address of RFC 3927 that none of the 16,383 networks made before or after has.
 func linkLocal(n *Network) netip.Addr {
 	return netip.AddrFrom4([4]byte{169, 254, 64 + byte(n.Number>>8)&63, byte(n.Number)})
 }

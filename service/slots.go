@@ -28,6 +28,9 @@ func active(members []member, strict bool) Phase {
 	return ""
 }
 
+// maxReserve is how many the programs look at (LB_TRIES in bpf/src/lb.h).
+const maxReserve = 16
+
 // reserve are the ids of the members below the active tier, best tier first: while no active one listens,
 // as when a container has only just started, they take new streams.
 func reserve(members []member, ids []uint32, phase Phase, strict bool) []uint32 {
@@ -39,7 +42,7 @@ func reserve(members []member, ids []uint32, phase Phase, strict bool) []uint32 
 		out = append(out, slots(members, ids, tier)...)
 	}
 	out = slices.Compact(out) // in each tier a member's slots lie together
-	return out[:min(len(out), MaxSlots)]
+	return out[:min(len(out), maxReserve)]
 }
 
 // slots fills the slots of a service with the ids of the members that are in phase, each as often as

@@ -5,7 +5,8 @@
  * lxc_ingress sees what comes from a container, lxc_egress what goes to it.
  * On the host's end of an endpoint they are the device's ingress and egress;
  * attached inside the sandbox they change places. A netkit device has
- * lxc_netkit for lxc_ingress: it runs while the container transmits.
+ * lxc_netkit for lxc_ingress: it runs while the container transmits. The
+ * host's own slave of a parent has lxc_egress alone.
  */
 #include "gateway.h"
 #include "svc.h"
