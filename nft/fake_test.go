@@ -22,6 +22,7 @@ var errBroken = errors.New("broken")
 type memory struct {
 	boxes  map[string]*memoryBox // by path
 	ends   []End
+	half   bool // what comes after the tables fails
 	flush  bool // somebody has removed the host's
 	broken bool
 }
@@ -31,6 +32,7 @@ type memoryBox struct {
 	replaced int
 	port     uint16
 	beats    int
+	open     int
 	broken   bool // by a change: the next replacement mends it
 	dead     bool // nothing can be written
 }
@@ -39,6 +41,7 @@ func (m *memory) sandbox(path string, _ [2]netip.Prefix) (tables, error) {
 	if m.boxes[path] == nil {
 		return nil, errBroken
 	}
+	m.boxes[path].open++
 	return m.boxes[path], nil
 }
 
@@ -54,6 +57,9 @@ func (m *memory) setEnds(ends []End) error {
 		return errBroken
 	}
 	m.ends, m.flush = slices.Clone(ends), false
+	if m.half {
+		return errBroken
+	}
 	return nil
 }
 
@@ -119,7 +125,7 @@ func (b *memoryBox) remove() error {
 	return nil
 }
 
-func (b *memoryBox) close() {}
+func (b *memoryBox) close() { b.open-- }
 
 // lines are the frontends with their targets.
 func (b *memoryBox) lines() []string {
@@ -152,6 +158,7 @@ type world struct {
 	kernel   *memory
 	source   *source
 	forgot   []string
+	unable   bool // to forget
 	one, two *memoryBox
 }
 
@@ -175,6 +182,9 @@ func (w *world) start() {
 			return map[string]uint64{path1: 1, path2: 2}[path], nil
 		},
 		Forget: func(path string, to, from netip.Addr) error {
+			if w.unable && path == path1 {
+				return errBroken
+			}
 			w.forgot = append(w.forgot, fmt.Sprintf("%s %s %s", path, to, from))
 			return nil
 		},

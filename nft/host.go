@@ -40,25 +40,34 @@ type End struct {
 func (t *Tables) SetEnds(ends []End) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if err := t.kernel.setEnds(ends); err != nil {
-		return fmt.Errorf("write the nftables of %d devices: %w", len(ends), err)
-	}
 	t.ends = slices.Clone(ends)
-	return nil
+	return t.writeEnds()
 }
 
-// Check looks whether somebody removed what the host's ends need, as a firewall does that is loaded anew, and mends it.
+func (t *Tables) writeEnds() error {
+	t.endsErr = nil
+	if err := t.kernel.setEnds(t.ends); err != nil {
+		t.endsErr = fmt.Errorf("write the nftables of %d devices: %w", len(t.ends), err)
+	}
+	return t.endsErr
+}
+
+// Check looks whether somebody removed what the host's ends need, as a firewall does that is loaded anew, and mends it, and
+// what could not be written before: of the host, and of sandboxes.
 func (t *Tables) Check() (mended bool, err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if len(t.ends) == 0 {
-		return false, nil
+	t.retry()
+	if t.endsErr == nil {
+		if len(t.ends) == 0 {
+			return false, nil
+		}
+		stand, err := t.kernel.endsStand(t.ends)
+		if err != nil || stand {
+			return false, err
+		}
 	}
-	stand, err := t.kernel.endsStand(t.ends)
-	if err != nil || stand {
-		return false, err
-	}
-	return true, t.kernel.setEnds(t.ends)
+	return true, t.writeEnds()
 }
 
 // The host's tables: of what it routes, and of what bridges forward.

@@ -15,6 +15,7 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/google/nftables"
 	"golang.org/x/sys/unix"
@@ -63,8 +64,10 @@ type Tables struct {
 	backends map[uint32]bpf.Backend
 	dirty    map[bpf.Frontend]struct{} // changed since the last Flush
 	woken    []netip.Addr              // VIPs that refused until then
-	ends     []End
-	tried    bool // the kernel has all that is needed
+	ends     []End                     // that the host's tables should know
+	endsErr  error                     // why they may not
+	beaten   time.Time                 // last
+	tried    bool                      // the kernel has all that is needed
 }
 
 // box is a sandbox as far as its tables are known.
@@ -72,8 +75,11 @@ type box struct {
 	Sandbox
 	tables   tables
 	wrong    bool                      // the tables are not as they should be
+	failed   error                     // why they could not be mended
 	nameless error                     // why names are not answered by us
 	has      map[bpf.Frontend]struct{} // frontends in them
+	// unforgotten are flows that should have ended, and why they could not be.
+	unforgotten map[flows]error
 }
 
 // kernel opens the tables of sandboxes and writes those of the host; a fake in tests.
@@ -121,19 +127,42 @@ func (t *Tables) Know(sandboxes []Sandbox) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for _, s := range sandboxes {
-		if now, err := t.Cookie(s.Path); err != nil || now != s.Cookie || t.boxes[s.Cookie] != nil {
-			continue // it has ended, and a daemon will find out
-		}
-		tables, err := t.kernel.sandbox(s.Path, t.Pools)
-		if err != nil {
+		if t.boxes[s.Cookie] != nil {
 			continue
 		}
-		b := &box{Sandbox: s, tables: tables}
-		if b.has, err = tables.frontends(); err != nil {
+		b, err := t.open(s.Cookie, s.Path)
+		if err != nil {
+			continue // it has ended, and a daemon will find out
+		}
+		b.Sandbox = s
+		if b.has, err = b.tables.frontends(); err != nil {
 			b.wrong = true
 		}
 		t.boxes[s.Cookie] = b
 	}
+}
+
+// errEnded says that a sandbox is not, or no longer, where its path leads.
+var errEnded = errors.New("there is no such sandbox")
+
+// open opens a sandbox, whose tables are not read.
+func (t *Tables) open(cookie uint64, path string) (*box, error) {
+	tables, err := t.kernel.sandbox(path, t.Pools)
+	// after it is open: a path may come to lead to another namespace, and never leads back
+	now, gone := t.Cookie(path)
+	if gone == nil && now != cookie {
+		gone = fmt.Errorf("another namespace is at %s", path)
+	}
+	if gone != nil {
+		if err == nil {
+			tables.close()
+		}
+		return nil, fmt.Errorf("%w: %w", errEnded, gone)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("open the sandbox %s: %w", path, err)
+	}
+	return &box{Sandbox: Sandbox{Cookie: cookie, Path: path}, tables: tables, unforgotten: map[flows]error{}}, nil
 }
 
 // PutSandbox makes the tables of a sandbox as they should be, in one transaction.
@@ -145,11 +174,11 @@ func (t *Tables) PutSandbox(s Sandbox) error {
 	}
 	b := t.boxes[s.Cookie]
 	if b == nil {
-		tables, err := t.kernel.sandbox(s.Path, t.Pools)
-		if err != nil {
-			return fmt.Errorf("open the sandbox %s: %w", s.Path, err)
+		var err error
+		if b, err = t.open(s.Cookie, s.Path); err != nil {
+			return err
 		}
-		b = &box{tables: tables, wrong: true}
+		b.wrong = true
 		t.boxes[s.Cookie] = b
 	}
 	b.wrong = b.wrong || b.has == nil || !slices.Equal(b.Networks, s.Networks)
@@ -178,6 +207,17 @@ func (t *Tables) State() State {
 			s.Err = fmt.Errorf("in %s names keep the engine's answers: %w", b.Path, b.nameless)
 		}
 	}
+	for _, b := range t.boxes { // is worse
+		for _, err := range b.unforgotten {
+			s.Err = err
+		}
+		if b.failed != nil {
+			s.Err = b.failed
+		}
+	}
+	if t.endsErr != nil {
+		s.Err = t.endsErr
+	}
 	return s
 }
 
@@ -186,18 +226,19 @@ func (t *Tables) DeleteSandbox(cookie uint64, path string) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	b := t.boxes[cookie]
-	if b == nil {
-		now, err := t.Cookie(path)
-		if err != nil || now != cookie {
-			return nil // it has ended, and its tables with it
+	known := b != nil
+	if !known {
+		var err error
+		if b, err = t.open(cookie, path); errors.Is(err, errEnded) {
+			return nil // and its tables with it
+		} else if err != nil {
+			return err
 		}
-		tables, err := t.kernel.sandbox(path, t.Pools)
-		if err != nil {
-			return fmt.Errorf("open the sandbox %s: %w", path, err)
-		}
-		b = &box{Sandbox: Sandbox{Path: path}, tables: tables}
 	}
 	if err := b.tables.remove(); err != nil {
+		if !known {
+			b.tables.close()
+		}
 		return fmt.Errorf("remove the tables of the sandbox %s: %w", path, err)
 	}
 	b.tables.close()
@@ -219,7 +260,15 @@ func (t *Tables) Beat() {
 	t.beats()
 }
 
+// keepTrusted is beats if the last was long ago. What writes sandbox after sandbox holds up [Tables.Beat].
+func (t *Tables) keepTrusted() {
+	if time.Since(t.beaten) > trusted/4 {
+		t.beats()
+	}
+}
+
 func (t *Tables) beats() {
+	t.beaten = time.Now()
 	for _, b := range t.boxes {
 		if b.DNSPort == 0 {
 			continue

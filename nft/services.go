@@ -4,7 +4,6 @@ package nft
 
 import (
 	"cmp"
-	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -76,9 +75,10 @@ func (t *Tables) settle(b *box) error {
 	}
 	slices.SortFunc(all, func(x, y frontend) int { return cmp.Compare(chainName(x.Frontend), chainName(y.Frontend)) })
 	if err := b.tables.replace(all); err != nil {
-		return fmt.Errorf("write the tables of the sandbox %s: %w", b.Path, explain(err))
+		b.failed = fmt.Errorf("write the tables of the sandbox %s: %w", b.Path, explain(err))
+		return b.failed
 	}
-	b.has, b.wrong = has, false
+	b.has, b.wrong, b.failed = has, false, nil
 	return nil
 }
 
@@ -111,34 +111,54 @@ func (t *Tables) DeleteService(f bpf.Frontend) error {
 	return nil
 }
 
-// manyChanges take the kernel long enough that our resolvers must be kept trusted meanwhile.
-const manyChanges = 100
-
-// Flush writes the changes since the last one, in one transaction a sandbox. What fails is written anew by the next one.
+// Flush writes the changes since the last one, in one transaction a sandbox. What a sandbox refuses is its own matter,
+// not that of who changes a service: [Tables.State] tells of it, and [Tables.Check] tries again.
 func (t *Tables) Flush() error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	var errs []error
+	needed := len(t.dirty) > 0
 	for _, b := range t.boxes {
-		errs = append(errs, t.flush(b))
-		if len(t.dirty) > manyChanges {
-			t.beats()
+		needed = needed || b.wrong
+	}
+	if needed {
+		if err := t.load(); err != nil {
+			return err
 		}
+	}
+	for _, b := range t.boxes {
+		if b.failed == nil {
+			t.flush(b)
+		}
+		t.keepTrusted()
 	}
 	clear(t.dirty)
 	woken := t.woken
 	t.woken = nil
 	slices.SortFunc(woken, netip.Addr.Compare)
 	for _, vip := range slices.Compact(woken) { // who was refused may ask again from the same port
-		errs = append(errs, t.forget(vip, loopback(vip)))
+		t.forget(flows{vip, loopback(vip)})
 	}
-	return errors.Join(errs...)
+	return nil
+}
+
+// retry writes anew what a sandbox has refused.
+func (t *Tables) retry() {
+	for _, b := range t.boxes {
+		if b.failed != nil {
+			b.failed = t.settle(b)
+			t.keepTrusted()
+		}
+		for f := range b.unforgotten {
+			t.forgetIn(b, f)
+		}
+	}
 }
 
 // flush brings a sandbox up to date by one change, or anew where that fails.
-func (t *Tables) flush(b *box) error {
+func (t *Tables) flush(b *box) {
 	if b.wrong {
-		return t.settle(b)
+		_ = t.settle(b) // the box keeps what fails
+		return
 	}
 	var put []frontend
 	var gone []bpf.Frontend
@@ -151,11 +171,12 @@ func (t *Tables) flush(b *box) error {
 		}
 	}
 	if len(put)+len(gone) == 0 {
-		return nil
+		return
 	}
 	if err := b.tables.change(put, gone); err != nil {
 		b.wrong = true
-		return t.settle(b)
+		_ = t.settle(b)
+		return
 	}
 	for _, f := range put {
 		b.has[f.Frontend] = struct{}{}
@@ -163,7 +184,6 @@ func (t *Tables) flush(b *box) error {
 	for _, f := range gone {
 		delete(b.has, f)
 	}
-	return nil
 }
 
 // PutBackend remembers a backend. Services that need it come after it.
@@ -196,17 +216,25 @@ func (t *Tables) DeleteBackend(id uint32) error {
 			return nil // it goes on under another id
 		}
 	}
-	return t.forget(netip.Addr{}, b.Addr)
+	t.forget(flows{from: b.Addr})
+	return nil
 }
 
-func (t *Tables) forget(to, from netip.Addr) error {
-	var errs []error
+// flows are UDP flows that went to an address, or to any if it is invalid, and are answered from another.
+type flows struct{ to, from netip.Addr }
+
+func (t *Tables) forget(f flows) {
 	for _, b := range t.boxes {
-		if err := t.Forget(b.Path, to, from); err != nil {
-			errs = append(errs, err)
-		}
+		t.forgetIn(b, f)
 	}
-	return errors.Join(errs...)
+}
+
+func (t *Tables) forgetIn(b *box, f flows) {
+	if err := t.Forget(b.Path, f.to, f.from); err != nil {
+		b.unforgotten[f] = err
+		return
+	}
+	delete(b.unforgotten, f)
 }
 
 func loopback(a netip.Addr) netip.Addr {

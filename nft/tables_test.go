@@ -70,10 +70,75 @@ func TestWhatAChangeBreaksIsWrittenAnew(t *testing.T) {
 	require.Len(t, w.one.lines(), 1)
 	w.one.dead = true
 	require.NoError(t, w.PutService(bpf.Service{Frontend: vip(2), ID: 2, Network: 7, Slots: []uint32{2}}))
-	require.ErrorIs(t, w.Flush(), errBroken)
-	w.one.dead = false
 	require.NoError(t, w.Flush())
+	require.ErrorContains(t, w.State().Err, "write the tables of the sandbox "+path1+": broken")
+	w.one.dead = false
+	_, err := w.Check()
+	require.NoError(t, err)
 	require.Len(t, w.one.lines(), 2)
+	require.NoError(t, w.State().Err)
+}
+
+func TestASandboxThatRefusesHoldsUpNoOther(t *testing.T) {
+	w := newWorld(t)
+	w.put(1, 0, 7)
+	require.NoError(t, w.PutBackend(backend(2)))
+	w.one.dead, w.unable = true, true
+	require.NoError(t, w.PutService(bpf.Service{Frontend: vip(1), ID: 1, Network: 7, Slots: []uint32{2}}))
+	require.NoError(t, w.Flush())
+	w.put(2, 0, 7)
+	require.Len(t, w.two.lines(), 1)
+	require.NoError(t, w.DeleteBackend(2))
+	require.Equal(t, []string{path2 + " invalid IP 10.0.0.2"}, w.forgot)
+	require.ErrorIs(t, w.State().Err, errBroken)
+	require.ErrorIs(t, w.PutSandbox(Sandbox{Cookie: 1, Path: path1}), errBroken, "it is the caller's own")
+
+	w.one.dead = false
+	_, err := w.Check()
+	require.NoError(t, err)
+	require.ErrorIs(t, w.State().Err, errBroken, "flows are left")
+	w.unable = false
+	_, err = w.Check()
+	require.NoError(t, err)
+	require.NoError(t, w.State().Err)
+	require.ElementsMatch(t, []string{
+		path2 + " invalid IP 10.0.0.2", path1 + " 10.96.1.1 127.0.0.1", path1 + " invalid IP 10.0.0.2",
+	}, w.forgot)
+}
+
+func TestResolversStayTrustedWhileManySandboxesAreWritten(t *testing.T) {
+	w := newWorld(t)
+	w.put(1, 5353, 7)
+	w.put(2, 0, 7)
+	w.Beat()
+	change := func() {
+		require.NoError(t, w.PutService(bpf.Service{Frontend: vip(1), ID: 1, Network: 7}))
+		require.NoError(t, w.Flush())
+	}
+	change()
+	require.Equal(t, 1, w.one.beats)
+	w.beaten = w.beaten.Add(-trusted)
+	change()
+	require.Equal(t, 2, w.one.beats, "once, not for each")
+}
+
+func TestASandboxIsOpenedOnlyWhereItIs(t *testing.T) {
+	w := newWorld(t)
+	err := w.PutSandbox(Sandbox{Cookie: 1, Path: path2, Networks: []uint32{7}})
+	require.ErrorContains(t, err, "there is no such sandbox: another namespace is at "+path2)
+	require.Nil(t, w.two.has)
+	require.Zero(t, w.two.open)
+	w.Know([]Sandbox{{Cookie: 1, Path: path2}})
+	require.NoError(t, w.DeleteSandbox(1, path2))
+	require.Zero(t, w.two.open)
+	w.two.dead = true
+	require.ErrorIs(t, w.DeleteSandbox(2, path2), errBroken)
+	require.Zero(t, w.two.open, "nobody knows it afterwards")
+	w.two.dead = false
+	w.put(2, 0, 7)
+	require.Equal(t, 1, w.two.open)
+	require.NoError(t, w.DeleteSandbox(2, path2))
+	require.Zero(t, w.two.open)
 }
 
 func TestACommandChangesWhatADaemonWrote(t *testing.T) {
@@ -156,6 +221,17 @@ func TestTheHostsTablesAreMended(t *testing.T) {
 	require.NoError(t, err)
 	require.True(t, mended)
 	require.Equal(t, ends, w.kernel.ends)
+	w.kernel.half = true
+	require.ErrorIs(t, w.SetEnds(nil), errBroken)
+	require.ErrorIs(t, w.State().Err, errBroken)
+	w.kernel.half = false
+	for _, want := range []bool{true, false} {
+		mended, err = w.Check()
+		require.NoError(t, err)
+		require.Equal(t, want, mended, "towards what is wanted")
+	}
+	require.Empty(t, w.kernel.ends)
+	require.NoError(t, w.State().Err)
 	w.kernel.broken = true
 	require.ErrorContains(t, w.Supported(), "CONFIG_NFT_NAT")
 	require.ErrorContains(t, w.SetEnds(nil), "write the nftables of 0 devices: broken")
