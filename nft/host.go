@@ -282,10 +282,7 @@ func addSources(a adder, checked []nftables.SetElement, ends []End, kind Kind) e
 		ethertype := port(unix.ETH_P_IP)
 		if f == &families[1] {
 			ethertype = port(unix.ETH_P_IPV6)
-			// neighbour discovery; no router forwards these
-			for _, p := range []string{"fe80::/10", "::/128"} {
-				a.rule(sources, etherIs(ethertype), f.loadsSaddr(reg), f.isIn(netip.MustParsePrefix(p)), returns)
-			}
+			addDiscovery(a, sources, own, kind)
 		}
 		a.rule(sources, etherIs(ethertype), iif, f.loadsSaddr(addr), in(own), returns)
 		if kind == Port && f == &families[0] {
@@ -300,6 +297,41 @@ func addSources(a adder, checked []nftables.SetElement, ends []End, kind Kind) e
 	prerouting := a.hook("prerouting", nftables.ChainTypeFilter, nftables.ChainHookPrerouting, int32(*nftables.ChainPriorityRaw))
 	a.rule(prerouting, iif, in(names), jumps("sources"))
 	return nil
+}
+
+// The types of ICMPv6 messages that say who is who on a link.
+const (
+	routerAdvertisement    = 134
+	neighbourAdvertisement = 136
+	redirect               = 137
+)
+
+var linkLocal = netip.MustParsePrefix("fe80::/10")
+
+// addDiscovery lets endpoints take part in neighbour discovery and MLD, which need not come from addresses of theirs, but not
+// speak as routers, nor as the neighbours that the bridge of a port leads to.
+func addDiscovery(a adder, sources *nftables.Chain, own *nftables.Set, kind Kind) {
+	f := &families[1]
+	icmp := rule(etherIs(port(unix.ETH_P_IPV6)), protocolIs(f.icmp))
+	is := func(kind byte) []expr.Any {
+		return rule(icmp, &expr.Payload{DestRegister: reg, Base: expr.PayloadBaseTransportHeader, Len: 1}, equals(reg, []byte{kind}))
+	}
+	for _, routers := range []byte{routerAdvertisement, redirect} {
+		a.rule(sources, is(routers), countsAs(spoofed), dropped)
+	}
+	if kind == Port {
+		target := func(r uint32) expr.Any {
+			return &expr.Payload{DestRegister: r, Base: expr.PayloadBaseTransportHeader, Offset: 8, Len: f.addr}
+		}
+		advertised := a.chain("advertised")
+		a.rule(advertised, target(reg), f.isIn(linkLocal), returns)
+		a.rule(advertised, loads(expr.MetaKeyIIFNAME, reg), target(reg+unix.IFNAMSIZ/4), in(own), returns)
+		a.rule(advertised, countsAs(spoofed), dropped)
+		a.rule(sources, is(neighbourAdvertisement), jumps(advertised.Name))
+	}
+	for _, p := range []netip.Prefix{linkLocal, netip.PrefixFrom(netip.IPv6Unspecified(), 128)} {
+		a.rule(sources, icmp, f.loadsSaddr(reg), f.isIn(p), returns)
+	}
 }
 
 // etherIs matches packets of a type (meta protocol).

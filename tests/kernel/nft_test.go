@@ -4,6 +4,7 @@ package kernel
 
 import (
 	"bufio"
+	"encoding/binary"
 	"fmt"
 	"net"
 	"net/netip"
@@ -12,6 +13,7 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 
 	"github.com/mustang-net/mustang/bpf"
 	"github.com/mustang-net/mustang/nft"
@@ -305,4 +307,117 @@ func TestNFTOfTheHost(t *testing.T) {
 	require.NotContains(t, run(t, "nft list ruleset"), "mustang")
 	run(t, "nft flush ruleset")
 	require.Equal(t, before, run(t, "nft list ruleset"))
+}
+
+// wire is a packet socket on a device.
+func wire(t *testing.T, path, dev string) (fd int) {
+	t.Helper()
+	require.NoError(t, host.Do(path, func() (err error) {
+		kind := binary.NativeEndian.Uint16([]byte{0x86, 0xdd}) // IPv6
+		if fd, err = unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, int(kind)); err != nil {
+			return err
+		}
+		t.Cleanup(func() { unix.Close(fd) })
+		d, err := net.InterfaceByName(dev)
+		if err != nil {
+			return err
+		}
+		if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: 3}); err != nil {
+			return err
+		}
+		return unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: kind, Ifindex: d.Index})
+	}))
+	return fd
+}
+
+// frame is an IPv6 packet to all nodes of a link. An ICMPv6 message has its target where discovery has it.
+func frame(src string, headers []byte, protocol, kind byte, target string) []byte {
+	message := append([]byte{kind, 0, 0, 0, 0, 0, 0, 0}, netip.MustParseAddr(target).AsSlice()...)
+	next := protocol
+	if len(headers) > 0 {
+		next, headers = unix.IPPROTO_HOPOPTS, append([]byte{protocol}, headers[1:]...)
+	}
+	out := append([]byte{0x33, 0x33, 0, 0, 0, 1}, mac...)
+	out = append(out, 0x86, 0xdd, 0x60, 0, 0, 0)
+	out = binary.BigEndian.AppendUint16(out, uint16(len(headers)+len(message)))
+	out = append(out, next, 255)
+	out = append(out, netip.MustParseAddr(src).AsSlice()...)
+	out = append(out, netip.MustParseAddr("ff02::1").AsSlice()...)
+	return append(append(out, headers...), message...)
+}
+
+func TestNFTKeepsEndpointsFromSpeakingAsRoutersAndNeighbours(t *testing.T) {
+	begin(t)
+	run(t, "ip link add br0 up type bridge mcast_snooping 0")
+	t.Cleanup(func() { run(t, "ip link del br0") })
+	paths := map[string]string{}
+	for _, name := range []string{"mst1", "mst2", "mst3"} {
+		paths[name] = netns(t, "of-"+name)
+		run(t, "ip link add "+name+" up type veth peer name eth0 netns of-"+name)
+		t.Cleanup(func() { run(t, "ip link del "+name) })
+		run(t, "ip -n of-"+name+" link set eth0 up")
+	}
+	run(t, "ip link set mst1 master br0")
+	run(t, "ip link set mst2 master br0")
+	own := []netip.Addr{netip.MustParseAddr("fd00::2")}
+	tables := newNFT(&maps{})
+	require.NoError(t, tables.SetEnds([]nft.End{
+		{Name: "br0", Kind: nft.Bridge, Network: 7}, {Name: "mst1", Kind: nft.Port, Network: 7, Addrs: own},
+		{Name: "mst2", Kind: nft.Port, Network: 7, Addrs: []netip.Addr{netip.MustParseAddr("fd00::3")}},
+		{Name: "mst3", Kind: nft.Routed, Network: 8, Addrs: own},
+	}))
+	t.Cleanup(func() { require.NoError(t, tables.SetEnds(nil)) })
+
+	alert := []byte{0, 0, 5, 2, 0, 0, 1, 0} // as MLD has before its messages
+	var passing [][]byte
+	spoofed, dropped := uint64(0), func() uint64 { return tables.Drops()["spoofed"] }
+	port, routed := wire(t, paths["mst1"], "eth0"), wire(t, paths["mst3"], "eth0")
+	listeners := map[string]int{"another container": wire(t, paths["mst2"], "eth0"), "the host": wire(t, "/proc/self/ns/net", "br0")}
+	for _, tt := range []struct {
+		name           string
+		frame          []byte
+		passes, routed bool
+	}{
+		{"router advertisement", frame("fe80::9", nil, unix.IPPROTO_ICMPV6, 134, "::"), false, false},
+		{"behind another header", frame("fe80::9", alert, unix.IPPROTO_ICMPV6, 134, "::"), false, false},
+		{"from its own address", frame("fd00::2", nil, unix.IPPROTO_ICMPV6, 134, "::"), false, false},
+		{"redirect", frame("fe80::9", nil, unix.IPPROTO_ICMPV6, 137, "fd00::3"), false, false},
+		{"as a neighbour", frame("fe80::9", nil, unix.IPPROTO_ICMPV6, 136, "fd00::3"), false, true},
+		{"as a neighbour, from its own address", frame("fd00::2", nil, unix.IPPROTO_ICMPV6, 136, "fd00::3"), false, true},
+		{"as the gateway", frame("fe80::9", nil, unix.IPPROTO_ICMPV6, 136, "fd00::1"), false, true},
+		{"cut short", frame("fe80::9", nil, unix.IPPROTO_ICMPV6, 136, "fd00::2")[:14+40+12], false, true},
+		{"datagram without an address", frame("fe80::9", nil, unix.IPPROTO_UDP, 53, "::"), false, false},
+		{"datagram from a neighbour's", frame("fd00::3", nil, unix.IPPROTO_UDP, 53, "::"), false, false},
+		{"datagram", frame("fd00::2", nil, unix.IPPROTO_UDP, 53, "::"), true, true},
+		{"router solicitation", frame("fe80::9", nil, unix.IPPROTO_ICMPV6, 133, "::"), true, true},
+		{"detection of duplicates", frame("::", nil, unix.IPPROTO_ICMPV6, 135, "fd00::2"), true, true},
+		{"listener report", frame("fe80::9", alert, unix.IPPROTO_ICMPV6, 143, "::"), true, true},
+		{"as itself, link-local", frame("fe80::9", nil, unix.IPPROTO_ICMPV6, 136, "fe80::9"), true, true},
+		{"as itself", frame("fe80::9", nil, unix.IPPROTO_ICMPV6, 136, "fd00::2"), true, true},
+	} {
+		for fd, passes := range map[int]bool{port: tt.passes, routed: tt.routed} {
+			_, err := unix.Write(fd, tt.frame)
+			require.NoError(t, err)
+			if !passes {
+				spoofed++
+			}
+			require.Eventually(t, func() bool { return dropped() == spoofed }, 3*time.Second, 10*time.Millisecond,
+				"%s, routed %v: %d drops", tt.name, fd == routed, dropped())
+		}
+		if tt.passes {
+			passing = append(passing, tt.frame)
+		}
+	}
+	for name, fd := range listeners {
+		var got [][]byte
+		for buf := make([]byte, 2048); len(got) < len(passing); {
+			n, err := unix.Read(fd, buf)
+			require.NoError(t, err, "%s got %d of %d", name, len(got), len(passing))
+			if string(buf[6:12]) == string(mac) {
+				got = append(got, append([]byte{}, buf[:n]...))
+			}
+		}
+		require.Equal(t, passing, got, name)
+	}
+	require.Equal(t, spoofed, dropped())
 }
