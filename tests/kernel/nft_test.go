@@ -8,6 +8,9 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"os/exec"
+	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -420,4 +423,44 @@ func TestNFTKeepsEndpointsFromSpeakingAsRoutersAndNeighbours(t *testing.T) {
 		require.Equal(t, passing, got, name)
 	}
 	require.Equal(t, spoofed, dropped())
+}
+
+func TestNFTKeepsTheRefusalOfASandboxToItself(t *testing.T) {
+	begin(t)
+	m := &maps{backends: []bpf.Backend{{ID: 1, Addr: netip.MustParseAddr("10.0.0.2")}}}
+	tables := newNFT(m)
+	for _, name := range []string{"one", "two"} {
+		path := sandbox(t, name)
+		cookie, err := host.Cookie(path)
+		require.NoError(t, err)
+		require.NoError(t, tables.PutSandbox(nft.Sandbox{Cookie: cookie, Path: path}))
+	}
+	taker := exec.Command("ip", "netns", "exec", "one", "nft", "-i")
+	in, err := taker.StdinPipe()
+	require.NoError(t, err)
+	require.NoError(t, taker.Start())
+	leave := sync.OnceFunc(func() {
+		in.Close()
+		require.NoError(t, taker.Wait())
+	})
+	t.Cleanup(leave)
+	fmt.Fprintln(in, "delete table inet mustang\nadd table inet mustang { flags owner; }")
+	require.Eventually(t, func() bool {
+		return strings.Contains(run(t, "ip netns exec one nft list ruleset"), "owner")
+	}, 3*time.Second, 20*time.Millisecond)
+
+	require.NoError(t, tables.PutService(bpf.Service{Frontend: frontend("10.96.1.1", 0, 0), ID: 1, Slots: []uint32{1}}))
+	require.NoError(t, tables.Flush())
+	got, err := ask("/run/netns/two", "tcp", "10.96.1.1:80")
+	require.NoError(t, err)
+	require.Equal(t, "10.0.0.2:80\n", got)
+	require.ErrorContains(t, tables.State().Err, "write the tables of the sandbox /run/netns/one")
+	leave()
+	_, err = tables.Check()
+	require.NoError(t, err)
+	require.NoError(t, tables.State().Err)
+	got, err = ask("/run/netns/one", "tcp", "10.96.1.1:80")
+	require.NoError(t, err)
+	require.Equal(t, "10.0.0.2:80\n", got)
+	tables.Close()
 }
