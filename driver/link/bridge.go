@@ -104,19 +104,25 @@ func keepOff(l netlink.Link) error {
 	return nil
 }
 
+func plug(port, bridge string) (p, br netlink.Link, err error) {
+	if p, err = netlink.LinkByName(port); err != nil {
+		return nil, nil, fmt.Errorf("find the device %s: %w", port, err)
+	}
+	if br, err = netlink.LinkByName(bridge); err != nil {
+		return nil, nil, fmt.Errorf("find the bridge %s: %w", bridge, err)
+	}
+	if err := netlink.LinkSetMaster(p, br); err != nil {
+		return nil, nil, fmt.Errorf("plug %s into %s: %w", port, bridge, err)
+	}
+	return p, br, nil
+}
+
 // Plug makes a device a port of a bridge, to which the MAC behind it is known for good: the bridge
 // neither learns nor floods unicast there.
 func (Host) Plug(port, bridge string, addrs []netip.Addr, mac net.HardwareAddr) error {
-	p, err := netlink.LinkByName(port)
+	p, br, err := plug(port, bridge)
 	if err != nil {
-		return fmt.Errorf("find the device %s: %w", port, err)
-	}
-	br, err := netlink.LinkByName(bridge)
-	if err != nil {
-		return fmt.Errorf("find the bridge %s: %w", bridge, err)
-	}
-	if err := netlink.LinkSetMaster(p, br); err != nil {
-		return fmt.Errorf("plug %s into %s: %w", port, bridge, err)
+		return err
 	}
 	for _, set := range []func(netlink.Link, bool) error{netlink.LinkSetLearning, netlink.LinkSetFlood} {
 		if err := set(p, false); err != nil {

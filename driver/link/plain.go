@@ -87,16 +87,6 @@ func (Host) SetUp(name string) error {
 
 // PlugPlain makes a device a port of a bridge that learns and floods.
 func (Host) PlugPlain(port, bridge string) error {
-	p, err := netlink.LinkByName(port)
-	if err != nil {
-		return fmt.Errorf("find the device %s: %w", port, err)
-	}
-	br, err := netlink.LinkByName(bridge)
-	if err != nil {
-		return fmt.Errorf("find the bridge %s: %w", bridge, err)
-	}
-	if err := netlink.LinkSetMaster(p, br); err != nil {
-		return fmt.Errorf("plug %s into %s: %w", port, bridge, err)
-	}
-	return nil
+	_, _, err := plug(port, bridge)
+	return err
 }
