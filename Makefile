@@ -47,7 +47,7 @@ test-engine29: ## scenarios on a current Docker engine
 test-engine20: ## scenarios on Debian's Docker 20.10
 	tests/scenarios/run --engine 20
 
-test-kernels: ## ipvlan, netkit and a kernel without TCX, in a virtual machine
+test-kernels: ## ipvlan, and a kernel without TCX, in a virtual machine
 	tests/modes test
 
 test-full: check-host ## what is too long for `make test`: every scenario on both engines, every mode on every kernel, fuzzing, lint
