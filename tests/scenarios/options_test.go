@@ -60,8 +60,11 @@ func lacking(named map[string]string) map[string]string {
 	}
 	lacks := maps.Clone(runOptions)
 	maps.DeleteFunc(lacks, func(key, _ string) bool { return named[key] != "" })
-	if named["lb"] != "" { // which contradicts ebpf=off
+	if named["lb"] != "" { // which contradicts ebpf=off, as that does it
 		delete(lacks, "ebpf")
+	}
+	if named["ebpf"] == "off" {
+		delete(lacks, "lb")
 	}
 	return lacks
 }
