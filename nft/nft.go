@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package nft is the only speaker of nftables: what the eBPF programs do for other networks, it does for
-// those that are made with ebpf=off.
+// those that are made with ebpf=off. (The bench's hand-written rules, plain.go, are here for that alone.)
 //
 // A sandbox on such a network has a table of its own that translates services where the connection begins
 // (sandbox.go), and one that leads its queries to our resolver while a daemon lives (names.go). The host has
