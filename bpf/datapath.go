@@ -23,6 +23,9 @@ var lxcObject []byte
 //go:embed mst_sock.o
 var sockObject []byte
 
+//go:embed mst_host.o
+var hostObject []byte
+
 // pinDir is where libbpf (and so tc) pins maps, below the BPF filesystem.
 const pinDir = "tc/globals"
 
@@ -32,6 +35,7 @@ type Datapath struct {
 	maps map[string]*ebpf.Map // by name without version: "services"
 	lxc  *ebpf.Collection
 	sock *ebpf.Collection
+	host *ebpf.Collection
 }
 
 // Open opens the pinned maps below the BPF filesystem bpffs, creating those that are missing.
@@ -86,6 +90,9 @@ func (d *Datapath) Load() error {
 	if d.lxc, err = d.load(lxcObject, "mst_lxc.o"); err != nil {
 		return err
 	}
+	if d.host, err = d.load(hostObject, "mst_host.o"); err != nil {
+		return err
+	}
 	d.sock, err = d.load(sockObject, "mst_sock.o")
 	return err
 }
@@ -109,7 +116,7 @@ func (d *Datapath) Close() {
 	for _, m := range d.maps {
 		m.Close()
 	}
-	for _, c := range []*ebpf.Collection{d.lxc, d.sock} {
+	for _, c := range []*ebpf.Collection{d.lxc, d.sock, d.host} {
 		if c != nil {
 			c.Close()
 		}
@@ -142,7 +149,7 @@ func loadSpec(object []byte) (*ebpf.CollectionSpec, error) {
 	}
 	// the article's section names tell nothing of the program type
 	for _, p := range spec.Programs {
-		if strings.HasPrefix(p.SectionName, "lxc-") {
+		if strings.HasPrefix(p.SectionName, "lxc-") || strings.HasPrefix(p.SectionName, "host-") {
 			p.Type = ebpf.SchedCLS
 		}
 	}

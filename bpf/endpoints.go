@@ -28,6 +28,8 @@ type Interface struct {
 	IfIndex  int
 	Network  uint32
 	Strict   bool       // only the endpoint's own addresses may send, only its network receives
+	Egress   bool       // what is for nobody on this host leaves it by an uplink
+	Masq     bool       // with an address of the uplink's as its source
 	Gateway4 netip.Addr // for whom it answers ARP and ND; the zero Addr for none
 	Gateway6 netip.Addr
 	MAC      net.HardwareAddr
@@ -105,8 +107,13 @@ func (d *Datapath) PutInterface(i Interface) error {
 	key := uint32(i.IfIndex)
 	value := mstInterface{Network: i.Network, Gateway4: addrOf(i.Gateway4), Gateway6: addrOf(i.Gateway6)}
 	copy(value.Mac[:], i.MAC)
-	if i.Strict {
-		value.Flags |= ifStrict
+	for _, f := range []struct {
+		on   bool
+		flag uint32
+	}{{i.Strict, ifStrict}, {i.Egress, ifEgress}, {i.Masq, ifMasquerade}} {
+		if f.on {
+			value.Flags |= f.flag
+		}
 	}
 	if err := d.maps["interfaces"].Put(&key, &value); err != nil {
 		return fmt.Errorf("write the interface %d: %w", i.IfIndex, full(err))

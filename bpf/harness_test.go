@@ -64,6 +64,7 @@ type addresses struct {
 	v6                                          bool
 	client, backend, backend2, foreign, gateway netip.Addr // foreign is in network 2
 	vip, vip2, foreignVIP, poolOnly, outside    netip.Addr
+	host, router                                netip.Addr // on the uplink
 }
 
 func addressesOf(v6 bool) addresses {
@@ -84,7 +85,9 @@ func addressesOf(v6 bool) addresses {
 		vip2:       a("10.96.0.11", "fd00:96::11"),
 		foreignVIP: a("10.96.128.10", "fd00:96::8010"),
 		poolOnly:   a("10.96.0.99", "fd00:96::99"),
-		outside:    a("192.0.2.7", "2001:db8::7"),
+		outside:    a("198.51.100.7", "2001:db8:7::7"),
+		host:       a("192.0.2.2", "2001:db8::2"),
+		router:     a("192.0.2.1", "2001:db8::1"),
 	}
 }
 
@@ -276,7 +279,11 @@ func (w *world) sendRaw(h hook, in []byte) result {
 	w.Helper()
 	before := w.drops()
 	opts := ebpf.RunOptions{Data: in, DataOut: make([]byte, len(in)+512), Context: h.ctx}
-	verdict, err := testDP.lxc.Programs[h.program].Run(&opts)
+	program := testDP.lxc.Programs[h.program]
+	if program == nil {
+		program = testDP.host.Programs[h.program]
+	}
+	verdict, err := program.Run(&opts)
 	require.NoError(w, err, "run %s", h.program)
 	counted := w.drops()
 	for k, n := range before {
@@ -365,12 +372,6 @@ func (r result) answered(out frame, reason ...string) {
 	}
 	r.is(verdictRedirect, out.macs(r.in[6:12], r.in[:6]).bytes(), reason...)
 }
-
-// The directions of mst_ct, which has no generated names for them.
-const (
-	dirRequest = 0
-	dirReply   = 1
-)
 
 // ct is the entry of a frame's tuple in mst_ct, nil if there is none.
 func (w *world) ct(f frame, dir uint8) *mstCt {

@@ -5,6 +5,7 @@ package bpf
 import (
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"slices"
@@ -29,6 +30,7 @@ var (
 	testBPFFS string
 	clientIf  int // host ends of veth pairs
 	backendIf int
+	uplinkIf  int // leads out
 )
 
 func TestMain(m *testing.M) {
@@ -105,7 +107,7 @@ func runNamespaced(m *testing.M) (code int, err error) {
 
 func makeDevices() error {
 	// workers of the fuzz test find the devices of their parent
-	for host, index := range map[string]*int{"mst-client": &clientIf, "mst-backend": &backendIf} {
+	for host, index := range map[string]*int{"mst-client": &clientIf, "mst-backend": &backendIf, "mst-uplink": &uplinkIf} {
 		veth := netlink.NewVeth(netlink.NewLinkAttrs())
 		veth.Name, veth.PeerName = host, host+"-p"
 		if err := netlink.LinkAdd(veth); err != nil && !errors.Is(err, unix.EEXIST) {
@@ -128,5 +130,38 @@ func makeDevices() error {
 	if err != nil {
 		return err
 	}
-	return netlink.LinkSetUp(lo)
+	if err := netlink.LinkSetUp(lo); err != nil {
+		return err
+	}
+	return makeWayOut()
+}
+
+// makeWayOut gives the host an address on the uplink and a default route by it, and lets endpoints forward.
+func makeWayOut() error {
+	for _, v6 := range []bool{false, true} {
+		a := addressesOf(v6)
+		family, everywhere := "ipv4", "0.0.0.0/0"
+		if v6 {
+			family, everywhere = "ipv6", "::/0"
+		}
+		for _, device := range []string{"mst-client", "mst-backend"} {
+			file := "/proc/sys/net/" + family + "/conf/" + device + "/forwarding"
+			if err := os.WriteFile(file, []byte("1"), 0o644); err != nil {
+				return err
+			}
+		}
+		bits := a.host.BitLen()
+		addr := &netlink.Addr{IPNet: &net.IPNet{IP: a.host.AsSlice(), Mask: net.CIDRMask(bits-8, bits)}, Flags: unix.IFA_F_NODAD}
+		if err := netlink.AddrReplace(&netlink.Device{LinkAttrs: netlink.LinkAttrs{Index: uplinkIf}}, addr); err != nil {
+			return err
+		}
+		_, all, err := net.ParseCIDR(everywhere)
+		if err != nil {
+			return err
+		}
+		if err := netlink.RouteReplace(&netlink.Route{LinkIndex: uplinkIf, Dst: all, Gw: a.router.AsSlice(), Flags: unix.RTNH_F_ONLINK}); err != nil {
+			return err
+		}
+	}
+	return nil
 }

@@ -66,7 +66,7 @@ func TestBytesOfEntries(t *testing.T) {
 	mapped := "\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\xff\xff"
 	for key, value := range entries(t, "services") {
 		require.Equal(t, mapped+"\x0a\x60\x00\x0a\x14\x51\x06\x00\x00\x00\x00\x00", key, "ports are in network byte order")
-		require.Len(t, value, 24)
+		require.Len(t, value, 28)
 	}
 	require.NoError(t, testDP.PutBackend(Backend{ID: 1, Addr: netip.MustParseAddr("192.168.10.10"), Port: 8080, NetnsCookie: 5}))
 	for _, value := range entries(t, "backends") {

@@ -24,6 +24,12 @@ var reasons = map[uint32][2]string{
 	reasonCtCollision:    {"ct-collision", "two flows of one client port with one reply tuple"},
 	reasonNatFailed:      {"nat-failed", "the kernel refused a rewrite"},
 	reasonMulticast:      {"multicast", "multicast and broadcast end at the endpoint"},
+	reasonSnatFull:       {"snat-full", "no entry left for a masqueraded flow"},
+	reasonSnatPorts:      {"snat-ports", "no source port left towards one server"},
+	reasonSnatQuota:      {"snat-quota", "the endpoint has too many masqueraded flows"},
+	reasonTtl:            {"ttl", "time to live exceeded on the way out"},
+	reasonTooBig:         {"too-big", "larger than the MTU of the way out"},
+	reasonOffHost:        {"off-host", "for a VIP, from outside of the host"},
 }
 
 // directions name where a refusal happened.

@@ -26,6 +26,7 @@ type mstService struct {
 	Backend  uint32
 	Affinity uint32
 	Reserve  uint32
+	Flags    uint32
 }
 
 type mstBackend struct {
@@ -66,6 +67,12 @@ type mstInterface struct {
 	Gateway6 mstAddr
 	Mac      [6]uint8
 	Pad      [2]uint8
+}
+
+type mstUplink struct {
+	_     structs.HostLayout
+	Snat4 mstAddr
+	Snat6 mstAddr
 }
 
 type mstSandboxKey struct {
@@ -164,6 +171,11 @@ type mstMetric struct {
 	Bytes   uint64
 }
 
+// enum mst_service_flag
+const (
+	svcPublished = 1
+)
+
 // enum mst_endpoint_flag
 const (
 	epRedirect = 1
@@ -172,7 +184,9 @@ const (
 
 // enum mst_interface_flag
 const (
-	ifStrict = 1
+	ifStrict     = 1
+	ifEgress     = 2
+	ifMasquerade = 4
 )
 
 // enum mst_sandbox_flag
@@ -185,6 +199,19 @@ const (
 // enum mst_sock_flag
 const (
 	sockExempt = 1
+)
+
+// enum mst_dir
+const (
+	dirRequest = 0
+	dirReply   = 1
+)
+
+// enum mst_ct_state
+const (
+	ctNew         = 0
+	ctEstablished = 1
+	ctClosing     = 2
 )
 
 // enum mst_metric_dir
@@ -211,4 +238,10 @@ const (
 	reasonCtCollision    = 12
 	reasonNatFailed      = 13
 	reasonMulticast      = 14
+	reasonSnatFull       = 15
+	reasonSnatPorts      = 16
+	reasonSnatQuota      = 17
+	reasonTtl            = 18
+	reasonTooBig         = 19
+	reasonOffHost        = 20
 )

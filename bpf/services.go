@@ -70,7 +70,7 @@ func (d *Datapath) Services() ([]Service, error) {
 		}
 		found[f] = &Service{
 			Frontend: f, ID: value.Id, Network: value.Network, Affinity: value.Affinity,
-			Slots: make([]uint32, value.Count),
+			Slots: make([]uint32, value.Count), Published: value.Flags&svcPublished != 0,
 		}
 		if value.Reserve > 0 {
 			found[f].Reserve = make([]uint32, value.Reserve)
@@ -109,6 +109,9 @@ func (d *Datapath) PutService(s Service) error {
 		}
 	}
 	value := mstService{Id: s.ID, Network: s.Network, Count: count, Affinity: s.Affinity, Reserve: reserve}
+	if s.Published {
+		value.Flags = svcPublished
+	}
 	if err := m.Put(&key, &value); err != nil {
 		return fmt.Errorf("write the service %s: %w", s.Frontend, full(err))
 	}

@@ -65,7 +65,10 @@ type Service struct {
 	Network  uint32   // number of the network whose members may reach it; 0 for every sandbox and the host
 	Affinity uint32   // seconds a client keeps its backend; 0 for none
 	Slots    []uint32 // ids of backends; one id may fill several slots, as its weight says
-	Reserve  []uint32 // ids of backends that take new streams while none in a slot listens, best first
+	// Published says that Frontend is a port of the host's: of one of its addresses, or of all of a family
+	// with the unspecified one.
+	Published bool
+	Reserve   []uint32 // ids of backends that take new streams while none in a slot listens, best first
 }
 
 // Backend is where flows of a service end. Port 0 keeps the port of the frontend. A backend that is

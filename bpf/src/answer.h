@@ -184,13 +184,42 @@ __noinline int answer_rst(struct __sk_buff *skb)
 	return send_back(skb);
 }
 
-/* How unreachable: the code of the ICMP message, by family. */
+/* What an ICMP error says, in the terms of its family. */
 enum unreach {
 	UNREACH_HOST,
 	UNREACH_PORT,
+	UNREACH_TOO_BIG, /* of the MTU in w->mtu */
+	UNREACH_TTL,
 };
 
-/* Answers p with an ICMP destination unreachable. */
+static __always_inline void unreach_msg(struct unreach_msg *msg, bool v6,
+					__u32 how, __u32 mtu)
+{
+	if (v6) {
+		msg->type = ICMP6_UNREACH;
+		msg->code = how == UNREACH_PORT ? 4 : 3;
+		if (how == UNREACH_TOO_BIG) {
+			msg->type = ICMP6_TOO_BIG;
+			msg->code = 0;
+			msg->info = bpf_htonl(mtu);
+		} else if (how == UNREACH_TTL) {
+			msg->type = ICMP6_TIME_EXCEEDED;
+			msg->code = 0;
+		}
+		return;
+	}
+	msg->type = ICMP4_UNREACH;
+	msg->code = how == UNREACH_PORT ? 3 : 1;
+	if (how == UNREACH_TOO_BIG) {
+		msg->code = 4;
+		msg->info = bpf_htonl(mtu); /* in its second half */
+	} else if (how == UNREACH_TTL) {
+		msg->type = ICMP4_TIME_EXCEEDED;
+		msg->code = 0;
+	}
+}
+
+/* Answers p with an ICMP error. */
 __noinline int answer_unreach(struct __sk_buff *skb, __u32 how)
 {
 	struct work *w = work();
@@ -214,14 +243,9 @@ __noinline int answer_unreach(struct __sk_buff *skb, __u32 how)
 	__builtin_memset(msg, 0, sizeof(*msg));
 	if (bpf_skb_load_bytes(skb, p->l3, msg->quote, quote))
 		return TC_DROP;
-	if (p->v6) {
-		msg->type = ICMP6_UNREACH;
-		msg->code = how == UNREACH_PORT ? 4 : 3;
+	unreach_msg(msg, p->v6, how, w->mtu);
+	if (p->v6)
 		sum = pseudo_sum(p, len, proto);
-	} else {
-		msg->type = ICMP4_UNREACH;
-		msg->code = how == UNREACH_PORT ? 3 : 1;
-	}
 	/* what is beyond the quote is zero and changes no sum */
 	msg->csum =
 		fold(bpf_csum_diff(NULL, 0, (__be32 *)msg, sizeof(*msg), sum));

@@ -12,6 +12,7 @@
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
 
+#define EEXIST	     17
 #define ECONNREFUSED 111
 #define EHOSTUNREACH 113
 

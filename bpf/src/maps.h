@@ -85,6 +85,33 @@ struct {
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } mst_ct_v1 SEC(".maps");
 
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 262144);
+	__type(key, struct mst_tuple);
+	__type(value, struct mst_ct);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} mst_snat_v1 SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 65536);
+	__type(key, __u32);
+	__type(value, __u32);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} mst_quotas_v1 SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 256);
+	__type(key, __u32);
+	__type(value, struct mst_uplink);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} mst_uplinks_v1 SEC(".maps");
+
 /*
  * When a packet was last translated (ns, CLOCK_MONOTONIC; 0: never). Where
  * all is balanced when sockets connect, no packet pays for conntrack.

@@ -40,6 +40,12 @@ struct mst_service {
 	__u32 affinity; /* seconds a client keeps its backend; 0: none */
 	__u32 reserve;	/* frontend: slots after these, if none of them listens
 			 */
+	__u32 flags;	/* frontend: enum mst_service_flag */
+};
+
+enum mst_service_flag {
+	/* a port of the host's: of one address, or with a zero one of all */
+	MST_SVC_PUBLISHED = 1,
 };
 
 /* mst_backends: __u32 id -> where flows end. */
@@ -89,7 +95,18 @@ struct mst_interface {
 enum mst_interface_flag {
 	MST_IF_STRICT =
 		1, /* sources must be its endpoints, destinations its network */
+	MST_IF_EGRESS = 2,     /* what is for nobody here may leave the host */
+	MST_IF_MASQUERADE = 4, /* with an address of the uplink as its source */
 };
+
+/* mst_uplinks: ifindex of a device that leads out -> what leaves by it. */
+struct mst_uplink {
+	struct mst_addr snat4; /* source of masqueraded flows; zero: none */
+	struct mst_addr snat6;
+};
+
+/* mst_quotas: ifindex of an endpoint's host end -> its masqueraded flows. */
+#define MST_SNAT_QUOTA 16384
 
 /*
  * mst_sandboxes: {netns cookie, 0} switches the socket hooks on in a sandbox,
@@ -142,7 +159,8 @@ struct mst_ct {
 	struct mst_addr daddr;
 	__be16 sport;
 	__be16 dport;
-	__u32 backend; /* key of mst_backends when the flow began */
+	__u32 backend; /* key of mst_backends when the flow began; mst_snat:
+			* ifindex of the endpoint's host end */
 	__u64 seen;    /* ns, CLOCK_MONOTONIC */
 	__u8 state;    /* enum mst_ct_state */
 	__u8 pad[7];
@@ -153,6 +171,13 @@ enum mst_ct_state {
 	MST_CT_ESTABLISHED = 1,
 	MST_CT_CLOSING = 2,
 };
+
+/*
+ * mst_snat: masqueraded flows. The keys and values are those of mst_ct: the
+ * tuple as it comes from the container or from outside, and as it goes on. A
+ * plain map, so that a flood from one container ends nobody else's flows;
+ * both entries of a flow are collected together, by the daemon.
+ */
 
 /* mst_frags: non-first fragments follow their head. */
 struct mst_frag_key {
@@ -237,6 +262,12 @@ enum mst_reason {
 	MST_REASON_NAT_FAILED = 13,   /* the kernel refused a rewrite */
 	MST_REASON_MULTICAST =
 		14, /* multicast and broadcast end at the endpoint */
+	MST_REASON_SNAT_FULL = 15,  /* no entry left for a masqueraded flow */
+	MST_REASON_SNAT_PORTS = 16, /* no source port left towards a server */
+	MST_REASON_SNAT_QUOTA = 17, /* the endpoint has too many flows */
+	MST_REASON_TTL = 18,	    /* time to live exceeded */
+	MST_REASON_TOO_BIG = 19,    /* larger than the MTU of the way out */
+	MST_REASON_OFF_HOST = 20,   /* for a VIP, from outside of the host */
 };
 
 #endif /* MST_H */

@@ -8,6 +8,8 @@
  * lxc_netkit for lxc_ingress: it runs while the container transmits. The
  * host's own slave of a parent has lxc_egress alone.
  */
+#include "deliver.h"
+#include "egress.h"
 #include "gateway.h"
 #include "svc.h"
 
@@ -31,31 +33,6 @@ static __always_inline bool is_multicast(const struct pkt *p)
 		       bpf_htonl(0xff000000);
 	return (ip & bpf_htonl(0xf0000000)) == bpf_htonl(0xe0000000) ||
 	       ip == 0xffffffff;
-}
-
-/* Can a packet be handed to dst here? A slave's sandbox has no way to others.
- */
-static __always_inline bool reaches(const struct mst_endpoint *dst, __u32 place)
-{
-	return dst->flags & MST_EP_REDIRECT && place != PLACE_SANDBOX;
-}
-
-/*
- * Straight into the destination's sandbox, past its host end; from a netkit
- * device, where bpf_redirect_peer() is not to be had, through the end.
- */
-static __always_inline int deliver(struct __sk_buff *skb, __u32 place,
-				   const struct mst_endpoint *dst)
-{
-	__u8 macs[12];
-
-	__builtin_memcpy(macs, dst->mac, 6);
-	__builtin_memcpy(macs + 6, dst->host_mac, 6);
-	if (bpf_skb_store_bytes(skb, 0, macs, sizeof(macs), 0))
-		return TC_PASS;
-	if (place == PLACE_NETKIT)
-		return bpf_redirect(dst->ifindex, 0);
-	return bpf_redirect_peer(dst->ifindex, 0);
 }
 
 /* In cb[0], which no sandbox can write: has been here, and comes back with the
@@ -96,14 +73,19 @@ static __always_inline int forward_slave(struct __sk_buff *skb,
  */
 static __always_inline int forward(struct __sk_buff *skb, struct work *w,
 				   const struct mst_interface *iface,
-				   bool translated)
+				   bool translated, bool reply)
 {
+	int verdict;
 	const struct mst_endpoint *dst;
 	const struct pkt *p = &w->p;
 	bool strict = iface && iface->flags & MST_IF_STRICT;
 
 	dst = bpf_map_lookup_elem(&mst_endpoints_v1, &p->t.daddr);
-	if (dst) {
+	if (dst && dst->flags & MST_EP_HOST) {
+		if (strict && !(iface->flags & MST_IF_EGRESS))
+			return drop(skb, MST_REASON_ISOLATED,
+				    MST_FROM_CONTAINER);
+	} else if (dst) {
 		if (dst->network != w->network && !translated)
 			return drop(skb, MST_REASON_ISOLATED,
 				    MST_FROM_CONTAINER);
@@ -114,8 +96,14 @@ static __always_inline int forward(struct __sk_buff *skb, struct work *w,
 		return forward_slave(skb, w, dst, translated);
 	if (dst)
 		return TC_PASS;
-	if (!strict || translated ||
+	if (!strict ||
 	    addr_eq(&p->t.daddr, p->v6 ? &iface->gateway6 : &iface->gateway4))
+		return TC_PASS;
+	if (iface->flags & MST_IF_EGRESS) {
+		verdict = egress(skb, w, iface, reply);
+		return verdict == EGRESS_STACK ? TC_PASS : verdict;
+	}
+	if (translated)
 		return TC_PASS;
 	return refuse(skb, MST_REASON_NO_ROUTE, UNREACH_HOST);
 }
@@ -129,6 +117,7 @@ static __always_inline int from_container(struct __sk_buff *skb, __u32 place)
 	struct work *w = work();
 	__u32 reason;
 	int verdict;
+	bool reply;
 
 	if (!w)
 		return TC_DROP;
@@ -166,11 +155,12 @@ static __always_inline int from_container(struct __sk_buff *skb, __u32 place)
 			return deliver(skb, place, dst);
 	}
 	verdict = svc_reply(skb);
+	reply = verdict == SVC_TRANSLATED;
 	if (verdict == SVC_UNTOUCHED)
 		verdict = svc_request(skb);
 	if (verdict >= 0)
 		return verdict;
-	return forward(skb, w, iface, verdict == SVC_TRANSLATED);
+	return forward(skb, w, iface, verdict == SVC_TRANSLATED, reply);
 }
 
 SEC("lxc-ingress")
@@ -225,6 +215,9 @@ char LICENSE[] SEC("license") = "Dual BSD/GPL";
 /* Keeps types that only their users see in the object's BTF. */
 const enum mst_reason *mst_keep_reason __attribute__((unused));
 const enum mst_metric_dir *mst_keep_metric_dir __attribute__((unused));
+const enum mst_dir *mst_keep_dir __attribute__((unused));
+const enum mst_ct_state *mst_keep_ct_state __attribute__((unused));
+const enum mst_service_flag *mst_keep_service_flag __attribute__((unused));
 const enum mst_endpoint_flag *mst_keep_endpoint_flag __attribute__((unused));
 const enum mst_interface_flag *mst_keep_interface_flag __attribute__((unused));
 const enum mst_sandbox_flag *mst_keep_sandbox_flag __attribute__((unused));

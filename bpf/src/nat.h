@@ -47,6 +47,24 @@ static __always_inline int nat_addrs(struct __sk_buff *skb, __u32 l3, bool v6,
 	return bpf_skb_store_bytes(skb, l3 + IP4_SADDR, to, sizeof(to), 0);
 }
 
+/* Gives an echo request or reply the id that is a port in its tuple. */
+static __always_inline int nat_echo(struct __sk_buff *skb, const struct pkt *p,
+				    const struct mst_tuple *now)
+{
+	__be16 from = p->t.sport | p->t.dport, to = now->sport | now->dport;
+
+	if (from == to)
+		return 0;
+	if (bpf_l4_csum_replace(skb, p->l4 + 2, from, to, sizeof(to)))
+		return -1;
+	return bpf_skb_store_bytes(skb, p->l4 + 4, &to, sizeof(to), 0);
+}
+
+static __always_inline bool is_icmp(const struct pkt *p)
+{
+	return p->t.proto == (p->v6 ? IPPROTO_ICMPV6 : IPPROTO_ICMP);
+}
+
 /*
  * Makes the packet's tuple w->now, and w->p.t with it. A later fragment has
  * no ports to write. Returns 0, or -1 if the kernel refuses.
@@ -76,7 +94,10 @@ __noinline int nat_tuple(struct __sk_buff *skb)
 	}
 	from = p->t.sport | (__u32)p->t.dport << 16;
 	to = now->sport | (__u32)now->dport << 16;
-	if (off >= 0 && from != to) {
+	if (is_icmp(p)) {
+		if (p->frag != FRAG_LATER && nat_echo(skb, p, now))
+			return -1;
+	} else if (off >= 0 && from != to) {
 		if (bpf_l4_csum_replace(skb, p->l4 + off, from, to,
 					sizeof(to) | zero_is_none) ||
 		    bpf_skb_store_bytes(skb, p->l4, &to, sizeof(to), 0))

@@ -33,6 +33,7 @@
 #define ICMP4_PARAM	    12
 #define ICMP6_UNREACH	    1
 #define ICMP6_TOO_BIG	    2
+#define ICMP6_TIME_EXCEEDED 3
 #define ICMP6_PARAM	    4
 #define ICMP6_ECHO	    128
 #define ICMP6_ECHO_REPLY    129
@@ -48,7 +49,7 @@ enum frag {
 
 /* Offsets are from the start of the frame. */
 struct pkt {
-	struct mst_tuple t; /* ports of TCP and UDP, 0 for all else */
+	struct mst_tuple t; /* ports; an echo's id is its asker's port */
 	__be32 frag_id;
 	__u32 end; /* of the IP packet: Ethernet may have padded the frame */
 	__u16 l3;
@@ -57,6 +58,7 @@ struct pkt {
 	__u8 frag;
 	__u8 tcp_flags;
 	__u8 icmp_type;
+	__u8 l4_len; /* of the TCP or UDP header */
 };
 
 /* The quote is the headers and 64 bits more (RFC 792), if these are so short.
@@ -67,7 +69,7 @@ struct unreach_msg {
 	__u8 type;
 	__u8 code;
 	__be16 csum;
-	__be32 unused;
+	__be32 info; /* an MTU, or nothing */
 	__u8 quote[QUOTE_MAX];
 };
 
@@ -76,6 +78,7 @@ enum place {
 	PLACE_HOST,    /* ingress of the host's end of a veth pair */
 	PLACE_NETKIT,  /* transmission of a netkit device, as its other end */
 	PLACE_SANDBOX, /* egress of a slave inside the sandbox */
+	PLACE_UPLINK,  /* ingress of a device that leads out */
 };
 
 /*
@@ -95,6 +98,7 @@ struct work {
 	struct mst_addr sender; /* source of p as it came */
 	__u32 network;		/* of the sender; 0: no endpoint of one */
 	__u32 place;		/* enum place */
+	__u32 mtu;		/* of the way out, for too large packets */
 };
 
 struct {
@@ -195,6 +199,23 @@ static __always_inline __u32 parse6(struct __sk_buff *skb, struct pkt *p)
 	return 0;
 }
 
+static __always_inline bool is_echo(const struct pkt *p)
+{
+	if (p->frag)
+		return false;
+	return p->v6 ? p->t.proto == IPPROTO_ICMPV6 &&
+			       p->icmp_type == ICMP6_ECHO
+		     : p->t.proto == IPPROTO_ICMP && p->icmp_type == ICMP4_ECHO;
+}
+
+static __always_inline bool is_echo_reply(const struct pkt *p)
+{
+	return p->v6 ? p->t.proto == IPPROTO_ICMPV6 &&
+			       p->icmp_type == ICMP6_ECHO_REPLY
+		     : p->t.proto == IPPROTO_ICMP &&
+			       p->icmp_type == ICMP4_ECHO_REPLY;
+}
+
 /* Fills w->p from the frame; a reason to drop it, or 0. */
 __noinline int parse(struct __sk_buff *skb)
 {
@@ -220,12 +241,14 @@ __noinline int parse(struct __sk_buff *skb)
 			return MST_REASON_MALFORMED;
 		__builtin_memcpy(ports, tcp, sizeof(ports));
 		p->tcp_flags = tcp[13];
+		p->l4_len = (tcp[12] >> 4) * 4;
 		break;
 	case IPPROTO_UDP:
 		if (bpf_skb_load_bytes(skb, p->l4, tcp, 8) ||
 		    p->l4 + 8 > p->end)
 			return MST_REASON_MALFORMED;
 		__builtin_memcpy(ports, tcp, sizeof(ports));
+		p->l4_len = 8;
 		break;
 	case IPPROTO_ICMP:
 	case IPPROTO_ICMPV6:
@@ -233,6 +256,11 @@ __noinline int parse(struct __sk_buff *skb)
 		    p->l4 + 8 > p->end)
 			return MST_REASON_MALFORMED;
 		p->icmp_type = tcp[0];
+		__builtin_memcpy(ports, tcp + 4, sizeof(ports[0]));
+		if (is_echo(p))
+			p->t.sport = ports[0];
+		else if (is_echo_reply(p))
+			p->t.dport = ports[0];
 		return 0;
 	default:
 		return 0;
@@ -246,15 +274,6 @@ __noinline int parse(struct __sk_buff *skb)
 static __always_inline bool is_syn(const struct pkt *p)
 {
 	return (p->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN;
-}
-
-static __always_inline bool is_echo(const struct pkt *p)
-{
-	if (p->frag)
-		return false;
-	return p->v6 ? p->t.proto == IPPROTO_ICMPV6 &&
-			       p->icmp_type == ICMP6_ECHO
-		     : p->t.proto == IPPROTO_ICMP && p->icmp_type == ICMP4_ECHO;
 }
 
 /* An ICMP message that quotes the packet it is about. */

@@ -140,25 +140,21 @@ __noinline int svc_reply(struct __sk_buff *skb)
 	return svc_translate(skb, w, ct);
 }
 
-/* Chooses a backend for a flow that has none and enters it; 0 or a reason. */
-__noinline int svc_new_flow(struct __sk_buff *skb)
+/*
+ * Chooses a backend of the service at w->service for a new flow and enters it;
+ * 0 or a reason.
+ */
+__noinline int svc_flow_to(struct __sk_buff *skb, const struct mst_service *svc)
 {
 	struct work *w = work();
-	const struct mst_service *head, *svc;
 	const struct mst_backend *be;
 	struct mst_tuple *t, *sent;
 	__u32 id = 0, reason, tries;
 
-	if (!w)
+	if (!w || !svc)
 		return MST_REASON_CT_FULL;
 	t = &w->p.t;
 	sent = &w->now;
-	head = lb_head(&w->service, &t->daddr);
-	if (!head)
-		return MST_REASON_NO_SERVICE;
-	svc = lb_service(&w->service, head, t->dport, t->proto);
-	if (t->proto == IPPROTO_TCP && !is_syn(&w->p))
-		return MST_REASON_NO_FLOW;
 	be = lb_select_for(&w->service, svc, &t->saddr, t->dport, t->proto,
 			   &id);
 	if (!be)
@@ -182,6 +178,20 @@ __noinline int svc_new_flow(struct __sk_buff *skb)
 		return reason;
 	frag_remember(&w->p, sent);
 	return nat_tuple(skb) ? MST_REASON_NAT_FAILED : 0;
+}
+
+/* A new flow to the VIP that w->p is for; 0 or a reason. */
+static __always_inline int svc_new_flow(struct __sk_buff *skb, struct work *w)
+{
+	const struct mst_service *head, *svc;
+
+	head = lb_head(&w->service, &w->p.t.daddr);
+	if (!head)
+		return MST_REASON_NO_SERVICE;
+	svc = lb_service(&w->service, head, w->p.t.dport, w->p.t.proto);
+	if (w->p.t.proto == IPPROTO_TCP && !is_syn(&w->p))
+		return MST_REASON_NO_FLOW;
+	return svc_flow_to(skb, svc);
 }
 
 /* Tells a client that its new flow cannot be, or drops it where it may try
@@ -235,7 +245,7 @@ __noinline int svc_request(struct __sk_buff *skb)
 		ct = NULL;
 	if (ct)
 		return svc_translate(skb, w, ct);
-	reason = svc_new_flow(skb);
+	reason = svc_new_flow(skb, w);
 	return reason ? svc_no_flow(skb, reason) : SVC_TRANSLATED;
 }
 

@@ -1,0 +1,99 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package bpf
+
+import (
+	"net/netip"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+)
+
+// publish makes a port of the host's lead to the backend's 8080; addr may be the unspecified one.
+func (w *world) publish(addr netip.Addr, port uint16, proto Protocol) Service {
+	w.Helper()
+	w.lastService++
+	s := Service{
+		Frontend: Frontend{Addr: addr, Port: port, Protocol: proto}, ID: w.lastService, Published: true,
+		Slots: []uint32{w.backendAt(w.backend, 8080)},
+	}
+	require.NoError(w, testDP.PutService(s))
+	return s
+}
+
+func TestPublishedPorts(t *testing.T) {
+	everywhere := func(w *world) netip.Addr {
+		if w.v6 {
+			return netip.IPv6Unspecified()
+		}
+		return netip.IPv4Unspecified()
+	}
+	both(t, []scenario{
+		{"a stream from outside reaches the backend with its own address, and so does the answer", func(w *world) {
+			w.leaves(true)
+			w.publish(everywhere(w), 80, ProtocolTCP)
+			w.send(fromOutside(), tcp(w.outside, 5000, w.host, 80, syn)).toBackend(tcp(w.outside, 5000, w.backend, 8080, syn))
+			w.send(fromBackend(), tcp(w.backend, 8080, w.outside, 5000, synAck)).leftAs(func(uint16) frame { return tcp(w.host, 80, w.outside, 5000, synAck) })
+			w.send(fromOutside(), tcp(w.outside, 5000, w.host, 80, ack)).toBackend(tcp(w.outside, 5000, w.backend, 8080, ack))
+			require.Empty(w, entries(w.T, "snat"), "nothing is masqueraded")
+		}},
+		{"datagrams do, too, and move on when their backend is gone", func(w *world) {
+			w.leaves(true)
+			s := w.publish(w.host, 53, ProtocolUDP)
+			w.send(fromOutside(), udp(w.outside, 5000, w.host, 53, "q")).toBackend(udp(w.outside, 5000, w.backend, 8080, "q"))
+			w.send(fromBackend(), udp(w.backend, 8080, w.outside, 5000, "a")).leftAs(func(uint16) frame { return udp(w.host, 53, w.outside, 5000, "a") })
+			s.Slots = []uint32{w.backendAt(w.backend2, 8080)}
+			require.NoError(w, testDP.PutService(s))
+			require.NoError(w, testDP.DeleteBackend(s.Slots[0]-1))
+			w.send(fromOutside(), udp(w.outside, 5000, w.host, 53, "q")).toBackend2(udp(w.outside, 5000, w.backend2, 8080, "q"))
+		}},
+		{"other ports, protocols and addresses are the host's", func(w *world) {
+			w.leaves(true)
+			w.publish(w.host, 80, ProtocolTCP)
+			w.send(fromOutside(), tcp(w.outside, 5000, w.host, 81, syn)).untouched()
+			w.send(fromOutside(), udp(w.outside, 5000, w.host, 80, "q")).untouched()
+			w.send(fromOutside(), tcp(w.outside, 5000, w.router, 80, syn)).untouched()
+			w.send(fromOutside(), tcp(w.outside, 5000, w.backend, 8080, syn)).untouched()
+		}},
+		{"one address goes before all", func(w *world) {
+			w.leaves(true)
+			s := w.publish(everywhere(w), 80, ProtocolTCP)
+			s.Frontend.Addr, s.Slots = w.host, []uint32{w.backendAt(w.backend2, 9090)}
+			require.NoError(w, testDP.PutService(s))
+			w.send(fromOutside(), tcp(w.outside, 5000, w.host, 80, syn)).toBackend2(tcp(w.outside, 5000, w.backend2, 9090, syn))
+		}},
+		{"a service that is not published stays inside", func(w *world) {
+			w.leaves(true)
+			s := w.publish(w.host, 80, ProtocolTCP)
+			s.Published = false
+			require.NoError(w, testDP.PutService(s))
+			w.send(fromOutside(), tcp(w.outside, 5000, w.host, 80, syn)).untouched()
+		}},
+		{"a port without a backend is refused by the host as a closed one", func(w *world) {
+			w.leaves(true)
+			s := w.publish(w.host, 80, ProtocolTCP)
+			s.Slots = nil
+			require.NoError(w, testDP.PutService(s))
+			w.send(fromOutside(), tcp(w.outside, 5000, w.host, 80, syn)).untouched()
+		}},
+		{"a segment in the middle of a stream that nobody knows is the host's to reset", func(w *world) {
+			w.leaves(true)
+			w.publish(w.host, 80, ProtocolTCP)
+			w.send(fromOutside(), tcp(w.outside, 5000, w.host, 80, ack)).untouched()
+		}},
+		{"an error about an answer reaches the backend", func(w *world) {
+			w.leaves(true)
+			w.publish(w.host, 80, ProtocolTCP)
+			w.send(fromOutside(), tcp(w.outside, 5000, w.host, 80, syn)).toBackend(tcp(w.outside, 5000, w.backend, 8080, syn))
+			sent, got := tcp(w.host, 80, w.outside, 5000, synAck), tcp(w.backend, 8080, w.outside, 5000, synAck)
+			w.send(fromOutside(), unreachable(w.router, w.host, false, sent.quote())).toBackend(unreachable(w.router, w.backend, false, got.quote()))
+		}},
+		{"tagged frames pass as they are", func(w *world) {
+			w.leaves(true)
+			w.publish(w.host, 80, ProtocolTCP)
+			in := tcp(w.outside, 5000, w.host, 80, syn).macs(clientHostMAC, clientMAC).bytes()
+			in[12], in[13] = 0x81, 0
+			w.sendRaw(fromOutside(), in).untouched()
+		}},
+	})
+}

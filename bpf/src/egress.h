@@ -1,0 +1,113 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* egress.h - out of the host, past its stack and its firewall. */
+#ifndef MST_EGRESS_H
+#define MST_EGRESS_H
+
+#include "answer.h"
+#include "snat.h"
+
+#define EGRESS_STACK -1 /* not ours: the host's stack decides */
+
+/* Length of the packet as it goes on the wire; of a segment for GSO. */
+static __always_inline __u32 wire_len(const struct __sk_buff *skb,
+				      const struct pkt *p)
+{
+	if (skb->gso_size)
+		return p->l4 - p->l3 + p->l4_len + skb->gso_size;
+	return p->end - p->l3;
+}
+
+/* One hop less to live; false if there was none left. */
+static __always_inline bool hop(struct __sk_buff *skb, const struct pkt *p)
+{
+	__u8 ttl, less;
+	__be16 from, to;
+	__u32 off = p->l3 + (p->v6 ? 7 : 8);
+
+	if (bpf_skb_load_bytes(skb, off, &ttl, sizeof(ttl)) || ttl <= 1)
+		return false;
+	less = ttl - 1;
+	if (!p->v6) {
+		from = bpf_htons((__u16)ttl << 8);
+		to = bpf_htons((__u16)less << 8);
+		if (bpf_l3_csum_replace(skb, p->l3 + IP4_CSUM, from, to,
+					sizeof(to)))
+			return false;
+	}
+	return bpf_skb_store_bytes(skb, off, &less, sizeof(less), 0) == 0;
+}
+
+/* Refuses what cannot go on, in the name of the gateway. */
+static __always_inline int stop(struct __sk_buff *skb, struct work *w,
+				const struct mst_interface *iface, __u32 reason,
+				__u32 how)
+{
+	const struct mst_addr *gateway = w->p.v6 ? &iface->gateway6
+						 : &iface->gateway4;
+
+	if (!addr_zero(gateway))
+		w->p.t.daddr = *gateway;
+	return refuse(skb, reason, how);
+}
+
+/*
+ * Sends the packet of an endpoint out of the host: where a route leads to an
+ * uplink, and nowhere else. Returns a verdict, or EGRESS_STACK.
+ */
+static __always_inline int egress(struct __sk_buff *skb, struct work *w,
+				  const struct mst_interface *iface,
+				  bool translated)
+{
+	const struct mst_uplink *uplink;
+	struct bpf_fib_lookup fib = {};
+	struct bpf_redir_neigh nh = {};
+	struct pkt *p = &w->p;
+	__u32 reason;
+	long err;
+
+	fib.ifindex = skb->ifindex;
+	fib.l4_protocol = p->t.proto;
+	fib.tot_len = wire_len(skb, p);
+	if (p->v6) {
+		fib.family = AF_INET6;
+		__builtin_memcpy(fib.ipv6_src, &p->t.saddr, 16);
+		__builtin_memcpy(fib.ipv6_dst, &p->t.daddr, 16);
+	} else {
+		fib.family = AF_INET;
+		fib.ipv4_src = p->t.saddr.w[3];
+		fib.ipv4_dst = p->t.daddr.w[3];
+	}
+	err = bpf_fib_lookup(skb, &fib, sizeof(fib), 0);
+	switch (err) {
+	case BPF_FIB_LKUP_RET_SUCCESS:
+	case BPF_FIB_LKUP_RET_NO_NEIGH:
+		break;
+	case BPF_FIB_LKUP_RET_UNREACHABLE:
+	case BPF_FIB_LKUP_RET_PROHIBIT:
+	case BPF_FIB_LKUP_RET_BLACKHOLE:
+		return refuse(skb, MST_REASON_NO_ROUTE, UNREACH_HOST);
+	case BPF_FIB_LKUP_RET_FRAG_NEEDED:
+		w->mtu = fib.mtu_result;
+		return stop(skb, w, iface, MST_REASON_TOO_BIG, UNREACH_TOO_BIG);
+	default:
+		return EGRESS_STACK;
+	}
+	uplink = bpf_map_lookup_elem(&mst_uplinks_v1, &fib.ifindex);
+	if (!uplink)
+		return EGRESS_STACK;
+	if (!hop(skb, p))
+		return stop(skb, w, iface, MST_REASON_TTL, UNREACH_TTL);
+	if (iface->flags & MST_IF_MASQUERADE && !translated) {
+		reason = snat_out(skb, uplink);
+		if (reason)
+			return drop(skb, reason, MST_FROM_CONTAINER);
+	}
+	nh.nh_family = fib.family;
+	if (p->v6)
+		__builtin_memcpy(nh.ipv6_nh, fib.ipv6_dst, 16);
+	else
+		nh.ipv4_nh = fib.ipv4_dst;
+	return bpf_redirect_neigh(fib.ifindex, &nh, sizeof(nh), 0);
+}
+
+#endif /* MST_EGRESS_H */

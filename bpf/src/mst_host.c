@@ -1,0 +1,150 @@
+// SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
+/*
+ * mst_host.c - what comes to the host from outside.
+ *
+ * host_ingress sees a device that leads out before the host's stack and its
+ * firewall do: replies to flows that left masqueraded, and what is for
+ * published ports, go straight into the sandbox. All else passes untouched.
+ */
+#include "deliver.h"
+#include "snat.h"
+#include "svc.h"
+
+/* Into the sandbox of the endpoint that w->p is for now. */
+static __always_inline int enter(struct __sk_buff *skb, struct work *w)
+{
+	const struct mst_endpoint *dst;
+
+	dst = bpf_map_lookup_elem(&mst_endpoints_v1, &w->p.t.daddr);
+	if (!dst || !reaches(dst, w->place))
+		return TC_PASS;
+	return deliver(skb, w->place, dst);
+}
+
+/* A reply to a masqueraded flow: back to the endpoint's own address. */
+static __always_inline int unmasquerade(struct __sk_buff *skb, struct work *w)
+{
+	const struct mst_ct *ct;
+
+	if (w->p.t.proto != IPPROTO_TCP && w->p.t.proto != IPPROTO_UDP &&
+	    !is_echo_reply(&w->p))
+		return SVC_UNTOUCHED;
+	ct = snat_lookup(&w->p, MST_DIR_REPLY);
+	if (!ct)
+		return SVC_UNTOUCHED;
+	snat_become(w, ct);
+	frag_remember(&w->p, &w->now);
+	if (nat_tuple(skb))
+		return drop(skb, MST_REASON_NAT_FAILED, MST_TO_CONTAINER);
+	return SVC_TRANSLATED;
+}
+
+/* An error about a packet that left masqueraded: its sender learns of it. */
+static __always_inline int unmasquerade_error(struct __sk_buff *skb,
+					      struct work *w)
+{
+	const struct mst_ct *ct;
+
+	if (!quoted(skb, w))
+		return SVC_UNTOUCHED;
+	ct = bpf_map_lookup_elem(&mst_snat_v1, ct_reply_key(w, &w->inner.t,
+							    w->inner.t.proto));
+	if (!ct)
+		return SVC_UNTOUCHED;
+	w->known.saddr = ct->daddr;
+	w->known.daddr = ct->saddr;
+	w->known.sport = ct->dport;
+	w->known.dport = ct->sport;
+	w->now.saddr = w->p.t.saddr;
+	w->now.daddr = ct->daddr;
+	if (nat_icmp_error(skb))
+		return drop(skb, MST_REASON_NAT_FAILED, MST_TO_CONTAINER);
+	return SVC_TRANSLATED;
+}
+
+/* The published service that a packet to an address of the host is for. */
+static __always_inline const struct mst_service *published(struct work *w)
+{
+	struct mst_service_key *key = &w->service;
+	const struct mst_service *svc;
+
+	__builtin_memset(key, 0, sizeof(*key));
+	key->addr = w->p.t.daddr;
+	key->port = w->p.t.dport;
+	key->proto = w->p.t.proto;
+	svc = bpf_map_lookup_elem(&mst_services_v1, key);
+	if (svc)
+		return svc->flags & MST_SVC_PUBLISHED ? svc : NULL;
+	__builtin_memset(&key->addr, 0, sizeof(key->addr));
+	if (!w->p.v6)
+		key->addr = addr4(0);
+	svc = bpf_map_lookup_elem(&mst_services_v1, key);
+	return svc && svc->flags & MST_SVC_PUBLISHED ? svc : NULL;
+}
+
+/* Begins a flow to a published port. */
+static __always_inline int publish(struct __sk_buff *skb, struct work *w)
+{
+	const struct mst_endpoint *host;
+	const struct mst_service *svc;
+	struct mst_ct *ct;
+	__u32 reason;
+
+	if (w->p.t.proto != IPPROTO_TCP && w->p.t.proto != IPPROTO_UDP)
+		return SVC_UNTOUCHED;
+	ct = ct_lookup(&w->p, MST_DIR_REQUEST);
+	if (ct && w->p.t.proto == IPPROTO_UDP &&
+	    !bpf_map_lookup_elem(&mst_backends_v1, &ct->backend))
+		ct = NULL;
+	if (ct)
+		return svc_translate(skb, w, ct);
+	host = bpf_map_lookup_elem(&mst_endpoints_v1, &w->p.t.daddr);
+	if (!host || !(host->flags & MST_EP_HOST))
+		return SVC_UNTOUCHED;
+	svc = published(w);
+	if (!svc)
+		return SVC_UNTOUCHED;
+	if (w->p.t.proto == IPPROTO_TCP && !is_syn(&w->p))
+		return SVC_UNTOUCHED; /* the host's stack resets it */
+	reason = svc_flow_to(skb, svc);
+	if (reason == MST_REASON_NO_BACKEND)
+		return SVC_UNTOUCHED; /* refused as a closed port would be */
+	return reason ? drop(skb, reason, MST_TO_CONTAINER) : SVC_TRANSLATED;
+}
+
+SEC("host-ingress")
+int host_ingress(struct __sk_buff *skb)
+{
+	struct work *w = work();
+	int verdict;
+
+	if (!w || skb->vlan_present ||
+	    (skb->protocol != bpf_htons(ETH_P_IP) &&
+	     skb->protocol != bpf_htons(ETH_P_IPV6)))
+		return TC_PASS;
+	w->place = PLACE_UPLINK;
+	w->network = 0;
+	if (parse(skb))
+		return TC_PASS;
+	w->sender = w->p.t.saddr;
+	if (lb_in_pool(&w->p.t.daddr))
+		return drop(skb, MST_REASON_OFF_HOST, MST_TO_CONTAINER);
+	if (w->p.frag == FRAG_LATER) {
+		verdict = svc_fragment(skb, w);
+	} else if (!w->p.frag && is_icmp_error(&w->p)) {
+		verdict = unmasquerade_error(skb, w);
+		if (verdict == SVC_UNTOUCHED)
+			verdict = svc_icmp_error(skb);
+	} else {
+		verdict = unmasquerade(skb, w);
+		if (verdict == SVC_UNTOUCHED)
+			verdict = publish(skb, w);
+	}
+	if (verdict == SVC_UNTOUCHED)
+		return TC_PASS;
+	if (verdict >= 0)
+		return verdict;
+	return enter(skb, w);
+}
+
+char LICENSE[] SEC("license") = "Dual BSD/GPL";

@@ -1,0 +1,215 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* snat.h - flows that leave the host with an address of the host's. */
+#ifndef MST_SNAT_H
+#define MST_SNAT_H
+
+#include "ct.h"
+#include "nat.h"
+
+/*
+ * Source ports of masqueraded flows: above what the host's own sockets choose
+ * from (ip_local_port_range ends at 60999 unless it was changed).
+ */
+#define SNAT_PORT_MIN	61000
+#define SNAT_PORT_COUNT 4536
+#define SNAT_TRIES	32
+
+/* Does a socket of the host have the tuple on which the reply would arrive? */
+static __always_inline bool snat_host_has(struct __sk_buff *skb, bool v6,
+					  const struct mst_tuple *reply)
+{
+	struct bpf_sock_tuple t = {};
+	struct bpf_sock *sk;
+	__u32 len;
+
+	if (v6) {
+		__builtin_memcpy(t.ipv6.saddr, &reply->saddr, 16);
+		__builtin_memcpy(t.ipv6.daddr, &reply->daddr, 16);
+		t.ipv6.sport = reply->sport;
+		t.ipv6.dport = reply->dport;
+		len = sizeof(t.ipv6);
+	} else {
+		t.ipv4.saddr = reply->saddr.w[3];
+		t.ipv4.daddr = reply->daddr.w[3];
+		t.ipv4.sport = reply->sport;
+		t.ipv4.dport = reply->dport;
+		len = sizeof(t.ipv4);
+	}
+	if (reply->proto == IPPROTO_TCP)
+		sk = bpf_sk_lookup_tcp(skb, &t, len, BPF_F_CURRENT_NETNS, 0);
+	else if (reply->proto == IPPROTO_UDP)
+		sk = bpf_sk_lookup_udp(skb, &t, len, BPF_F_CURRENT_NETNS, 0);
+	else
+		return false;
+	if (!sk)
+		return false;
+	bpf_sk_release(sk);
+	return true;
+}
+
+struct snat_claim {
+	struct __sk_buff *skb;
+	__u32 reason;
+};
+
+/* Claims a source port for w->p.t -> w->now by entering the way back. */
+static long snat_try(__u32 i, struct snat_claim *claim)
+{
+	struct work *w = work();
+	const struct pkt *p;
+	struct mst_tuple *key;
+	__be16 port;
+	long err;
+
+	if (!w)
+		return 1;
+	p = &w->p;
+	port = bpf_htons(SNAT_PORT_MIN +
+			 bpf_get_prandom_u32() % SNAT_PORT_COUNT);
+	w->now.sport = port;
+	key = ct_reply_key(w, &w->now, p->t.proto);
+	if (bpf_map_lookup_elem(&mst_snat_v1, key) ||
+	    snat_host_has(claim->skb, p->v6, key))
+		return 0;
+	err = bpf_map_update_elem(&mst_snat_v1, key, &w->ct, BPF_NOEXIST);
+	if (err == -EEXIST)
+		return 0;
+	claim->reason = err ? MST_REASON_SNAT_FULL : 0;
+	return 1;
+}
+
+/* One flow more for the endpoint, or false if it has too many. */
+static __always_inline bool snat_quota(__u32 ifindex)
+{
+	__u32 *flows, one = 1;
+
+	flows = bpf_map_lookup_elem(&mst_quotas_v1, &ifindex);
+	if (!flows)
+		return bpf_map_update_elem(&mst_quotas_v1, &ifindex, &one,
+					   BPF_ANY) == 0;
+	if (*flows >= MST_SNAT_QUOTA)
+		return false;
+	__sync_fetch_and_add(flows, 1);
+	return true;
+}
+
+/* Enters a new flow from w->p.t to w->now, whose port is chosen; 0 or a reason.
+ */
+__noinline int snat_create(struct __sk_buff *skb)
+{
+	struct snat_claim claim = {
+		.skb = skb,
+		.reason = MST_REASON_SNAT_PORTS,
+	};
+	struct work *w = work();
+	struct mst_tuple *key;
+	struct mst_ct *ct;
+
+	if (!w)
+		return MST_REASON_SNAT_FULL;
+	if (!snat_quota(skb->ifindex))
+		return MST_REASON_SNAT_QUOTA;
+	ct = &w->ct;
+	__builtin_memset(ct, 0, sizeof(*ct));
+	ct->saddr = w->p.t.daddr;
+	ct->daddr = w->p.t.saddr;
+	ct->sport = w->p.t.dport;
+	ct->dport = w->p.t.sport;
+	ct->backend = skb->ifindex;
+	ct->seen = bpf_ktime_get_ns();
+	bpf_loop(SNAT_TRIES, snat_try, &claim, 0);
+	if (claim.reason)
+		return claim.reason;
+	ct->saddr = w->now.saddr;
+	ct->daddr = w->now.daddr;
+	ct->sport = w->now.sport;
+	ct->dport = w->now.dport;
+	key = &w->key;
+	*key = w->p.t;
+	key->dir = MST_DIR_REQUEST;
+	if (bpf_map_update_elem(&mst_snat_v1, key, ct, BPF_ANY) == 0)
+		return 0;
+	bpf_map_delete_elem(&mst_snat_v1,
+			    ct_reply_key(w, &w->now, w->p.t.proto));
+	return MST_REASON_SNAT_FULL;
+}
+
+/* The flow's entry in this direction, refreshed. They end by collection only.
+ */
+static __always_inline struct mst_ct *snat_lookup(struct pkt *p, __u8 dir)
+{
+	struct mst_ct *ct;
+
+	p->t.dir = dir;
+	ct = bpf_map_lookup_elem(&mst_snat_v1, &p->t);
+	if (!ct)
+		return NULL;
+	if (p->t.proto == IPPROTO_TCP) {
+		if (is_syn(p))
+			ct->state = MST_CT_NEW;
+		else if (p->tcp_flags & (TCP_FIN | TCP_RST))
+			ct->state = MST_CT_CLOSING;
+		else if (ct->state == MST_CT_NEW)
+			ct->state = MST_CT_ESTABLISHED;
+	}
+	ct->seen = bpf_ktime_get_ns();
+	return ct;
+}
+
+static __always_inline void snat_become(struct work *w, const struct mst_ct *ct)
+{
+	w->now.saddr = ct->saddr;
+	w->now.daddr = ct->daddr;
+	w->now.sport = ct->sport;
+	w->now.dport = ct->dport;
+}
+
+/* Has the packet what a masqueraded flow is known by? */
+static __always_inline bool snat_can(const struct pkt *p)
+{
+	return p->t.proto == IPPROTO_TCP || p->t.proto == IPPROTO_UDP ||
+	       is_echo(p);
+}
+
+/* Gives what leaves by an uplink the uplink's address; 0 or a reason. */
+__noinline int snat_out(struct __sk_buff *skb, const struct mst_uplink *uplink)
+{
+	const struct mst_addr *addr;
+	struct work *w = work();
+	const struct mst_ct *ct;
+	__u32 reason;
+
+	if (!w || !uplink)
+		return MST_REASON_SNAT_FULL;
+	if (w->p.frag == FRAG_LATER) {
+		const struct mst_frag *f = frag_lookup(&w->p);
+
+		if (!f)
+			return MST_REASON_NO_FRAGMENT_HEAD;
+		w->now.saddr = f->saddr;
+		w->now.daddr = f->daddr;
+		return nat_tuple(skb) ? MST_REASON_NAT_FAILED : 0;
+	}
+	if (!snat_can(&w->p))
+		return MST_REASON_NO_ROUTE;
+	ct = snat_lookup(&w->p, MST_DIR_REQUEST);
+	addr = w->p.v6 ? &uplink->snat6 : &uplink->snat4;
+	/* a flow that began while another address was the uplink's is over */
+	if (ct && !addr_eq(&ct->saddr, addr))
+		ct = NULL;
+	if (ct) {
+		snat_become(w, ct);
+	} else {
+		if (addr_zero(addr))
+			return MST_REASON_NO_ROUTE;
+		w->now = w->p.t;
+		w->now.saddr = *addr;
+		reason = snat_create(skb);
+		if (reason)
+			return reason;
+	}
+	frag_remember(&w->p, &w->now);
+	return nat_tuple(skb) ? MST_REASON_NAT_FAILED : 0;
+}
+
+#endif /* MST_SNAT_H */
