@@ -32,6 +32,14 @@ static __always_inline bool addr_zero(const struct mst_addr *a)
 	return !a->w[0] && !a->w[1] && !a->w[2] && !a->w[3];
 }
 
+static __always_inline bool addr_loopback(const struct mst_addr *a)
+{
+	if (addr_is4(a))
+		return (a->w[3] & bpf_htonl(0xff000000)) ==
+		       bpf_htonl(0x7f000000);
+	return !a->w[0] && !a->w[1] && !a->w[2] && a->w[3] == bpf_htonl(1);
+}
+
 static __always_inline bool addr_in(const struct mst_addr *a,
 				    const struct mst_addr *net,
 				    const struct mst_addr *mask)

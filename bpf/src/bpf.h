@@ -13,6 +13,7 @@
 #include <bpf/bpf_helpers.h>
 
 #define EEXIST	     17
+#define EADDRINUSE   98
 #define ECONNREFUSED 111
 #define EHOSTUNREACH 113
 

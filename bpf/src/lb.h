@@ -40,6 +40,40 @@ lb_service(struct mst_service_key *key, const struct mst_service *head,
 	return head;
 }
 
+/* Is addr one of the host's own? */
+static __always_inline bool lb_is_host(const struct mst_addr *addr)
+{
+	const struct mst_endpoint *ep;
+
+	ep = bpf_map_lookup_elem(&mst_endpoints_v1, addr);
+	return ep && ep->flags & MST_EP_HOST;
+}
+
+/*
+ * The service published at port and proto of addr, or of all addresses of its
+ * family. key is left at its frontend.
+ */
+static __always_inline const struct mst_service *
+lb_published(struct mst_service_key *key, const struct mst_addr *addr,
+	     __be16 port, __u8 proto)
+{
+	const struct mst_service *svc;
+
+	__builtin_memset(key, 0, sizeof(*key));
+	key->addr = *addr;
+	key->port = port;
+	key->proto = proto;
+	svc = bpf_map_lookup_elem(&mst_services_v1, key);
+	if (!svc) {
+		key->addr.w[0] = 0;
+		key->addr.w[1] = 0;
+		key->addr.w[2] = addr_is4(addr) ? V4_MAPPED : 0;
+		key->addr.w[3] = 0;
+		svc = bpf_map_lookup_elem(&mst_services_v1, key);
+	}
+	return svc && svc->flags & MST_SVC_PUBLISHED ? svc : NULL;
+}
+
 /* Is addr in a service pool, so that it must never leave the host? */
 static __always_inline bool lb_in_pool(const struct mst_addr *addr)
 {

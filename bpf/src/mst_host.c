@@ -62,30 +62,9 @@ static __always_inline int unmasquerade_error(struct __sk_buff *skb,
 	return SVC_TRANSLATED;
 }
 
-/* The published service that a packet to an address of the host is for. */
-static __always_inline const struct mst_service *published(struct work *w)
-{
-	struct mst_service_key *key = &w->service;
-	const struct mst_service *svc;
-
-	__builtin_memset(key, 0, sizeof(*key));
-	key->addr = w->p.t.daddr;
-	key->port = w->p.t.dport;
-	key->proto = w->p.t.proto;
-	svc = bpf_map_lookup_elem(&mst_services_v1, key);
-	if (svc)
-		return svc->flags & MST_SVC_PUBLISHED ? svc : NULL;
-	__builtin_memset(&key->addr, 0, sizeof(key->addr));
-	if (!w->p.v6)
-		key->addr = addr4(0);
-	svc = bpf_map_lookup_elem(&mst_services_v1, key);
-	return svc && svc->flags & MST_SVC_PUBLISHED ? svc : NULL;
-}
-
 /* Begins a flow to a published port. */
 static __always_inline int publish(struct __sk_buff *skb, struct work *w)
 {
-	const struct mst_endpoint *host;
 	const struct mst_service *svc;
 	struct mst_ct *ct;
 	__u32 reason;
@@ -98,10 +77,10 @@ static __always_inline int publish(struct __sk_buff *skb, struct work *w)
 		ct = NULL;
 	if (ct)
 		return svc_translate(skb, w, ct);
-	host = bpf_map_lookup_elem(&mst_endpoints_v1, &w->p.t.daddr);
-	if (!host || !(host->flags & MST_EP_HOST))
+	if (!lb_is_host(&w->p.t.daddr))
 		return SVC_UNTOUCHED;
-	svc = published(w);
+	svc = lb_published(&w->service, &w->p.t.daddr, w->p.t.dport,
+			   w->p.t.proto);
 	if (!svc)
 		return SVC_UNTOUCHED;
 	if (w->p.t.proto == IPPROTO_TCP && !is_syn(&w->p))

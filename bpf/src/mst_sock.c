@@ -146,6 +146,39 @@ static __always_inline void remember(struct mst_sock *st,
 	st->next = at + 1;
 }
 
+/* Is the socket bound to a loopback address, from which nothing goes further?
+ */
+static __always_inline bool stays_local(const struct bpf_sock_addr *ctx)
+{
+	struct mst_addr src;
+
+	if (!ctx->sk)
+		return false;
+	if (ctx->sk->family == AF_INET) {
+		src = addr4(ctx->sk->src_ip4);
+	} else {
+		src.w[0] = ctx->sk->src_ip6[0];
+		src.w[1] = ctx->sk->src_ip6[1];
+		src.w[2] = ctx->sk->src_ip6[2];
+		src.w[3] = ctx->sk->src_ip6[3];
+	}
+	return addr_loopback(&src);
+}
+
+/* The service published where the socket goes: a port of the host's. */
+static __always_inline const struct mst_service *
+published(struct bpf_sock_addr *ctx, const struct mst_sandbox *sb,
+	  struct mst_service_key *key, const struct mst_addr *dst, __be16 port)
+{
+	bool host = sb->flags & MST_SB_ALL_NETWORKS;
+
+	if (!(host && addr_loopback(dst)) && !lb_is_host(dst))
+		return NULL;
+	if (host && stays_local(ctx))
+		return NULL;
+	return lb_published(key, dst, port, ctx->protocol);
+}
+
 /* connect and sendmsg: from a VIP to a backend. */
 static __always_inline int to_backend(struct bpf_sock_addr *ctx, bool v6,
 				      bool datagram)
@@ -158,6 +191,7 @@ static __always_inline int to_backend(struct bpf_sock_addr *ctx, bool v6,
 	struct mst_service_key key;
 	struct mst_addr dst, vip, client;
 	struct mst_sock *st;
+	bool published_port = false;
 	__be16 vport, port;
 	__u32 id;
 
@@ -181,7 +215,10 @@ static __always_inline int to_backend(struct bpf_sock_addr *ctx, bool v6,
 	if (!head) {
 		if (lb_in_pool(&vip))
 			return refuse(EHOSTUNREACH, MST_REASON_NO_SERVICE);
-		return ALLOW;
+		head = published(ctx, sb, &key, &vip, vport);
+		if (!head)
+			return ALLOW;
+		published_port = true;
 	}
 	if (head->network && !(sb->flags & MST_SB_ALL_NETWORKS) &&
 	    !sandbox(cookie, head->network))
@@ -197,10 +234,12 @@ static __always_inline int to_backend(struct bpf_sock_addr *ctx, bool v6,
 			return ALLOW;
 		}
 	}
-	svc = lb_service(&key, head, vport, ctx->protocol);
+	svc = head;
+	if (!published_port)
+		svc = lb_service(&key, head, vport, ctx->protocol);
 	/* ping learns its source address so; what is sent is refused as such */
 	if (!svc->count && svc == head && ctx->protocol == IPPROTO_UDP &&
-	    !datagram)
+	    !datagram && !published_port)
 		return ALLOW;
 	client = addr4(0);
 	client.w[2] = cookie >> 32;
@@ -277,20 +316,40 @@ static long own_backend(__u32 i, struct own_search *s)
 	return 1;
 }
 
+/* Is the port that a socket of the host's would have published? */
+static __always_inline bool taken(struct bpf_sock_addr *ctx,
+				  struct mst_service_key *key,
+				  const struct mst_addr *addr)
+{
+	__be16 port = (__be16)ctx->user_port;
+	const struct mst_sock *st;
+
+	if (!port || !lb_published(key, addr, port, ctx->protocol))
+		return false;
+	st = sock_state(ctx, false);
+	return !st || !(st->flags & MST_SOCK_EXEMPT);
+}
+
 /*
  * bind: a sandbox that backs a VIP may bind to it, which means its own
  * address there (stacks whose members bind to the name of their service).
  */
 static __always_inline int to_own(struct bpf_sock_addr *ctx, bool v6)
 {
+	const struct mst_sandbox *sb;
 	struct own_search s = {};
 	const struct mst_service *head;
 	struct mst_addr addr;
 
 	s.cookie = bpf_get_netns_cookie(ctx);
-	if (!sandbox(s.cookie, 0))
+	sb = sandbox(s.cookie, 0);
+	if (!sb)
 		return ALLOW;
 	get_dst(ctx, v6, &addr);
+	if (sb->flags & MST_SB_ALL_NETWORKS && taken(ctx, &s.key, &addr)) {
+		bpf_set_retval(-EADDRINUSE);
+		return DENY;
+	}
 	if (addr_zero(&addr))
 		return ALLOW;
 	head = lb_head(&s.key, &addr);
