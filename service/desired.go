@@ -23,6 +23,13 @@ func (m *Manager) desired(f bpf.Frontend) (desired, bool) {
 			members: h.members(),
 		}, true
 	}
+	if p := m.published[f]; p != nil {
+		return desired{
+			service: bpf.Service{Frontend: f, ID: p.id, Published: true},
+			members: p.backends(f),
+			strict:  p.strict(),
+		}, true
+	}
 	if f != f.Head() {
 		return desired{}, false
 	}

@@ -71,6 +71,9 @@ func (m *Manager) PutEndpoint(e Endpoint) error {
 			return fmt.Errorf("endpoint %s: %w", e.ID, err)
 		}
 	}
+	if err := m.checkPorts(e); err != nil {
+		return fmt.Errorf("endpoint %s: %w", e.ID, err)
+	}
 	ep := m.endpoints[e.ID]
 	if ep == nil {
 		ep = &endpoint{container: m.byEndpoint[e.ID]}
@@ -113,6 +116,7 @@ func (m *Manager) index(ep *endpoint) {
 	if ep.net = m.networks[ep.Network]; ep.net != nil {
 		ep.net.endpoints[ep.ID] = ep
 	}
+	m.publish(ep)
 }
 
 func (m *Manager) unindex(ep *endpoint) {
@@ -128,6 +132,7 @@ func (m *Manager) unindex(ep *endpoint) {
 	if ep.net != nil {
 		delete(ep.net.endpoints, ep.ID)
 	}
+	m.unpublish(ep)
 }
 
 // RemoveEndpoint forgets an endpoint, which is out of every service when RemoveEndpoint returns. One

@@ -56,10 +56,11 @@ type Manager struct {
 	// Facts.
 	hand       map[uint32]*handService
 	byFrontend map[bpf.Frontend]*handService
-	byName     map[string]*handService  // hand-made services that have a name
-	handVIPs   map[netip.Addr][]uint32  // ids of the hand-made services at an address, ascending
-	networks   map[string]*network      // by Network.ID
-	nameVIPs   map[netip.Addr]*named    // services of names by VIP
+	byName     map[string]*handService // hand-made services that have a name
+	handVIPs   map[netip.Addr][]uint32 // ids of the hand-made services at an address, ascending
+	networks   map[string]*network     // by Network.ID
+	nameVIPs   map[netip.Addr]*named   // services of names by VIP
+	published  map[bpf.Frontend]*published
 	endpoints  map[string]*endpoint     // by Endpoint.ID
 	byAddr     map[netip.Addr]*endpoint // the last endpoint put with the address
 	byCookie   map[uint64][]*endpoint   // endpoints of a sandbox
@@ -125,6 +126,7 @@ func newManager() *Manager {
 		handVIPs:   map[netip.Addr][]uint32{},
 		networks:   map[string]*network{},
 		nameVIPs:   map[netip.Addr]*named{},
+		published:  map[bpf.Frontend]*published{},
 		endpoints:  map[string]*endpoint{},
 		byAddr:     map[netip.Addr]*endpoint{},
 		byCookie:   map[uint64][]*endpoint{},
@@ -148,7 +150,7 @@ func (m *Manager) adoptIDs(services []bpf.Service) {
 	for _, s := range services {
 		m.adopt[s.Frontend] = s.ID
 		m.nextID = max(m.nextID, s.ID+1)
-		if s.Network != 0 && len(s.Slots) > 0 {
+		if (s.Network != 0 || s.Published) && len(s.Slots) > 0 {
 			m.found[s.Frontend] = s.Slots
 		}
 	}

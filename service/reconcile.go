@@ -24,7 +24,11 @@ func digest(s bpf.Service) uint64 {
 	var h maphash.Hash
 	h.SetSeed(seed)
 	var b [4]byte
-	for _, v := range []uint32{s.ID, s.Network, s.Affinity} {
+	flags := uint32(0)
+	if s.Published {
+		flags = 1
+	}
+	for _, v := range []uint32{s.ID, s.Network, s.Affinity, flags} {
 		binary.NativeEndian.PutUint32(b[:], v)
 		h.Write(b[:])
 	}
@@ -70,6 +74,9 @@ func (m *Manager) markAll() {
 	}
 	for vip := range m.nameVIPs {
 		m.mark(bpf.Frontend{Addr: vip})
+	}
+	for f := range m.published {
+		m.mark(f)
 	}
 	if !m.synced {
 		return

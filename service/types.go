@@ -54,6 +54,7 @@ type Endpoint struct {
 	IPv6    netip.Addr
 	Cookie  uint64            // netns cookie; 0 until the sandbox exists
 	Options map[string]string // endpoint driver-opts: mustang.service, mustang.vip, mustang.health, mustang.weight
+	Ports   []Port            // of the host's that lead to it
 }
 
 // Phase is where a container is in its life.
