@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/cilium/ebpf"
@@ -89,12 +90,13 @@ type End int
 
 // On the host's end of a pair a container's traffic comes in; on a netkit pair it is judged while the
 // container sends; on the device inside its sandbox it goes out. The host's own slave of a parent is guarded
-// only against what is sent to containers through the host.
+// only against what is sent to containers through the host, and a device that leads out has what comes in.
 const (
 	HostEnd End = iota
 	NetkitEnd
 	SandboxEnd
 	HostSlave
+	UplinkEnd
 )
 
 // lxcHooks are where the programs of an end are attached.
@@ -103,6 +105,20 @@ var lxcHooks = map[End]map[string]ebpf.AttachType{
 	NetkitEnd:  {"lxc_netkit": ebpf.AttachNetkitPeer, "lxc_egress": ebpf.AttachTCXEgress},
 	SandboxEnd: {"lxc_ingress": ebpf.AttachTCXEgress, "lxc_egress": ebpf.AttachTCXIngress},
 	HostSlave:  {"lxc_egress": ebpf.AttachTCXEgress},
+	UplinkEnd:  {"host_ingress": ebpf.AttachTCXIngress},
+}
+
+// Programs names what runs for packets that come in by the device and go out by it, "" for none.
+func (e End) Programs() (ingress, egress string) {
+	for name, at := range lxcHooks[e] {
+		switch at {
+		case ebpf.AttachTCXIngress:
+			ingress = name
+		case ebpf.AttachTCXEgress:
+			egress = name
+		}
+	}
+	return ingress, egress
 }
 
 // AttachLXC attaches the lxc programs to an end of an endpoint through TCX, and netkit's own hook, and pins
@@ -113,7 +129,7 @@ func (d *Datapath) AttachLXC(ifname string, ifindex int, end End) error {
 		return err
 	}
 	for name, at := range lxcHooks[end] {
-		prog := d.lxc.Programs[name]
+		prog := d.program(name)
 		pin := d.lxcPin(ifname, name)
 		if replaced, err := replace(pin, prog, 0); err != nil {
 			return err
@@ -129,6 +145,13 @@ func (d *Datapath) AttachLXC(ifname string, ifindex int, end End) error {
 		}
 	}
 	return nil
+}
+
+func (d *Datapath) program(name string) *ebpf.Program {
+	if prog := d.lxc.Programs[name]; prog != nil {
+		return prog
+	}
+	return d.host.Programs[name]
 }
 
 func attachDevice(ifindex int, prog *ebpf.Program, at ebpf.AttachType) (link.Link, error) {
@@ -148,7 +171,7 @@ var ErrNoTCX = errors.New("this kernel has no TCX links")
 
 // DetachLXC undoes AttachLXC; nothing attached is no error.
 func (d *Datapath) DetachLXC(ifname string) error {
-	for _, name := range []string{"lxc_ingress", "lxc_netkit", "lxc_egress"} {
+	for _, name := range []string{"lxc_ingress", "lxc_netkit", "lxc_egress", "host_ingress"} {
 		if err := os.Remove(d.lxcPin(ifname, name)); err != nil && !errors.Is(err, os.ErrNotExist) {
 			return fmt.Errorf("detach %s from %s: %w", name, ifname, err)
 		}
@@ -158,7 +181,7 @@ func (d *Datapath) DetachLXC(ifname string) error {
 
 // AttachedLXC lists the devices with links of ours, by name.
 func (d *Datapath) AttachedLXC() ([]string, error) {
-	pins, err := filepath.Glob(d.lxcPin("*", "lxc_egress"))
+	pins, err := filepath.Glob(d.lxcPin("*", "*"))
 	if err != nil {
 		return nil, err
 	}
@@ -166,14 +189,12 @@ func (d *Datapath) AttachedLXC() ([]string, error) {
 		_, ifname, _ := strings.Cut(filepath.Base(p), "-")
 		pins[i] = strings.ReplaceAll(ifname, "%", ".")
 	}
-	return pins, nil
+	slices.Sort(pins)
+	return slices.Compact(pins), nil
 }
 
-// LXCPrograms are the file descriptors of lxc_ingress and lxc_egress once they are loaded, for clsact
-// filters.
-func (d *Datapath) LXCPrograms() (ingress, egress int) {
-	return d.lxc.Programs["lxc_ingress"].FD(), d.lxc.Programs["lxc_egress"].FD()
-}
+// ProgramFD is the file descriptor of a program once it is loaded, for clsact filters.
+func (d *Datapath) ProgramFD(name string) int { return d.program(name).FD() }
 
 // lxcPin is mst_link_lxc_ingress-IFNAME; bpffs refuses dots, which names of VLAN devices have.
 func (d *Datapath) lxcPin(ifname, program string) string {

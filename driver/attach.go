@@ -36,15 +36,16 @@ func (m *Manager) attachDevice(name string, dev link.Device, end bpf.End) error 
 		return err
 	}
 	m.noTCX = true
-	in, out := m.datapath.LXCPrograms()
-	fromContainer, toContainer := link.Filter{Name: "lxc_ingress", FD: in}, link.Filter{Name: "lxc_egress", FD: out}
-	switch end {
-	case bpf.SandboxEnd:
-		return m.links.AttachClsact(dev.Name, toContainer, fromContainer)
-	case bpf.HostSlave:
-		return m.links.AttachClsact(dev.Name, link.Filter{}, toContainer)
+	ingress, egress := end.Programs()
+	return m.links.AttachClsact(dev.Name, m.filter(ingress), m.filter(egress))
+}
+
+// filter is the clsact filter of a program, none without a name.
+func (m *Manager) filter(program string) link.Filter {
+	if program == "" {
+		return link.Filter{}
 	}
-	return m.links.AttachClsact(dev.Name, fromContainer, toContainer)
+	return link.Filter{Name: program, FD: m.datapath.ProgramFD(program)}
 }
 
 // attachSlave attaches the programs to a slave before the engine moves it into its sandbox, which TCX links

@@ -204,4 +204,4 @@ func (d *datapath) AttachedLXC() ([]string, error) {
 	return slices.Collect(maps.Keys(d.attached)), nil
 }
 
-func (d *datapath) LXCPrograms() (ingress, egress int) { return 3, 4 }
+func (d *datapath) ProgramFD(string) int { return 3 }

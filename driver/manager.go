@@ -78,7 +78,7 @@ type Datapath interface {
 	AttachLXC(ifname string, ifindex int, end bpf.End) error
 	DetachLXC(ifname string) error
 	AttachedLXC() ([]string, error)
-	LXCPrograms() (ingress, egress int)
+	ProgramFD(name string) int
 }
 
 // Services is told of networks and endpoints; [service.Manager] is the real one.

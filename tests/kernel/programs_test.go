@@ -37,14 +37,17 @@ func filters(t *testing.T, where string) string {
 	return run(t, "tc filter show dev "+pair().Host+" "+where)
 }
 
+func filter(d *bpf.Datapath, program string) link.Filter {
+	return link.Filter{Name: program, FD: d.ProgramFD(program)}
+}
+
 func TestOurFilters(t *testing.T) {
 	begin(t)
 	d := loaded(t)
 	newPair(t)
 	require.NoError(t, host.DetachClsact(pair().Host), "nothing to undo")
 	for range 2 { // the second time as the next build does
-		ingress, egress := d.LXCPrograms()
-		require.NoError(t, host.AttachClsact(pair().Host, link.Filter{Name: "lxc_ingress", FD: ingress}, link.Filter{Name: "lxc_egress", FD: egress}))
+		require.NoError(t, host.AttachClsact(pair().Host, filter(d, "lxc_ingress"), filter(d, "lxc_egress")))
 		require.Equal(t, 1, strings.Count(filters(t, "ingress"), "direct-action"))
 		require.Contains(t, filters(t, "ingress"), "lxc_ingress")
 		require.Equal(t, 1, strings.Count(filters(t, "egress"), "direct-action"))
@@ -70,8 +73,7 @@ func TestAnOperatorsFilters(t *testing.T) {
 	require.True(t, host.HasClsact(pair().Host))
 	require.Contains(t, filters(t, "ingress"), "mst_lxc.o:[lxc-ingress]")
 
-	ingress, egress := d.LXCPrograms()
-	require.NoError(t, host.AttachClsact(pair().Host, link.Filter{Name: "lxc_ingress", FD: ingress}, link.Filter{Name: "lxc_egress", FD: egress}))
+	require.NoError(t, host.AttachClsact(pair().Host, filter(d, "lxc_ingress"), filter(d, "lxc_egress")))
 	require.NoError(t, host.DetachClsact(pair().Host))
 	require.True(t, host.HasClsact(pair().Host), "what is not ours stays")
 	require.Contains(t, filters(t, "egress"), "mst_lxc.o:[lxc-egress]")
