@@ -148,13 +148,7 @@ func (h *Holder) hangUp(c net.Conn) {
 }
 
 func (h *Holder) isOwn(from unix.Sockaddr) bool {
-	var a netip.AddrPort
-	switch from := from.(type) {
-	case *unix.SockaddrInet4:
-		a = netip.AddrPortFrom(netip.AddrFrom4(from.Addr), uint16(from.Port))
-	case *unix.SockaddrInet6:
-		a = netip.AddrPortFrom(netip.AddrFrom16(from.Addr), uint16(from.Port))
-	}
+	a := addrOf(from)
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return h.own[a]

@@ -118,8 +118,40 @@ func (h *Holder) Close() {
 	unix.Close(h.poll)
 }
 
-// bind opens the socket of a port.
+// bind makes the socket that holds a port.
 func (h *Holder) bind(p Port) (int, error) {
+	fd, err := open(p)
+	if err != nil {
+		return 0, err
+	}
+	err = func() error {
+		if err := h.exempt(fd); err != nil {
+			return err
+		}
+		if p.Protocol == "udp" {
+			return unix.Bind(fd, sockaddr(p.Addr))
+		}
+		// connections of an earlier holder may linger
+		if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1); err != nil {
+			return err
+		}
+		if err := unix.Bind(fd, sockaddr(p.Addr)); err != nil {
+			return err
+		}
+		return unix.Listen(fd, backlog)
+	}()
+	if err != nil {
+		unix.Close(fd)
+		return 0, err
+	}
+	return fd, nil
+}
+
+// backlog is how many clients may wait to be passed on, for a port.
+const backlog = 64
+
+// open makes a socket that can be bound to a port of its own family only.
+func open(p Port) (int, error) {
 	family, typ := unix.AF_INET, unix.SOCK_STREAM
 	if p.Addr.Addr().Is6() {
 		family = unix.AF_INET6
@@ -131,32 +163,13 @@ func (h *Holder) bind(p Port) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	err = func() error {
-		if err := h.exempt(fd); err != nil {
-			return err
-		}
-		if family == unix.AF_INET6 {
-			if err := unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 1); err != nil {
-				return err
-			}
-		}
+	if family == unix.AF_INET6 {
+		err = unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 1)
+	}
+	if err == nil && !p.Addr.Addr().IsUnspecified() {
 		// an address that the host does not have yet, or any more, may be held all the same
-		if err := unix.SetsockoptInt(fd, unix.SOL_IP, unix.IP_FREEBIND, 1); err != nil {
-			return err
-		}
-		if typ == unix.SOCK_STREAM {
-			if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1); err != nil {
-				return err
-			}
-		}
-		if err := unix.Bind(fd, sockaddr(p.Addr)); err != nil {
-			return err
-		}
-		if typ == unix.SOCK_STREAM {
-			return unix.Listen(fd, 64)
-		}
-		return nil
-	}()
+		err = unix.SetsockoptInt(fd, unix.SOL_IP, unix.IP_FREEBIND, 1)
+	}
 	if err != nil {
 		unix.Close(fd)
 		return 0, err
@@ -169,4 +182,14 @@ func sockaddr(a netip.AddrPort) unix.Sockaddr {
 		return &unix.SockaddrInet6{Port: int(a.Port()), Addr: a.Addr().As16()}
 	}
 	return &unix.SockaddrInet4{Port: int(a.Port()), Addr: a.Addr().As4()}
+}
+
+func addrOf(a unix.Sockaddr) netip.AddrPort {
+	switch a := a.(type) {
+	case *unix.SockaddrInet4:
+		return netip.AddrPortFrom(netip.AddrFrom4(a.Addr), uint16(a.Port))
+	case *unix.SockaddrInet6:
+		return netip.AddrPortFrom(netip.AddrFrom16(a.Addr), uint16(a.Port))
+	}
+	return netip.AddrPort{}
 }
