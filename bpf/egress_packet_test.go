@@ -18,7 +18,7 @@ func (w *world) leaves(masq bool) {
 	four, six := addressesOf(false), addressesOf(true)
 	for index, hostMAC := range map[int][]byte{clientIf: clientHostMAC, backendIf: backendHostMAC} {
 		require.NoError(w, testDP.PutInterface(Interface{
-			IfIndex: index, Network: network1, Strict: true, Egress: true, Masq: masq,
+			IfIndex: index, Network: network1, Strict: true, Egress: true, Masq4: masq, Masq6: masq,
 			Gateway4: four.gateway, Gateway6: six.gateway, MAC: hostMAC,
 		}))
 	}

@@ -27,9 +27,10 @@ type Endpoint struct {
 type Interface struct {
 	IfIndex  int
 	Network  uint32
-	Strict   bool       // only the endpoint's own addresses may send, only its network receives
-	Egress   bool       // what is for nobody on this host leaves it by an uplink
-	Masq     bool       // with an address of the uplink's as its source
+	Strict   bool // only the endpoint's own addresses may send, only its network receives
+	Egress   bool // what is for nobody on this host leaves it by an uplink
+	Masq4    bool // with an address of the uplink's as its source
+	Masq6    bool
 	Gateway4 netip.Addr // for whom it answers ARP and ND; the zero Addr for none
 	Gateway6 netip.Addr
 	MAC      net.HardwareAddr
@@ -72,6 +73,15 @@ func (d *Datapath) DeleteEndpoint(addr netip.Addr) error {
 	return d.endFlows(key)
 }
 
+// DeleteHostAddr removes the entry of an address that is not the host's any more. Its flows end by themselves.
+func (d *Datapath) DeleteHostAddr(addr netip.Addr) error {
+	key := addrOf(addr)
+	if err := remove(d.maps["endpoints"], &key); err != nil {
+		return fmt.Errorf("remove the host's address %s: %w", addr, err)
+	}
+	return nil
+}
+
 // endFlows forgets the per-packet flows from and to an address.
 func (d *Datapath) endFlows(addr mstAddr) error {
 	err := removeWhere(d.maps["ct"], func(key mstTuple, value mstCt) bool {
@@ -110,7 +120,7 @@ func (d *Datapath) PutInterface(i Interface) error {
 	for _, f := range []struct {
 		on   bool
 		flag uint32
-	}{{i.Strict, ifStrict}, {i.Egress, ifEgress}, {i.Masq, ifMasquerade}} {
+	}{{i.Strict, ifStrict}, {i.Egress, ifEgress}, {i.Masq4, ifMasquerade4}, {i.Masq6, ifMasquerade6}} {
 		if f.on {
 			value.Flags |= f.flag
 		}

@@ -184,9 +184,10 @@ const (
 
 // enum mst_interface_flag
 const (
-	ifStrict     = 1
-	ifEgress     = 2
-	ifMasquerade = 4
+	ifStrict      = 1
+	ifEgress      = 2
+	ifMasquerade4 = 4
+	ifMasquerade6 = 8
 )
 
 // enum mst_sandbox_flag

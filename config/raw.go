@@ -16,7 +16,7 @@ import (
 // of a key is MUSTANG_ and the key in capitals.
 var keys = []string{
 	"state_dir", "socket", "plugin_socket", "docker_socket", "bpffs", "cgroup",
-	"service_pools", "address_pools", "log_level", "log_format",
+	"service_pools", "address_pools", "uplinks", "log_level", "log_format",
 }
 
 // maxSocketPath is what fits into a sockaddr_un, less its final zero.
@@ -32,6 +32,7 @@ type rawFile struct {
 	Cgroup       string    `toml:"cgroup"`
 	ServicePools []string  `toml:"service_pools"`
 	AddressPools []rawPool `toml:"address_pools"`
+	Uplinks      []string  `toml:"uplinks"`
 	LogLevel     string    `toml:"log_level"`
 	LogFormat    string    `toml:"log_format"`
 }
@@ -72,6 +73,8 @@ func (r *raw) environment(env func(string) string) {
 		switch key {
 		case "service_pools":
 			r.ServicePools = fields(value)
+		case "uplinks":
+			r.Uplinks = fields(value)
 		case "address_pools":
 			r.AddressPools = nil
 			for _, text := range fields(value) {
@@ -120,6 +123,7 @@ func (r *raw) validate() (Config, error) {
 	}
 	r.servicePools(&c)
 	r.addressPools(&c)
+	r.uplinks(&c)
 	r.choice("log_level", r.LogLevel, LogLevels, &c.LogLevel)
 	r.choice("log_format", r.LogFormat, LogFormats, &c.LogFormat)
 	if len(r.errs) == 0 {
@@ -129,6 +133,19 @@ func (r *raw) validate() (Config, error) {
 		return Config{}, errors.Join(r.errs...)
 	}
 	return c, nil
+}
+
+// uplinks are names of devices, which need not exist yet.
+func (r *raw) uplinks(c *Config) {
+	for _, name := range r.Uplinks {
+		if name == "" || len(name) > 15 || strings.ContainsAny(name, "/ \t\n") {
+			r.bad("uplinks", name, "a device name of 1 to 15 characters without blanks and slashes")
+			return
+		}
+	}
+	if len(r.Uplinks) > 0 {
+		c.Uplinks = r.Uplinks
+	}
 }
 
 func (r *raw) set(key string) bool { return r.origin[key] != "" }

@@ -24,6 +24,7 @@ type datapath struct {
 	interfaces map[int]bpf.Interface
 	sandboxes  map[uint64]bpf.Sandbox
 	members    map[uint64]map[uint32]bool
+	uplinks    map[int]bpf.Uplink
 	attached   map[string]int // pins: name → ifindex that the programs are on
 }
 
@@ -39,6 +40,7 @@ func (d *datapath) wipe() {
 	defer d.mu.Unlock()
 	d.endpoints, d.interfaces = map[netip.Addr]bpf.Endpoint{}, map[int]bpf.Interface{}
 	d.sandboxes = map[uint64]bpf.Sandbox{hostCookie: {Cookie: hostCookie, SocketLB: true, AllNetworks: true}}
+	d.uplinks = map[int]bpf.Uplink{}
 	d.members, d.attached = map[uint64]map[uint32]bool{}, map[string]int{}
 }
 

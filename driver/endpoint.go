@@ -37,7 +37,7 @@ func (e *Endpoint) addrs() []netip.Addr {
 }
 
 func (e *Endpoint) service() service.Endpoint {
-	s := service.Endpoint{ID: e.ID, Network: e.NetworkID, Cookie: e.Cookie, Options: e.Options}
+	s := service.Endpoint{ID: e.ID, Network: e.NetworkID, Cookie: e.Cookie, Options: e.Options, Ports: e.ports()}
 	if e.IPv4.IsValid() {
 		s.IPv4 = e.IPv4.Addr()
 	}
@@ -279,7 +279,15 @@ func (m *Manager) putInterface(n *Network, e *Endpoint, hostMAC net.HardwareAddr
 	if e.HostIf == "" {
 		return nil
 	}
-	iface := bpf.Interface{IfIndex: e.Index, Network: n.Number, Strict: true, MAC: hostMAC}
+	iface := bpf.Interface{
+		IfIndex: e.Index, Network: n.Number, Strict: true, MAC: hostMAC,
+		Egress: n.leadsOut(), Masq4: n.masquerades(false), Masq6: n.masquerades(true),
+	}
+	if iface.Egress {
+		if err := m.links.Route(e.HostIf); err != nil {
+			return err
+		}
+	}
 	for _, gw := range n.gatewaysOf(e) {
 		if gw.Is4() {
 			iface.Gateway4 = gw

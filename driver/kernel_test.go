@@ -41,7 +41,8 @@ type device struct {
 	peerIn   string // path of the namespace that the peer was moved into
 	clsact   bool   // ours
 	forwards bool
-	tc       bool // an operator's
+	tc       bool       // an operator's
+	sends    netip.Addr // of a device that leads out
 }
 
 type netns struct {

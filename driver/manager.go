@@ -40,6 +40,9 @@ type Links interface {
 	Unrefuse(netip.Prefix) error
 	Refused() ([]netip.Prefix, error)
 	UplinkMTU() int
+	Uplinks(names []string) ([]link.Uplink, error)
+	HostAddrs() ([]netip.Addr, error)
+	Route(name string) error
 	OnLink() ([]netip.Prefix, error)
 	AttachClsact(name string, ingress, egress link.Filter) error
 	DetachClsact(name string) error
@@ -66,6 +69,10 @@ type Namespaces interface {
 type Datapath interface {
 	PutEndpoint(bpf.Endpoint) error
 	DeleteEndpoint(netip.Addr) error
+	DeleteHostAddr(netip.Addr) error
+	PutUplink(bpf.Uplink) error
+	DeleteUplink(ifindex int) error
+	Uplinks() ([]bpf.Uplink, error)
 	Endpoints() ([]bpf.Endpoint, error)
 	PutInterface(bpf.Interface) error
 	DeleteInterface(ifindex int) error
@@ -106,8 +113,11 @@ type Manager struct {
 	services Services
 	tables   Tables
 	resolver Resolver
+	ports    Ports
 	pools    []netip.Prefix // service pools, unreachable but for VIPs
 	log      logrus.FieldLogger
+
+	uplinkNames []string // none: those of default routes
 
 	mu        sync.Mutex // guards what follows and orders changes
 	networks  map[string]*Network
@@ -115,9 +125,11 @@ type Manager struct {
 	waiting   map[waiting]context.CancelFunc
 	noTCX     bool // the kernel has none, as an attempt showed
 	waits     sync.WaitGroup
-	missing   map[string]bool // networks and endpoints that the engine did not know at the last Collect
-	fresh     bool            // the state has never been used
-	orphaned  bool            // it was lost, and endpoints that it does not know go on
+	uplinks   map[string]bpf.Uplink // by name
+	hostAddrs map[netip.Addr]bool   // the host's own, as the datapath knows them
+	missing   map[string]bool       // networks and endpoints that the engine did not know at the last Collect
+	fresh     bool                  // the state has never been used
+	orphaned  bool                  // it was lost, and endpoints that it does not know go on
 }
 
 // Config is what a Manager works with.
@@ -128,6 +140,8 @@ type Config struct {
 	Services Services
 	Tables   Tables
 	Resolver Resolver
+	Ports    Ports          // nil if no daemon runs to hold them
+	Uplinks  []string       // devices that lead out; none: those of default routes
 	Pools    []netip.Prefix // service pools: made unreachable on the host, but for what the hooks translate
 	Log      logrus.FieldLogger
 }
@@ -146,7 +160,8 @@ var ErrNotFound = errors.New("not found")
 func New(cfg Config) (*Manager, error) {
 	m := &Manager{
 		store: cfg.Store, links: cfg.Links, datapath: cfg.Datapath, services: cfg.Services,
-		tables: cfg.Tables, resolver: cfg.Resolver, pools: cfg.Pools, log: cfg.Log,
+		tables: cfg.Tables, resolver: cfg.Resolver, ports: cfg.Ports, pools: cfg.Pools, log: cfg.Log,
+		uplinkNames: cfg.Uplinks, uplinks: map[string]bpf.Uplink{}, hostAddrs: map[netip.Addr]bool{},
 		networks: map[string]*Network{}, endpoints: map[string]*Endpoint{}, waiting: map[waiting]context.CancelFunc{},
 	}
 	err := m.store.View(func(tx state.Tx) error {

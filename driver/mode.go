@@ -95,7 +95,7 @@ func hostEnd(typ string) bpf.End {
 	return bpf.HostEnd
 }
 
-func (pair) leadsOut(*Network) bool { return false }
+func (pair) leadsOut(n *Network) bool { return n.leadsOut() }
 
 func (pair) guard(*Network) string { return "" }
 
@@ -149,7 +149,7 @@ func (b bridge) disconnect(n *Network, e *Endpoint) error {
 
 func (bridge) end() bpf.End { return bpf.HostEnd }
 
-func (bridge) leadsOut(*Network) bool { return false }
+func (bridge) leadsOut(n *Network) bool { return n.leadsOut() }
 
 func (bridge) guard(*Network) string { return "" }
 

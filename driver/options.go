@@ -4,8 +4,10 @@ package driver
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"maps"
+	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
@@ -23,12 +25,32 @@ type Options struct {
 	IPvlanMode  string `json:"ipvlan_mode,omitempty"`  // l2, l3 or l3s
 	IPvlanFlag  string `json:"ipvlan_flag,omitempty"`  // bridge, private or vepa
 
-	EBPF    string `json:"ebpf,omitempty"`    // on or off: nftables instead; "" for on
-	LB      string `json:"lb"`                // auto, socket or packet
-	VIP     bool   `json:"vip"`               // names become services
-	Publish string `json:"publish,omitempty"` // gwbridge
-	MTU     int    `json:"mtu,omitempty"`     // bytes; 0 for the uplink's
+	EBPF string `json:"ebpf,omitempty"` // on or off: nftables instead; "" for on
+	LB   string `json:"lb"`             // auto, socket or packet
+	VIP  bool   `json:"vip"`            // names become services
+	MTU  int    `json:"mtu,omitempty"`  // bytes; 0 for the uplink's
+
+	Publish      string         `json:"publish,omitempty"`         // one of the Publish constants
+	Sources      []netip.Prefix `json:"publish_sources,omitempty"` // that reach published ports; nil for everybody
+	HostBinding  netip.Addr     `json:"host_binding,omitzero"`     // of ports published without one; the zero Addr for all
+	GatewayMode4 string         `json:"gateway_mode4,omitempty"`   // one of the Gateway constants, "" for nat
+	GatewayMode6 string         `json:"gateway_mode6,omitempty"`
+	NoMasquerade bool           `json:"no_masquerade,omitempty"` // what leaves keeps its source
 }
+
+// Who publishes ports and leads out.
+const (
+	PublishEBPF     = "ebpf"     // our programs on the uplinks
+	PublishGWBridge = "gwbridge" // the engine, through a second leg in docker_gwbridge
+	PublishOff      = "off"      // nobody publishes; our programs lead out
+)
+
+// What leaves by the gateway, and what comes from outside (Docker's bridge driver, "gateway modes").
+const (
+	GatewayNAT    = "nat"             // masqueraded; published ports are the host's
+	GatewayOpen   = "nat-unprotected" // the same, and every port of a container is reached at its own address
+	GatewayRouted = "routed"          // as it is; published ports are reached at the container's own address
+)
 
 // How endpoints of a network are connected.
 const (
@@ -63,8 +85,31 @@ var options = map[string]option{
 	"ebpf": {[]string{"on", "off"}, func(o *Options, v string) error { o.EBPF = v; return nil }},
 	"lb":   {[]string{LBAuto, LBSocket, LBPacket}, func(o *Options, v string) error { o.LB = v; return nil }},
 	"vip":  {[]string{"on", "off"}, func(o *Options, v string) error { o.VIP = v == "on"; return nil }},
-	"publish": {[]string{"gwbridge"}, func(o *Options, v string) error {
+	"publish": {[]string{PublishEBPF, PublishGWBridge, PublishOff}, func(o *Options, v string) error {
 		o.Publish = v
+		return nil
+	}},
+	"publish_sources": {nil, setSources},
+	"com.docker.network.bridge.enable_ip_masquerade": {[]string{"true", "false"}, func(o *Options, v string) error {
+		o.NoMasquerade = v == "false"
+		return nil
+	}},
+	"com.docker.network.bridge.host_binding_ipv4": {nil, func(o *Options, v string) error {
+		a, err := netip.ParseAddr(v)
+		if err != nil || !a.Is4() {
+			return errors.New("must be an IPv4 address of the host, such as 127.0.0.1")
+		}
+		if !a.IsUnspecified() {
+			o.HostBinding = a
+		}
+		return nil
+	}},
+	"com.docker.network.bridge.gateway_mode_ipv4": {gatewayModes, func(o *Options, v string) error {
+		o.GatewayMode4 = v
+		return nil
+	}},
+	"com.docker.network.bridge.gateway_mode_ipv6": {gatewayModes, func(o *Options, v string) error {
+		o.GatewayMode6 = v
 		return nil
 	}},
 	"parent": {nil, func(o *Options, v string) error {
@@ -88,6 +133,19 @@ var options = map[string]option{
 	"com.docker.network.driver.mtu": {nil, setMTU},
 }
 
+var gatewayModes = []string{GatewayNAT, GatewayOpen, GatewayRouted}
+
+func setSources(o *Options, v string) error {
+	for _, text := range strings.Split(v, ",") {
+		p, err := netip.ParsePrefix(strings.TrimSpace(text))
+		if err != nil {
+			return errors.New("must be subnets, such as 192.168.1.0/24,2001:db8::/64")
+		}
+		o.Sources = append(o.Sources, p.Masked())
+	}
+	return nil
+}
+
 func setMTU(o *Options, v string) error {
 	n, err := strconv.Atoi(v)
 	if err != nil || n < minMTU || n > maxMTU {
@@ -102,7 +160,7 @@ func setMTU(o *Options, v string) error {
 
 // ParseOptions validates the options of a network. An error names the key, the value and the choices.
 func ParseOptions(raw map[string]string) (Options, error) {
-	o := Options{Mode: ModeVeth, LB: LBAuto, VIP: true, Publish: "gwbridge"}
+	o := Options{Mode: ModeVeth, LB: LBAuto, VIP: true}
 	for _, key := range slices.Sorted(maps.Keys(raw)) {
 		opt, ok := options[key]
 		if !ok {
@@ -129,7 +187,32 @@ func ParseOptions(raw map[string]string) (Options, error) {
 	case ModeIPvlan:
 		o.IPvlanMode, o.IPvlanFlag = cmp.Or(o.IPvlanMode, "l2"), cmp.Or(o.IPvlanFlag, "bridge")
 	}
-	return o, nil
+	return o, o.checkPublish()
+}
+
+// checkPublish fills in who publishes, and refuses what means nothing then.
+func (o *Options) checkPublish() error {
+	if o.Publish == PublishEBPF && o.EBPF == "off" {
+		return fmt.Errorf("network option publish=%q contradicts ebpf=%q: leave it away, and docker_gwbridge publishes", o.Publish, o.EBPF)
+	}
+	if o.Publish == "" {
+		o.Publish = PublishEBPF
+		if o.EBPF == "off" {
+			o.Publish = PublishGWBridge
+		}
+	}
+	if o.Publish == PublishEBPF {
+		return nil
+	}
+	for key, given := range map[string]bool{
+		"publish_sources": o.Sources != nil,
+		"com.docker.network.bridge.host_binding_ipv4": o.HostBinding.IsValid(),
+	} {
+		if given {
+			return fmt.Errorf("network option %s contradicts publish=%q: it goes with publish=%s only", key, o.Publish, PublishEBPF)
+		}
+	}
+	return nil
 }
 
 // checkMode refuses options that mean nothing in the network's mode.

@@ -11,7 +11,7 @@ import (
 )
 
 func TestOptionsOfANetwork(t *testing.T) {
-	defaults := Options{Mode: "veth", LB: "auto", VIP: true, Publish: "gwbridge"}
+	defaults := Options{Mode: "veth", LB: "auto", VIP: true, Publish: "ebpf"}
 	with := func(change func(*Options)) Options {
 		o := defaults
 		change(&o)
@@ -32,7 +32,11 @@ func TestOptionsOfANetwork(t *testing.T) {
 		{name: "no VIPs", raw: map[string]string{"vip": "off"}, want: with(func(o *Options) { o.VIP = false })},
 		{name: "VIPs perhaps", raw: map[string]string{"vip": "true"}, err: `network option vip="true": choose one of on, off`},
 		{name: "empty value", raw: map[string]string{"vip": ""}, err: `network option vip="": choose one of on, off`},
-		{name: "publishing by us", raw: map[string]string{"publish": "ebpf"}, err: `network option publish="ebpf": choose one of gwbridge`},
+		{name: "publishing by the kernel", raw: map[string]string{"publish": "kernel"}, err: `network option publish="kernel": choose one of ebpf, gwbridge, off`},
+		{name: "publishing without eBPF", raw: map[string]string{"publish": "ebpf", "ebpf": "off"}, err: `network option publish="ebpf" contradicts ebpf="off": leave it away, and docker_gwbridge publishes`},
+		{name: "sources of what the engine publishes", raw: map[string]string{"publish": "gwbridge", "publish_sources": "10.0.0.0/8"}, err: `network option publish_sources contradicts publish="gwbridge": it goes with publish=ebpf only`},
+		{name: "sources that are no subnets", raw: map[string]string{"publish_sources": "10.0.0.0"}, err: `network option publish_sources="10.0.0.0" must be subnets, such as 192.168.1.0/24,2001:db8::/64`},
+		{name: "a binding that is no address", raw: map[string]string{"com.docker.network.bridge.host_binding_ipv4": "::1"}, err: `network option com.docker.network.bridge.host_binding_ipv4="::1" must be an IPv4 address of the host, such as 127.0.0.1`},
 		{name: "MTU", raw: map[string]string{"mtu": "1400"}, want: with(func(o *Options) { o.MTU = 1400 })},
 		{name: "MTU by Docker's key", raw: map[string]string{mtu: "9000"}, want: with(func(o *Options) { o.MTU = 9000 })},
 		{name: "the same MTU by both", raw: map[string]string{mtu: "1280", "mtu": "1280"}, want: with(func(o *Options) { o.MTU = 1280 })},
@@ -41,7 +45,7 @@ func TestOptionsOfANetwork(t *testing.T) {
 		{name: "MTU too large", raw: map[string]string{"mtu": "65536"}, err: `network option mtu="65536" must be a number of bytes from 1280 to 65535`},
 		{name: "MTU in words", raw: map[string]string{mtu: "jumbo"}, err: `network option com.docker.network.driver.mtu="jumbo" must be a number of bytes from 1280 to 65535`},
 		{name: "unknown key", raw: map[string]string{"colour": "red"},
-			err: `unknown network option "colour": the options are com.docker.network.bridge.name, com.docker.network.driver.mtu, ebpf, ipvlan_flag, ipvlan_mode, lb, macvlan_mode, mode, mtu, parent, publish, vip`},
+			err: `unknown network option "colour": the options are com.docker.network.bridge.enable_ip_masquerade, com.docker.network.bridge.gateway_mode_ipv4, com.docker.network.bridge.gateway_mode_ipv6, com.docker.network.bridge.host_binding_ipv4, com.docker.network.bridge.name, com.docker.network.driver.mtu, ebpf, ipvlan_flag, ipvlan_mode, lb, macvlan_mode, mode, mtu, parent, publish, publish_sources, vip`},
 		{name: "a parent without slaves", raw: map[string]string{"parent": "eth0"},
 			err: `network option parent="eth0" contradicts mode="veth": it goes with mode=macvlan or ipvlan only`},
 		{name: "a mode of slaves without slaves", raw: map[string]string{"mode": "bridge", "macvlan_mode": "vepa"},

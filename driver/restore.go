@@ -5,6 +5,7 @@ package driver
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
 
@@ -22,6 +23,7 @@ func (m *Manager) Restore() error {
 	for _, p := range m.pools {
 		errs = append(errs, m.links.Refuse(p))
 	}
+	errs = append(errs, m.syncUplinks())
 	if m.anyOff() { // before anything else is made: the tables are never less than all
 		errs = append(errs, m.setEnds())
 	}
@@ -59,6 +61,11 @@ func (m *Manager) restoreEndpoint(e *Endpoint) error {
 	if e.Index != index || e.HostMAC != mac {
 		if err := m.put(bucketEndpoints, e.ID, e); err != nil {
 			return err
+		}
+	}
+	for _, p := range e.Published {
+		if err := m.hold(e, p); err != nil { // the programs lead there all the same
+			m.log.WithError(err).WithField("endpoint", e.ID).Warn("keep a published port from others")
 		}
 	}
 	if e.Sandbox == "" {
@@ -118,6 +125,9 @@ func (m *Manager) pruneDevices() error {
 	for _, n := range m.networks {
 		guarded[m.mode(n).guard(n)] = true
 	}
+	for name := range m.uplinks {
+		guarded[name] = true
+	}
 	var errs []error
 	for name, owner := range owned {
 		if m.endpoints[owner] == nil && m.networks[owner] == nil {
@@ -138,7 +148,7 @@ func (m *Manager) pruneMaps() error {
 	if err != nil {
 		return err
 	}
-	addrs, indexes, cookies := map[netip.Addr]bool{}, map[int]bool{}, map[uint64]bool{host: true}
+	addrs, indexes, cookies := maps.Clone(m.hostAddrs), map[int]bool{}, map[uint64]bool{host: true}
 	members := map[[2]uint64]bool{}
 	for _, e := range m.endpoints {
 		for _, a := range e.addrs() {

@@ -283,6 +283,9 @@ func (m *Manager) Leave(_ context.Context, _, id string) error {
 func (m *Manager) leave(e *Endpoint) error {
 	m.stopWaiting(waiting{e.ID, sandboxOf})
 	m.stopWaiting(waiting{e.ID, deviceIn})
+	if err := m.unpublish(e); err != nil {
+		return err
+	}
 	if e.Sandbox == "" {
 		return nil
 	}

@@ -52,6 +52,7 @@ type Endpoint struct {
 	Cookie    uint64            `json:"cookie,omitempty"`  // netns cookie of the sandbox, once known
 	IfName    string            `json:"if_name,omitempty"` // wanted name inside (com.docker.network.endpoint.ifname)
 	Options   map[string]string `json:"options,omitempty"`
+	Published []Published       `json:"published,omitempty"` // ports of the host's that lead to it
 	// Partial says that it is half made or half removed, and nobody's: nobody asks for its removal any more.
 	Partial bool `json:"partial,omitempty"`
 }

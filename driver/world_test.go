@@ -15,6 +15,7 @@ import (
 	"github.com/sirupsen/logrus/hooks/test"
 	"github.com/stretchr/testify/require"
 
+	"github.com/mustang-net/mustang/driver/ports"
 	"github.com/mustang-net/mustang/nft"
 	"github.com/mustang-net/mustang/service"
 	"github.com/mustang-net/mustang/state"
@@ -129,6 +130,7 @@ type world struct {
 	services *services
 	tables   *tables
 	resolver *resolver
+	ports    *holder
 	store    state.Store
 	log      *test.Hook
 	setting  setting
@@ -162,13 +164,14 @@ func (w *world) startAgain() {
 		w.Close()
 	}
 	w.services.endpoints, w.services.gone = map[string]service.Endpoint{}, map[string]bool{}
+	w.ports = &holder{fault: w.fault, taken: map[ports.Port]string{}, held: map[ports.Port]netip.AddrPort{}}
 	w.resolver = &resolver{fault: w.fault, at: map[uint64]string{}}
 	log, hook := test.NewNullLogger()
 	log.SetLevel(logrus.DebugLevel)
 	w.log = hook
 	m, err := New(Config{
 		Store: faultyStore{w.store, w.fault}, Links: w.kernel, Datapath: w.datapath, Services: w.services,
-		Tables: w.tables, Resolver: w.resolver, Pools: []netip.Prefix{netip.MustParsePrefix("10.96.0.0/16"), netip.MustParsePrefix("fd6d:7374:10::/96")},
+		Tables: w.tables, Resolver: w.resolver, Ports: w.ports, Pools: []netip.Prefix{netip.MustParsePrefix("10.96.0.0/16"), netip.MustParsePrefix("fd6d:7374:10::/96")},
 		Log: log,
 	})
 	require.NoError(w.t, err)
@@ -211,6 +214,9 @@ func (w *world) lines() []string {
 		add("refused %s", p)
 	}
 	for a, e := range w.datapath.endpoints {
+		if e.Host {
+			continue // follows the kernel's, in its own time
+		}
 		add("endpoint %s at %s network %s redirect %v MAC %s", a, ifs[e.IfIndex], nets[e.Network], e.Redirect, e.MAC)
 	}
 	for i, e := range w.datapath.interfaces {
@@ -226,6 +232,17 @@ func (w *world) lines() []string {
 	}
 	for name, index := range w.datapath.attached {
 		add("programs of %s on %s", name, ifs[index])
+	}
+	for i, u := range w.datapath.uplinks {
+		add("uplink %s as %s", ifs[i], u.SNAT4)
+	}
+	for p, via := range w.ports.held {
+		add("port %s held via %s", p, via)
+	}
+	for id, e := range w.services.endpoints {
+		for _, p := range e.Ports {
+			add("port %s/%s of %s leads to %d", p.Host, p.Protocol, id, p.Port)
+		}
 	}
 	for _, e := range w.tables.ends {
 		add("end %s kind %d of %s addresses %v", e.Name, e.Kind, nets[e.Network], e.Addrs)

@@ -62,7 +62,7 @@ static __always_inline int egress(struct __sk_buff *skb, struct work *w,
 	struct bpf_fib_lookup fib = {};
 	struct bpf_redir_neigh nh = {};
 	struct pkt *p = &w->p;
-	__u32 reason;
+	__u32 reason, masquerade;
 	long err;
 
 	fib.ifindex = skb->ifindex;
@@ -97,7 +97,8 @@ static __always_inline int egress(struct __sk_buff *skb, struct work *w,
 		return EGRESS_STACK;
 	if (!hop(skb, p))
 		return stop(skb, w, iface, MST_REASON_TTL, UNREACH_TTL);
-	if (iface->flags & MST_IF_MASQUERADE && !translated) {
+	masquerade = p->v6 ? MST_IF_MASQUERADE6 : MST_IF_MASQUERADE4;
+	if (iface->flags & masquerade && !translated) {
 		reason = snat_out(skb, uplink);
 		if (reason)
 			return drop(skb, reason, MST_FROM_CONTAINER);

@@ -95,8 +95,10 @@ struct mst_interface {
 enum mst_interface_flag {
 	MST_IF_STRICT =
 		1, /* sources must be its endpoints, destinations its network */
-	MST_IF_EGRESS = 2,     /* what is for nobody here may leave the host */
-	MST_IF_MASQUERADE = 4, /* with an address of the uplink as its source */
+	MST_IF_EGRESS = 2, /* what is for nobody here may leave the host */
+	MST_IF_MASQUERADE4 =
+		4, /* with an address of the uplink as its source */
+	MST_IF_MASQUERADE6 = 8,
 };
 
 /* mst_uplinks: ifindex of a device that leads out -> what leaves by it. */

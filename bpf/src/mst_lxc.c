@@ -76,13 +76,16 @@ static __always_inline int forward(struct __sk_buff *skb, struct work *w,
 				   bool translated, bool reply)
 {
 	int verdict;
+	const struct mst_addr *gateway;
 	const struct mst_endpoint *dst;
 	const struct pkt *p = &w->p;
 	bool strict = iface && iface->flags & MST_IF_STRICT;
 
 	dst = bpf_map_lookup_elem(&mst_endpoints_v1, &p->t.daddr);
+	gateway = iface ? p->v6 ? &iface->gateway6 : &iface->gateway4 : NULL;
 	if (dst && dst->flags & MST_EP_HOST) {
-		if (strict && !(iface->flags & MST_IF_EGRESS))
+		if (strict && !(iface->flags & MST_IF_EGRESS) &&
+		    !addr_eq(&p->t.daddr, gateway))
 			return drop(skb, MST_REASON_ISOLATED,
 				    MST_FROM_CONTAINER);
 	} else if (dst) {
@@ -96,8 +99,7 @@ static __always_inline int forward(struct __sk_buff *skb, struct work *w,
 		return forward_slave(skb, w, dst, translated);
 	if (dst)
 		return TC_PASS;
-	if (!strict ||
-	    addr_eq(&p->t.daddr, p->v6 ? &iface->gateway6 : &iface->gateway4))
+	if (!strict || addr_eq(&p->t.daddr, gateway))
 		return TC_PASS;
 	if (iface->flags & MST_IF_EGRESS) {
 		verdict = egress(skb, w, iface, reply);

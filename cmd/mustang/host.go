@@ -19,6 +19,7 @@ import (
 	"github.com/mustang-net/mustang/config"
 	"github.com/mustang-net/mustang/driver"
 	"github.com/mustang-net/mustang/driver/link"
+	"github.com/mustang-net/mustang/driver/ports"
 	"github.com/mustang-net/mustang/ipam"
 	"github.com/mustang-net/mustang/nft"
 	"github.com/mustang-net/mustang/service"
@@ -37,7 +38,8 @@ type host struct {
 	services *service.Manager
 	tables   *nft.Tables
 	driver   *driver.Manager
-	resolver *dns.Server // nil without a daemon
+	resolver *dns.Server   // nil without a daemon
+	ports    *ports.Holder // nil without a daemon
 	watcher  watcherState
 	daemon   bool
 }
@@ -93,9 +95,13 @@ func (h *host) open() (err error) {
 	}
 	cfg := driver.Config{
 		Store: h.store, Links: h.links, Datapath: h.datapath, Services: h.services, Tables: h.tables,
-		Pools: h.cfg.ServicePools, Log: h.log,
+		Pools: h.cfg.ServicePools, Uplinks: h.cfg.Uplinks, Log: h.log,
 	}
 	if h.daemon {
+		if h.ports, err = ports.New(h.datapath.Exempt, h.log); err != nil {
+			return err
+		}
+		cfg.Ports = h.ports
 		h.resolver = dns.New(h.services, sandboxNetwork{h.links, h.datapath})
 		cfg.Resolver = sandboxResolver{h.resolver}
 	}
@@ -155,6 +161,9 @@ func (h *host) close() error {
 	}
 	if h.resolver != nil {
 		h.resolver.Close()
+	}
+	if h.ports != nil {
+		h.ports.Close()
 	}
 	if h.datapath != nil {
 		h.datapath.Close()

@@ -93,6 +93,8 @@ func (h *host) serve(ctx context.Context, control net.Listener) error {
 	run("beat", h.beat)
 	run("beat in sandboxes", h.beatTables)
 	run("retry", h.retry)
+	run("follow uplinks", h.followUplinks)
+	run("collect flows", h.collectFlows)
 	run("serve the command line", func(ctx context.Context) error { return api.Serve(ctx, control, h, h.log) })
 	if h.cfg.DockerSocket == "" {
 		if err := h.synced(); err != nil {

@@ -39,6 +39,18 @@ func (Host) Forward(name string, ipv6 bool) error {
 	return nil
 }
 
+// Route turns forwarding on for a device alone: without it a program is given no route for what comes in there
+// (bpf_fib_lookup, BPF_FIB_LKUP_RET_FWD_DISABLED).
+func (Host) Route(name string) error {
+	for _, family := range []string{sysctl4, sysctl6} {
+		err := os.WriteFile(filepath.Join(family, name, "forwarding"), []byte("1"), 0)
+		if err != nil && !(family == sysctl6 && errors.Is(err, fs.ErrNotExist)) { // a host without IPv6
+			return fmt.Errorf("look routes up for %s: %w", name, err)
+		}
+	}
+	return nil
+}
+
 func forwardsAll6() bool {
 	on, err := os.ReadFile(filepath.Join(sysctl6, "all", "forwarding"))
 	return err == nil && !bytes.Equal(bytes.TrimSpace(on), []byte("0"))

@@ -15,7 +15,7 @@ const freeTries = 64
 
 // Free chooses a port number that nobody has on any of addrs, from the range that the kernel gives out itself.
 // It holds nothing: somebody may take the number before [Holder.Hold] does, which then says [ErrInUse].
-func Free(protocol string, addrs []netip.Addr) (uint16, error) {
+func (*Holder) Free(protocol string, addrs []netip.Addr) (uint16, error) {
 	var busy []int // numbers that failed stay bound, so that the kernel gives out others
 	defer func() {
 		for _, fd := range busy {

@@ -19,7 +19,7 @@ func TestFree(t *testing.T) {
 		h := newHolder(t)
 		seen := map[uint16]bool{}
 		for range 100 {
-			number, err := Free(protocol, addrs)
+			number, err := (*Holder)(nil).Free(protocol, addrs)
 			require.NoError(t, err)
 			assert.False(t, seen[number], "%d came twice", number)
 			seen[number] = true
@@ -36,13 +36,13 @@ func TestFreeOnEveryAddress(t *testing.T) {
 	require.NoError(t, err)
 	defer taken.Close()
 	for range 200 {
-		number, err := Free("tcp", []netip.Addr{loop4, loop6})
+		number, err := (*Holder)(nil).Free("tcp", []netip.Addr{loop4, loop6})
 		require.NoError(t, err)
 		assert.NotEqual(t, uint16(taken.Addr().(*net.TCPAddr).Port), number)
 	}
 }
 
 func TestFreeOfNoHost(t *testing.T) {
-	_, err := Free("tcp", []netip.Addr{netip.MustParseAddr("fe80::1")})
+	_, err := (*Holder)(nil).Free("tcp", []netip.Addr{netip.MustParseAddr("fe80::1")})
 	assert.ErrorContains(t, err, "find a free tcp port on [fe80::1]")
 }

@@ -1,0 +1,47 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"time"
+)
+
+const (
+	// settle is how long changes of devices, addresses and routes gather: a container's start makes several.
+	settle = 50 * time.Millisecond
+	// collectEvery is how often masqueraded flows that are over make room.
+	collectEvery = 30 * time.Second
+)
+
+// followUplinks keeps up with what leads out of the host.
+func (h *host) followUplinks(ctx context.Context) error {
+	changes, err := h.links.Watch(ctx)
+	if err != nil {
+		return err
+	}
+	for {
+		if err := h.driver.SyncUplinks(); err != nil {
+			h.log.WithError(err).Warn("follow the uplinks")
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case _, ok := <-changes:
+			if !ok {
+				return nil
+			}
+		}
+		time.Sleep(settle)
+	}
+}
+
+// collectFlows ends masqueraded flows that are over.
+func (h *host) collectFlows(ctx context.Context) error {
+	return every(ctx, collectEvery, func() error {
+		if err := h.datapath.CollectFlows(); err != nil {
+			h.log.WithError(err).Warn("collect masqueraded flows")
+		}
+		return nil
+	})
+}

@@ -1,0 +1,363 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package driver
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/mustang-net/mustang/bpf"
+	"github.com/mustang-net/mustang/driver/ports"
+	"github.com/mustang-net/mustang/service"
+)
+
+// PortBinding is a port to publish, as it was asked for.
+type PortBinding struct {
+	Protocol    bpf.Protocol // TCP or UDP
+	Port        uint16       // of the container
+	Host        netip.Addr   // of the host; the zero Addr for what the network says, or every one
+	HostPort    uint16       // first that may be taken; 0: any
+	HostPortEnd uint16       // last; 0: HostPort
+}
+
+// Published are ports of the host's in a row that lead to an endpoint's, one to one.
+type Published struct {
+	Protocol bpf.Protocol   `json:"protocol"`
+	Host     netip.AddrPort `json:"host"` // the first; the unspecified address stands for all of its family
+	Port     uint16         `json:"port"` // of the endpoint, the first
+	Count    uint16         `json:"count"`
+	// Routed says that Host is the endpoint's own address (gateway_mode=routed), so that no port of the host's is taken.
+	Routed bool `json:"routed,omitempty"`
+}
+
+// Ports keeps the host's ports for the endpoints that have published them; [ports.Holder] is the real one.
+type Ports interface {
+	// Hold takes a port and passes on to via what the programs cannot translate; an error may be [ports.ErrInUse].
+	Hold(p ports.Port, via netip.AddrPort) error
+	Release(p ports.Port)
+	// Free finds a port that is free on all of the addresses.
+	Free(protocol string, addrs []netip.Addr) (uint16, error)
+}
+
+// Publish makes ports of the host's lead to an endpoint, until [Manager.Unpublish] or Leave. Publishing again
+// changes nothing. A port that another endpoint or a process of the host has is refused, with its holder named.
+func (m *Manager) Publish(_ context.Context, _, id string, want []PortBinding) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	e, ok := m.endpoints[id]
+	if !ok || e.Partial {
+		return fmt.Errorf("endpoint %s: %w", id, ErrNotFound)
+	}
+	n, ok := m.networks[e.NetworkID]
+	if !ok {
+		return fmt.Errorf("network %s of the endpoint %s: %w", e.NetworkID, id, ErrNotFound)
+	}
+	if len(want) == 0 || n.Options.Publish == PublishGWBridge || e.Published != nil {
+		return nil
+	}
+	if n.Options.Publish == PublishOff {
+		return fmt.Errorf("the network %s has publish=%s: leave -p away, or use another network", cmp.Or(n.Name, n.ID), PublishOff)
+	}
+	err := m.publish(n, e, want)
+	if err != nil {
+		err = errors.Join(err, m.unpublish(e))
+	}
+	return err
+}
+
+func (m *Manager) publish(n *Network, e *Endpoint, want []PortBinding) error {
+	want = slices.Clone(want)
+	slices.SortFunc(want, func(a, b PortBinding) int {
+		return cmp.Or(cmp.Compare(a.Protocol, b.Protocol), a.Host.Compare(b.Host), cmp.Compare(a.HostPort, b.HostPort))
+	})
+	for _, b := range want {
+		if err := m.checkBinding(b); err != nil {
+			return err
+		}
+		if err := m.choose(n, e, b); err != nil {
+			return fmt.Errorf("publish the port %d/%s: %w", b.Port, b.Protocol, err)
+		}
+	}
+	if err := m.put(bucketEndpoints, e.ID, e); err != nil {
+		return fmt.Errorf("record the endpoint %s: %w", e.ID, err)
+	}
+	return m.services.PutEndpoint(e.service())
+}
+
+// checkBinding refuses an address that is not the host's.
+func (m *Manager) checkBinding(b PortBinding) error {
+	if !b.Host.IsValid() || b.Host.IsUnspecified() || b.Host.IsLoopback() {
+		return nil
+	}
+	has, err := m.links.HasAddr(b.Host)
+	if err == nil && !has {
+		err = fmt.Errorf("publish the port %d/%s: the host has no address %s: see `ip address`, or leave the address away", b.Port, b.Protocol, b.Host)
+	}
+	return err
+}
+
+// choose takes the first host port that can be had.
+func (m *Manager) choose(n *Network, e *Endpoint, b PortBinding) error {
+	hosts := m.hostsOf(n, e, b)
+	if len(hosts) == 0 {
+		return nil // routed only
+	}
+	last := max(b.HostPortEnd, b.HostPort)
+	if b.HostPort > 0 && last == b.HostPort {
+		return m.take(e, b, hosts, b.HostPort)
+	}
+	if b.HostPort == 0 {
+		return m.takeAny(e, b, hosts)
+	}
+	for port := int(b.HostPort); port <= int(last); port++ {
+		if m.publisher(e, b.Protocol, hosts, uint16(port)) != nil {
+			continue
+		}
+		err := m.take(e, b, hosts, uint16(port))
+		if !errors.Is(err, ports.ErrInUse) {
+			return err
+		}
+	}
+	return fmt.Errorf("every port from %d to %d is taken: see `mustang ports` and `ss -lntu`, and give a wider range", b.HostPort, last)
+}
+
+// anyTries is how often another may take a port that was free a moment ago.
+const anyTries = 16
+
+func (m *Manager) takeAny(e *Endpoint, b PortBinding, hosts []netip.Addr) error {
+	for try := 1; ; try++ {
+		port, err := m.ports.Free(b.Protocol.String(), hosts)
+		if err != nil {
+			return err
+		}
+		if m.publisher(e, b.Protocol, hosts, port) == nil {
+			err = m.take(e, b, hosts, port)
+		} else {
+			err = ports.ErrInUse
+		}
+		if !errors.Is(err, ports.ErrInUse) || try == anyTries {
+			return err
+		}
+	}
+}
+
+// hostsOf are the addresses of the host that a binding is about. A family that is routed is published at the
+// endpoint's own address instead.
+func (m *Manager) hostsOf(n *Network, e *Endpoint, b PortBinding) []netip.Addr {
+	hosts := []netip.Addr{b.Host}
+	if !b.Host.IsValid() {
+		hosts = []netip.Addr{netip.IPv4Unspecified(), netip.IPv6Unspecified()}
+		if n.Options.HostBinding.IsValid() {
+			hosts = []netip.Addr{n.Options.HostBinding}
+		}
+	}
+	return slices.DeleteFunc(hosts, func(host netip.Addr) bool {
+		if !n.Options.routed(host.Is6()) {
+			return false
+		}
+		for _, a := range e.addrs() {
+			if a.Is6() == host.Is6() {
+				e.add(Published{Protocol: b.Protocol, Host: netip.AddrPortFrom(a, b.Port), Port: b.Port, Count: 1, Routed: true})
+			}
+		}
+		return true
+	})
+}
+
+// routed tells whether containers are reached at their own addresses, by the family of those.
+func (o Options) routed(v6 bool) bool {
+	if v6 {
+		return o.GatewayMode6 == GatewayRouted
+	}
+	return o.GatewayMode4 == GatewayRouted
+}
+
+// publisher is another endpoint that has the port on one of the addresses.
+func (m *Manager) publisher(e *Endpoint, protocol bpf.Protocol, hosts []netip.Addr, port uint16) *Endpoint {
+	for _, other := range m.endpoints {
+		if other != e && other.has(protocol, hosts, port) {
+			return other
+		}
+	}
+	return nil
+}
+
+func (e *Endpoint) has(protocol bpf.Protocol, hosts []netip.Addr, port uint16) bool {
+	return slices.ContainsFunc(e.Published, func(p Published) bool {
+		a := p.Host.Addr()
+		return p.Protocol == protocol && port >= p.Host.Port() && port-p.Host.Port() < p.Count &&
+			slices.ContainsFunc(hosts, func(h netip.Addr) bool {
+				return a == h || a.Is6() == h.Is6() && (a.IsUnspecified() || h.IsUnspecified())
+			})
+	})
+}
+
+// take takes one port on all of the addresses, or none.
+func (m *Manager) take(e *Endpoint, b PortBinding, hosts []netip.Addr, port uint16) error {
+	var taken []Published
+	for _, host := range hosts {
+		p := Published{Protocol: b.Protocol, Host: netip.AddrPortFrom(host, port), Port: b.Port, Count: 1}
+		err := m.hold(e, p)
+		if errors.Is(err, unix.EAFNOSUPPORT) && !b.Host.IsValid() {
+			continue // a host without IPv6
+		}
+		if err != nil {
+			for _, p := range taken {
+				m.letGo(e, p)
+			}
+			return err
+		}
+		taken = append(taken, p)
+	}
+	for _, p := range taken {
+		e.add(p)
+	}
+	return nil
+}
+
+// add records a port, together with the ones before it if they are in a row.
+func (e *Endpoint) add(p Published) {
+	for i := range e.Published {
+		q := &e.Published[i]
+		if q.Protocol == p.Protocol && q.Routed == p.Routed && q.Host.Addr() == p.Host.Addr() &&
+			q.Host.Port()+q.Count == p.Host.Port() && q.Port+q.Count == p.Port {
+			q.Count++
+			return
+		}
+	}
+	e.Published = append(e.Published, p)
+}
+
+// each calls fn for every single port.
+func (p Published) each(fn func(host netip.AddrPort, port uint16)) {
+	for i := range p.Count {
+		fn(netip.AddrPortFrom(p.Host.Addr(), p.Host.Port()+i), p.Port+i)
+	}
+}
+
+// hold keeps the ports from others on the host, where there is a daemon to do so.
+func (m *Manager) hold(e *Endpoint, p Published) (err error) {
+	if m.ports == nil || p.Routed {
+		return nil
+	}
+	p.each(func(host netip.AddrPort, port uint16) {
+		if err == nil {
+			err = m.ports.Hold(ports.Port{Addr: host, Protocol: p.Protocol.String()}, e.via(host, port))
+		}
+	})
+	return err
+}
+
+// letGo undoes hold, unless another endpoint has published the same ports.
+func (m *Manager) letGo(e *Endpoint, p Published) {
+	if m.ports == nil || p.Routed {
+		return
+	}
+	p.each(func(host netip.AddrPort, _ uint16) {
+		if m.publisher(e, p.Protocol, []netip.Addr{host.Addr()}, host.Port()) == nil {
+			m.ports.Release(ports.Port{Addr: host, Protocol: p.Protocol.String()})
+		}
+	})
+}
+
+// via is where a socket of the host's is translated for a port: the port itself, or the endpoint where that has
+// no address of the family.
+func (e *Endpoint) via(host netip.AddrPort, port uint16) netip.AddrPort {
+	own := e.addrs()
+	if !slices.ContainsFunc(own, func(a netip.Addr) bool { return a.Is6() == host.Addr().Is6() }) {
+		if host.Addr().IsUnspecified() && own[0].Is4() {
+			return netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), host.Port())
+		}
+		return netip.AddrPortFrom(own[0], port)
+	}
+	switch {
+	case !host.Addr().IsUnspecified():
+		return host
+	case host.Addr().Is6():
+		return netip.AddrPortFrom(netip.IPv6Loopback(), host.Port())
+	}
+	return netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), host.Port())
+}
+
+// ports are the endpoint's published ports of the families it has, as services know them.
+func (e *Endpoint) ports() []service.Port {
+	var out []service.Port
+	for _, p := range e.Published {
+		if !slices.ContainsFunc(e.addrs(), func(a netip.Addr) bool { return a.Is6() == p.Host.Addr().Is6() }) {
+			continue
+		}
+		p.each(func(host netip.AddrPort, port uint16) {
+			out = append(out, service.Port{Host: host, Protocol: p.Protocol, Port: port})
+		})
+	}
+	return out
+}
+
+// Unpublish undoes Publish; nothing published is no error.
+func (m *Manager) Unpublish(_ context.Context, _, id string) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	e, ok := m.endpoints[id]
+	if !ok {
+		return nil
+	}
+	return m.unpublish(e)
+}
+
+func (m *Manager) unpublish(e *Endpoint) error {
+	if e.Published == nil {
+		return nil
+	}
+	had := e.Published
+	e.Published = nil
+	if err := m.services.PutEndpoint(e.service()); err != nil {
+		e.Published = had
+		return fmt.Errorf("take back the ports of the endpoint %s: %w", e.ID, err)
+	}
+	for _, p := range had {
+		m.letGo(e, p)
+	}
+	if e.Partial {
+		return nil // its record goes next
+	}
+	if err := m.put(bucketEndpoints, e.ID, e); err != nil {
+		return fmt.Errorf("record the endpoint %s: %w", e.ID, err)
+	}
+	return nil
+}
+
+// PublishedPort are ports in a row that lead to an endpoint.
+type PublishedPort struct {
+	Endpoint string
+	Network  string // id
+	Published
+	Addrs   []netip.Addr   // of the endpoint
+	Sources []netip.Prefix // that reach them; nil for everybody
+}
+
+// Ports lists what is published, by host port.
+func (m *Manager) Ports() []PublishedPort {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	var out []PublishedPort
+	for _, e := range m.endpoints {
+		for _, p := range e.Published {
+			port := PublishedPort{Endpoint: e.ID, Network: e.NetworkID, Published: p, Addrs: e.addrs()}
+			if n := m.networks[e.NetworkID]; n != nil {
+				port.Sources = n.Options.Sources
+			}
+			out = append(out, port)
+		}
+	}
+	slices.SortFunc(out, func(a, b PublishedPort) int {
+		return cmp.Or(cmp.Compare(a.Host.Port(), b.Host.Port()), cmp.Compare(a.Protocol, b.Protocol),
+			a.Host.Addr().Compare(b.Host.Addr()), cmp.Compare(a.Endpoint, b.Endpoint))
+	})
+	return out
+}

@@ -1,0 +1,138 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package driver
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+
+	"github.com/mustang-net/mustang/bpf"
+	"github.com/mustang-net/mustang/driver/link"
+)
+
+// SyncUplinks makes the datapath agree with what leads out of the host, and with the host's own addresses, as they
+// are now. Call it whenever a device, an address or a route has changed.
+func (m *Manager) SyncUplinks() error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.syncUplinks()
+}
+
+func (m *Manager) syncUplinks() error {
+	addrs, err := m.links.HostAddrs()
+	if err != nil {
+		return err
+	}
+	uplinks, err := m.links.Uplinks(m.uplinkNames)
+	if err != nil {
+		return err
+	}
+	return errors.Join(m.syncAddrs(addrs), m.setUplinks(uplinks))
+}
+
+// syncAddrs makes the host's own addresses known, where ports are published and containers reach the host.
+func (m *Manager) syncAddrs(addrs []netip.Addr) error {
+	now := map[netip.Addr]bool{}
+	var errs []error
+	for _, a := range addrs {
+		now[a] = true
+		if m.hostAddrs[a] {
+			continue
+		}
+		if err := m.datapath.PutEndpoint(bpf.Endpoint{Addr: a, Host: true}); err != nil {
+			delete(now, a)
+			errs = append(errs, err)
+		}
+	}
+	for a := range m.hostAddrs {
+		if now[a] {
+			continue
+		}
+		if err := m.datapath.DeleteHostAddr(a); err != nil {
+			now[a] = true
+			errs = append(errs, err)
+		}
+	}
+	m.hostAddrs = now
+	return errors.Join(errs...)
+}
+
+// setUplinks guards what leads out, and nothing else. Programs go before they come, as a device may have been renamed.
+func (m *Manager) setUplinks(uplinks []link.Uplink) error {
+	names, indexes := map[string]bool{}, map[int]bool{}
+	for _, u := range uplinks {
+		names[u.Name], indexes[u.Index] = true, true
+	}
+	var errs []error
+	for name, u := range m.uplinks {
+		if names[name] {
+			continue
+		}
+		errs = append(errs, m.datapath.DetachLXC(name))
+		if m.noTCX && indexes[u.IfIndex] {
+			continue // renamed: filters stay with the device
+		}
+		if m.noTCX {
+			errs = append(errs, m.links.DetachClsact(name))
+		}
+		delete(m.uplinks, name)
+	}
+	had, err := m.datapath.Uplinks()
+	errs = append(errs, err)
+	for _, u := range had {
+		if !indexes[u.IfIndex] {
+			errs = append(errs, m.datapath.DeleteUplink(u.IfIndex))
+		}
+	}
+	for _, u := range uplinks {
+		if err := m.setUplink(u); err != nil {
+			errs = append(errs, fmt.Errorf("lead out by %s: %w", u.Name, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (m *Manager) setUplink(u link.Uplink) error {
+	now := bpf.Uplink{IfIndex: u.Index, SNAT4: u.Addr4, SNAT6: u.Addr6}
+	if m.uplinks[u.Name] == now {
+		return nil
+	}
+	if err := m.datapath.PutUplink(now); err != nil {
+		return err
+	}
+	if m.uplinks[u.Name].IfIndex != now.IfIndex {
+		if err := m.attachDevice(u.Name, u.Device, bpf.UplinkEnd); err != nil {
+			return err
+		}
+	}
+	m.uplinks[u.Name] = now
+	m.log.WithField("uplink", u.Name).Infof("leading out by %s as %s", u.Name, addrsText(u.Addr4, u.Addr6))
+	return nil
+}
+
+func addrsText(addrs ...netip.Addr) string {
+	text := "nobody, for want of an address"
+	for i, a := range addrs {
+		switch {
+		case !a.IsValid():
+		case i == 0:
+			text = a.String()
+		case addrs[0].IsValid():
+			text += " and " + a.String()
+		default:
+			text = a.String()
+		}
+	}
+	return text
+}
+
+// leadsOut tells whether our programs lead out of the network.
+func (n *Network) leadsOut() bool {
+	return !n.Internal && !n.Off() && n.Options.Publish != PublishGWBridge
+}
+
+// masquerades tells whether what leaves gets an address of the host's, by family.
+func (n *Network) masquerades(v6 bool) bool {
+	return n.leadsOut() && !n.Options.NoMasquerade && !n.Options.routed(v6)
+}
