@@ -37,7 +37,7 @@ func (e *Endpoint) addrs() []netip.Addr {
 }
 
 func (e *Endpoint) service() service.Endpoint {
-	s := service.Endpoint{ID: e.ID, Network: e.NetworkID, Cookie: e.Cookie, Options: e.Options, Ports: e.ports()}
+	s := service.Endpoint{ID: e.ID, Network: e.NetworkID, Cookie: e.Cookie, Options: e.Options, Ports: e.ports(), PortsSince: e.PublishedAt}
 	if e.IPv4.IsValid() {
 		s.IPv4 = e.IPv4.Addr()
 	}

@@ -24,7 +24,8 @@ func TestAContainerOnEngine29(t *testing.T) {
 	e := w.createEndpoint(ep1, net1, 1, 2)
 	require.Equal(t, "02:42:0a:01:00:02", e.MAC)
 	w.kernel.addNetns(box) // the sandbox is there at Join
-	want := Join{SrcName: "mspe1e1e1e1e1e", DstPrefix: "eth", Routes: []netip.Prefix{
+	gateway, gateway6 := netip.MustParseAddr("10.1.0.1"), netip.MustParseAddr("fd00:1::1")
+	want := Join{SrcName: "mspe1e1e1e1e1e", DstPrefix: "eth", Gateway: gateway, Gateway6: gateway6, Routes: []netip.Prefix{
 		netip.MustParsePrefix("10.96.1.0/24"), netip.MustParsePrefix("fd6d:7374:10::1:0/112"),
 	}}
 	require.Equal(t, want, w.join(ep1, box))

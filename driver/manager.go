@@ -95,6 +95,7 @@ type Services interface {
 	PutEndpoint(service.Endpoint) error
 	RemoveEndpoint(id string) error
 	Gone(endpointID string)
+	Unpublish(endpointID string) error
 }
 
 // Resolver answers names inside sandboxes; nil if no daemon runs to answer.

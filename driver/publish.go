@@ -9,6 +9,8 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -73,6 +75,7 @@ func (m *Manager) Publish(_ context.Context, _, id string, want []PortBinding) e
 
 func (m *Manager) publish(n *Network, e *Endpoint, want []PortBinding) error {
 	want = slices.Clone(want)
+	e.PublishedAt = time.Now()
 	slices.SortFunc(want, func(a, b PortBinding) int {
 		return cmp.Or(cmp.Compare(a.Protocol, b.Protocol), a.Host.Compare(b.Host), cmp.Compare(a.HostPort, b.HostPort))
 	})
@@ -81,7 +84,7 @@ func (m *Manager) publish(n *Network, e *Endpoint, want []PortBinding) error {
 			return err
 		}
 		if err := m.choose(n, e, b); err != nil {
-			return fmt.Errorf("publish the port %d/%s: %w", b.Port, b.Protocol, err)
+			return fmt.Errorf("publish the port %d/%s: %w", b.Port, transport(b.Protocol), err)
 		}
 	}
 	if err := m.put(bucketEndpoints, e.ID, e); err != nil {
@@ -97,7 +100,7 @@ func (m *Manager) checkBinding(b PortBinding) error {
 	}
 	has, err := m.links.HasAddr(b.Host)
 	if err == nil && !has {
-		err = fmt.Errorf("publish the port %d/%s: the host has no address %s: see `ip address`, or leave the address away", b.Port, b.Protocol, b.Host)
+		err = fmt.Errorf("publish the port %d/%s: the host has no address %s: see `ip address`, or leave the address away", b.Port, transport(b.Protocol), b.Host)
 	}
 	return err
 }
@@ -132,7 +135,7 @@ const anyTries = 16
 
 func (m *Manager) takeAny(e *Endpoint, b PortBinding, hosts []netip.Addr) error {
 	for try := 1; ; try++ {
-		port, err := m.ports.Free(b.Protocol.String(), hosts)
+		port, err := m.ports.Free(transport(b.Protocol), hosts)
 		if err != nil {
 			return err
 		}
@@ -241,6 +244,9 @@ func (p Published) each(fn func(host netip.AddrPort, port uint16)) {
 	}
 }
 
+// transport is the protocol as sockets and people write it: tcp or udp.
+func transport(p bpf.Protocol) string { return strings.ToLower(p.String()) }
+
 // hold keeps the ports from others on the host, where there is a daemon to do so.
 func (m *Manager) hold(e *Endpoint, p Published) (err error) {
 	if m.ports == nil || p.Routed {
@@ -248,7 +254,7 @@ func (m *Manager) hold(e *Endpoint, p Published) (err error) {
 	}
 	p.each(func(host netip.AddrPort, port uint16) {
 		if err == nil {
-			err = m.ports.Hold(ports.Port{Addr: host, Protocol: p.Protocol.String()}, e.via(host, port))
+			err = m.ports.Hold(ports.Port{Addr: host, Protocol: transport(p.Protocol)}, e.via(host, port))
 		}
 	})
 	return err
@@ -261,7 +267,7 @@ func (m *Manager) letGo(e *Endpoint, p Published) {
 	}
 	p.each(func(host netip.AddrPort, _ uint16) {
 		if m.publisher(e, p.Protocol, []netip.Addr{host.Addr()}, host.Port()) == nil {
-			m.ports.Release(ports.Port{Addr: host, Protocol: p.Protocol.String()})
+			m.ports.Release(ports.Port{Addr: host, Protocol: transport(p.Protocol)})
 		}
 	})
 }
@@ -316,7 +322,7 @@ func (m *Manager) unpublish(e *Endpoint) error {
 	}
 	had := e.Published
 	e.Published = nil
-	if err := m.services.PutEndpoint(e.service()); err != nil {
+	if err := m.services.Unpublish(e.ID); err != nil {
 		e.Published = had
 		return fmt.Errorf("take back the ports of the endpoint %s: %w", e.ID, err)
 	}

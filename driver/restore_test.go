@@ -17,7 +17,7 @@ import (
 
 // running is a world with a container on two networks, one more that waits to join, and one by hand.
 func running(t *testing.T) *world {
-	w := newLife(t, 4, setting{})
+	w := newLife(t, 5, setting{})
 	w.createNetwork(net2, 2)
 	w.createEndpoint(ep2, net2, 2, 2)
 	w.join(ep2, box)

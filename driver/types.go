@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"maps"
 	"net/netip"
+	"time"
 )
 
 // NetworkConfig is what a network is made from. Options are the keys of `docker network create --opt`.
@@ -38,21 +39,22 @@ type EndpointConfig struct {
 
 // Endpoint is one container's attachment to a network.
 type Endpoint struct {
-	ID        string            `json:"id"`
-	NetworkID string            `json:"network"`
-	Source    string            `json:"source"` // docker, cni or ep (made by `mustang ep add`)
-	IPv4      netip.Prefix      `json:"ipv4,omitzero"`
-	IPv6      netip.Prefix      `json:"ipv6,omitzero"`
-	MAC       string            `json:"mac"`      // of the container's interface
-	HostMAC   string            `json:"host_mac"` // of the host's end
-	HostIf    string            `json:"host_if"`  // name of the host's end
-	PeerIf    string            `json:"peer_if"`  // name of the container's end until the engine renames it
-	Index     int               `json:"index"`    // ifindex of the host's end
-	Sandbox   string            `json:"sandbox,omitempty"`
-	Cookie    uint64            `json:"cookie,omitempty"`  // netns cookie of the sandbox, once known
-	IfName    string            `json:"if_name,omitempty"` // wanted name inside (com.docker.network.endpoint.ifname)
-	Options   map[string]string `json:"options,omitempty"`
-	Published []Published       `json:"published,omitempty"` // ports of the host's that lead to it
+	ID          string            `json:"id"`
+	NetworkID   string            `json:"network"`
+	Source      string            `json:"source"` // docker, cni or ep (made by `mustang ep add`)
+	IPv4        netip.Prefix      `json:"ipv4,omitzero"`
+	IPv6        netip.Prefix      `json:"ipv6,omitzero"`
+	MAC         string            `json:"mac"`      // of the container's interface
+	HostMAC     string            `json:"host_mac"` // of the host's end
+	HostIf      string            `json:"host_if"`  // name of the host's end
+	PeerIf      string            `json:"peer_if"`  // name of the container's end until the engine renames it
+	Index       int               `json:"index"`    // ifindex of the host's end
+	Sandbox     string            `json:"sandbox,omitempty"`
+	Cookie      uint64            `json:"cookie,omitempty"`  // netns cookie of the sandbox, once known
+	IfName      string            `json:"if_name,omitempty"` // wanted name inside (com.docker.network.endpoint.ifname)
+	Options     map[string]string `json:"options,omitempty"`
+	Published   []Published       `json:"published,omitempty"` // ports of the host's that lead to it
+	PublishedAt time.Time         `json:"published_at,omitzero"`
 	// Partial says that it is half made or half removed, and nobody's: nobody asks for its removal any more.
 	Partial bool `json:"partial,omitempty"`
 }

@@ -84,6 +84,19 @@ func (s *services) RemoveEndpoint(id string) error {
 	return nil
 }
 
+func (s *services) Unpublish(id string) error {
+	if err := s.fault.hit("unpublish"); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if e, ok := s.endpoints[id]; ok {
+		e.Ports = nil
+		s.endpoints[id] = e
+	}
+	return nil
+}
+
 func (s *services) Gone(id string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -241,7 +254,7 @@ func (w *world) lines() []string {
 	}
 	for id, e := range w.services.endpoints {
 		for _, p := range e.Ports {
-			add("port %s/%s of %s leads to %d", p.Host, p.Protocol, id, p.Port)
+			add("port %s/%s of %s leads to %d", p.Host, transport(p.Protocol), id, p.Port)
 		}
 	}
 	for _, e := range w.tables.ends {

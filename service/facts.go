@@ -20,6 +20,7 @@ type endpoint struct {
 	gone      time.Time  // when Gone was told; zero while alive
 	options   options
 	warned    string   // what the log was told of its options
+	denied    bool     // of a port, as the log was told
 	names     []*named // whose member it is
 }
 

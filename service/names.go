@@ -120,9 +120,7 @@ func (m *Manager) settle(ep *endpoint) {
 	before := ep.names
 	ep.names = nil
 	m.readOptions(ep)
-	for _, port := range ep.Ports {
-		m.mark(port.frontend())
-	}
+	m.settlePorts(ep)
 	if ep.net != nil && ep.net.VIP && ep.alive() && !ep.options.off {
 		for _, name := range ep.claims() {
 			if s := m.nameService(ep.net, name, ep); s != nil {

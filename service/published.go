@@ -3,6 +3,7 @@
 package service
 
 import (
+	"cmp"
 	"net/netip"
 	"slices"
 
@@ -21,36 +22,66 @@ func (p Port) frontend() bpf.Frontend {
 }
 
 // published is the service of a port of the host's. The endpoints that share it are replicas of one another:
-// of one network, behind one port.
+// of one network, behind one port, with a name in common.
 type published struct {
 	id      uint32
 	net     *network
 	port    uint16
-	members []*endpoint // by id
+	members []*endpoint // by when they were published: the first has the port, the others share it
 }
 
-// checkPorts refuses ports that endpoints which are no replicas of this one have.
+// number is a port of the host's, whatever its address.
+type number struct {
+	port     uint16
+	protocol bpf.Protocol
+}
+
+// checkPorts refuses ports that endpoints which are no replicas of this one have, on the same address or on all.
 func (m *Manager) checkPorts(e Endpoint) error {
+	fresh := &endpoint{Endpoint: e, container: m.byEndpoint[e.ID]}
 	for _, port := range e.Ports {
-		p := m.published[port.frontend()]
-		if p == nil {
-			continue
-		}
-		for _, other := range p.members {
-			if other.ID == e.ID {
+		f := port.frontend()
+		for _, other := range m.others(f) {
+			p := m.published[other]
+			if len(p.members) == 1 && p.members[0].ID == e.ID {
 				continue
 			}
-			if other.Network != e.Network || p.port != port.Port || !other.replicated() {
-				return conflictf("port %s is published by %s already: choose another, or stop it", text(port.frontend()), other.label())
+			if first := p.members[0]; other != f || first.Network != e.Network || p.port != port.Port || !first.mayShare(fresh) {
+				return conflictf("port %s is published by %s already: choose another, or stop it", text(other), first.label())
 			}
 		}
 	}
 	return nil
 }
 
-// replicated tells whether the endpoint has a service name, so that others may be what it is. One of which
-// nothing has been told yet may.
-func (ep *endpoint) replicated() bool { return ep.container == nil || len(ep.claims()) > 0 }
+// others are the frontends that are published and overlap f.
+func (m *Manager) others(f bpf.Frontend) []bpf.Frontend {
+	var out []bpf.Frontend
+	for _, other := range m.numbers[number{f.Port, f.Protocol}] {
+		if other.Addr == f.Addr || familyOf(other.Addr) == familyOf(f.Addr) && (other.Addr.IsUnspecified() || f.Addr.IsUnspecified()) {
+			out = append(out, other)
+		}
+	}
+	return out
+}
+
+// mayShare tells whether an endpoint could be a replica: names of containers that are being started are not
+// known yet.
+func (ep *endpoint) mayShare(other *endpoint) bool {
+	if ep.ID == other.ID || ep.container == nil {
+		return true
+	}
+	if other.container == nil {
+		return len(ep.claims()) > 0
+	}
+	return ep.shares(other)
+}
+
+// shares tells whether both are known to have a service name in common.
+func (ep *endpoint) shares(other *endpoint) bool {
+	names := ep.claims()
+	return slices.ContainsFunc(other.claims(), func(name string) bool { return slices.Contains(names, name) })
+}
 
 // label is the name of the endpoint's container, or its id.
 func (ep *endpoint) label() string {
@@ -68,12 +99,31 @@ func (m *Manager) publish(ep *endpoint) {
 		if p == nil {
 			p = &published{id: m.newID(f), net: ep.net, port: port.Port}
 			m.published[f] = p
+			n := number{f.Port, f.Protocol}
+			m.numbers[n] = append(m.numbers[n], f)
 		}
-		if at, is := slices.BinarySearchFunc(p.members, ep, compareID); !is {
+		if at, is := slices.BinarySearchFunc(p.members, ep, comparePublished); !is {
 			p.members = slices.Insert(p.members, at, ep)
 		}
 		m.mark(f)
 	}
+}
+
+func comparePublished(a, b *endpoint) int {
+	return cmp.Or(a.PortsSince.Compare(b.PortsSince), compareID(a, b))
+}
+
+// Unpublish takes the ports of an endpoint back, whether it is alive or [Manager.Gone].
+func (m *Manager) Unpublish(endpointID string) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	ep := m.endpoints[endpointID]
+	if ep == nil {
+		return nil
+	}
+	m.unpublish(ep)
+	ep.Ports = nil
+	return m.finish(m.commit(0, nil))
 }
 
 func (m *Manager) unpublish(ep *endpoint) {
@@ -87,6 +137,11 @@ func (m *Manager) unpublish(ep *endpoint) {
 		if len(p.members) == 0 {
 			delete(m.published, f)
 			delete(m.ids, p.id)
+			n := number{f.Port, f.Protocol}
+			left := slices.DeleteFunc(m.numbers[n], func(other bpf.Frontend) bool { return other == f })
+			if m.numbers[n] = left; len(left) == 0 {
+				delete(m.numbers, n)
+			}
 		}
 		m.mark(f)
 	}
@@ -95,7 +150,10 @@ func (m *Manager) unpublish(ep *endpoint) {
 // backends are the members as a port of a family reaches them.
 func (p *published) backends(f bpf.Frontend) []member {
 	var out []member
-	for _, ep := range p.members {
+	for i, ep := range p.members {
+		if i > 0 && !p.members[0].shares(ep) {
+			continue // it is not known to be a replica, or known not to be one
+		}
 		phase := ep.phase()
 		if ep.container == nil && ep.gone.IsZero() {
 			phase = PhaseReady // it is being started, and nobody has told of it yet
@@ -109,4 +167,21 @@ func (p *published) backends(f bpf.Frontend) []member {
 
 func (p *published) strict() bool {
 	return slices.ContainsFunc(p.members, func(ep *endpoint) bool { return ep.options.strict })
+}
+
+// settlePorts marks the ports of an endpoint, and tells of those that it cannot have, once its names are known.
+func (m *Manager) settlePorts(ep *endpoint) {
+	for _, port := range ep.Ports {
+		f := port.frontend()
+		m.mark(f)
+		p := m.published[f]
+		if p == nil || ep.container == nil || len(p.members) == 0 {
+			continue
+		}
+		if first := p.members[0]; first != ep && first.container != nil && !first.shares(ep) && !ep.denied {
+			ep.denied = true
+			m.log.WithField("container", ep.container.Name).
+				Errorf("port %s is %s's, and leads to it alone: they have no service name in common. Stop one of them, or choose another port", text(f), first.label())
+		}
+	}
 }

@@ -1,0 +1,188 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package driver
+
+import (
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/stretchr/testify/require"
+
+	"github.com/mustang-net/mustang/bpf"
+	"github.com/mustang-net/mustang/driver/ports"
+)
+
+func tcp(port, host, last uint16) PortBinding {
+	return PortBinding{Protocol: bpf.ProtocolTCP, Port: port, HostPort: host, HostPortEnd: last}
+}
+
+var twoPorts = []PortBinding{tcp(80, 8080, 8080), tcp(81, 8081, 8081)}
+
+// publishing is a world with an endpoint on each of two networks, the first with an option.
+func publishing(t *testing.T, option ...string) *world {
+	t.Helper()
+	w := newWorld(t)
+	w.kernel.addUplink("eth0", "192.0.2.2")
+	require.NoError(t, w.SyncUplinks())
+	options := map[string]string{}
+	for _, o := range option {
+		key, value, _ := strings.Cut(o, "=")
+		options[key] = value
+	}
+	require.NoError(t, w.CreateNetwork(ctx, network(net1, 1, options)))
+	w.createNetwork(net2, 2)
+	w.createEndpoint(ep1, net1, 1, 2)
+	w.createEndpoint(ep2, net2, 2, 2)
+	return w
+}
+
+// portLines are what leads to endpoints and what is held.
+func (w *world) portLines() []string {
+	return slices.DeleteFunc(w.lines(), func(l string) bool { return !strings.HasPrefix(l, "port ") })
+}
+
+func TestPublishedPorts(t *testing.T) {
+	for _, test := range []struct {
+		name   string
+		option string
+		want   []PortBinding
+		lines  []string
+	}{
+		{"on every address", "mode=veth", []PortBinding{tcp(80, 8080, 8080)}, []string{
+			"port 0.0.0.0:8080/tcp held via 127.0.0.1:8080", "port 0.0.0.0:8080/tcp of " + ep1 + " leads to 80",
+			"port [::]:8080/tcp held via [::1]:8080", "port [::]:8080/tcp of " + ep1 + " leads to 80",
+		}},
+		{"on one address", "mode=veth", []PortBinding{{Protocol: bpf.ProtocolUDP, Port: 53, Host: netip.MustParseAddr("192.0.2.2"), HostPort: 53}}, []string{
+			"port 192.0.2.2:53/udp held via 192.0.2.2:53", "port 192.0.2.2:53/udp of " + ep1 + " leads to 53",
+		}},
+		{"on the network's address", "com.docker.network.bridge.host_binding_ipv4=127.0.0.1", []PortBinding{tcp(80, 8080, 0)}, []string{
+			"port 127.0.0.1:8080/tcp held via 127.0.0.1:8080", "port 127.0.0.1:8080/tcp of " + ep1 + " leads to 80",
+		}},
+		{"any port", "com.docker.network.bridge.host_binding_ipv4=127.0.0.1", []PortBinding{tcp(80, 0, 0)}, []string{
+			"port 127.0.0.1:32768/tcp held via 127.0.0.1:32768", "port 127.0.0.1:32768/tcp of " + ep1 + " leads to 80",
+		}},
+		{"the first free one of a range", "com.docker.network.bridge.host_binding_ipv4=192.0.2.2", []PortBinding{tcp(80, 1000, 1002)}, []string{
+			"port 192.0.2.2:1001/tcp held via 192.0.2.2:1001", "port 192.0.2.2:1001/tcp of " + ep1 + " leads to 80",
+		}},
+		{"a range of them", "com.docker.network.bridge.host_binding_ipv4=127.0.0.1", []PortBinding{tcp(81, 8081, 8081), tcp(80, 8080, 8080)}, []string{
+			"port 127.0.0.1:8080/tcp held via 127.0.0.1:8080", "port 127.0.0.1:8080/tcp of " + ep1 + " leads to 80",
+			"port 127.0.0.1:8081/tcp held via 127.0.0.1:8081", "port 127.0.0.1:8081/tcp of " + ep1 + " leads to 81",
+		}},
+		{"routed in one family", "com.docker.network.bridge.gateway_mode_ipv6=routed", []PortBinding{tcp(80, 8080, 8080)}, []string{
+			"port 0.0.0.0:8080/tcp held via 127.0.0.1:8080", "port 0.0.0.0:8080/tcp of " + ep1 + " leads to 80",
+			"port [fd00:1::2]:80/tcp of " + ep1 + " leads to 80",
+		}},
+		{"by nobody of ours", "publish=gwbridge", []PortBinding{tcp(80, 8080, 8080)}, []string{}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			w := publishing(t, test.option)
+			w.ports.taken[ports.Port{Addr: netip.MustParseAddrPort("192.0.2.2:1000"), Protocol: "tcp"}] = "nginx (pid 7)"
+			before := w.lines()
+			for range 2 {
+				require.NoError(t, w.Publish(ctx, net1, ep1, test.want))
+				require.Empty(t, cmp.Diff(test.lines, w.portLines()))
+			}
+			w.restart()
+			require.Empty(t, cmp.Diff(test.lines, w.portLines()), "after a restart")
+			for range 2 {
+				require.NoError(t, w.Unpublish(ctx, net1, ep1))
+				require.Empty(t, cmp.Diff(before, w.lines()))
+			}
+			require.NoError(t, w.Publish(ctx, net1, ep1, test.want))
+			require.NoError(t, w.Leave(ctx, net1, ep1))
+			require.Empty(t, cmp.Diff(before, w.lines()), "an engine that was restarted sends no Revoke")
+		})
+	}
+}
+
+func TestPortsThatCannotBePublished(t *testing.T) {
+	for _, test := range []struct {
+		name, option, err string
+		want              PortBinding
+	}{
+		{"a process of the host has it", "mode=veth", "port 0.0.0.0:80/tcp is in use by nginx (pid 7)", tcp(80, 80, 80)},
+		{"a whole range is taken", "mode=veth", "every port from 80 to 80 is taken", tcp(80, 79, 80)},
+		{"the host has no such address", "mode=veth", "the host has no address 198.51.100.1", PortBinding{Protocol: bpf.ProtocolTCP, Port: 80, Host: netip.MustParseAddr("198.51.100.1"), HostPort: 80}},
+		{"the network publishes nothing", "publish=off", "has publish=off", tcp(80, 80, 80)},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			w := publishing(t, test.option)
+			for _, port := range []string{"0.0.0.0:79", "0.0.0.0:80", "[::]:80"} {
+				w.ports.taken[ports.Port{Addr: netip.MustParseAddrPort(port), Protocol: "tcp"}] = "nginx (pid 7)"
+			}
+			before := w.lines()
+			if test.want.HostPortEnd > test.want.HostPort {
+				test.err = "every port from 79 to 80 is taken"
+			}
+			require.ErrorContains(t, w.Publish(ctx, net1, ep1, []PortBinding{tcp(90, 90, 90), test.want}), test.err)
+			require.Empty(t, cmp.Diff(before, w.lines()), "nothing is left of the other")
+		})
+	}
+	t.Run("nobody's endpoint", func(t *testing.T) {
+		require.ErrorIs(t, publishing(t).Publish(ctx, net1, "nobody", twoPorts), ErrNotFound)
+	})
+}
+
+func TestAPortStaysHeldWhileAReplicaHasIt(t *testing.T) {
+	w := publishing(t)
+	w.createEndpoint("e3e3e3e3e3e3e3e3", net1, 1, 3)
+	require.NoError(t, w.Publish(ctx, net1, ep1, []PortBinding{tcp(80, 8080, 8080)}))
+	require.NoError(t, w.Publish(ctx, net1, "e3e3e3e3e3e3e3e3", []PortBinding{tcp(80, 8080, 8080)}))
+	require.NoError(t, w.Unpublish(ctx, net1, ep1))
+	require.Len(t, w.ports.held, 2)
+	require.NoError(t, w.Unpublish(ctx, net1, "e3e3e3e3e3e3e3e3"))
+	require.Empty(t, w.ports.held)
+}
+
+func TestARangeIsOfReplicasOnTheirOwn(t *testing.T) {
+	w := publishing(t)
+	w.createEndpoint("e3e3e3e3e3e3e3e3", net1, 1, 3)
+	for _, id := range []string{ep1, "e3e3e3e3e3e3e3e3"} {
+		require.NoError(t, w.Publish(ctx, net1, id, []PortBinding{tcp(80, 8000, 8010)}))
+	}
+	list := w.Ports()
+	require.Len(t, list, 4)
+	require.Equal(t, []uint16{8000, 8000, 8001, 8001}, []uint16{list[0].Host.Port(), list[1].Host.Port(), list[2].Host.Port(), list[3].Host.Port()})
+}
+
+func TestManyPortsAreOneRecord(t *testing.T) {
+	w := publishing(t)
+	var want []PortBinding
+	for port := uint16(20999); port >= 20000; port-- { // an engine gives no order
+		want = append(want, tcp(port, port, port))
+	}
+	require.NoError(t, w.Publish(ctx, net1, ep1, want))
+	list := w.Ports()
+	require.Len(t, list, 2)
+	require.EqualValues(t, 1000, list[0].Count)
+	require.Len(t, w.ports.held, 2000)
+}
+
+func TestUplinksAreFollowed(t *testing.T) {
+	w := newWorld(t)
+	of := func() []string {
+		return slices.DeleteFunc(w.lines(), func(l string) bool { return !strings.HasPrefix(l, "uplink") && !strings.HasPrefix(l, "programs") })
+	}
+	require.NoError(t, w.SyncUplinks())
+	require.Empty(t, of())
+	w.kernel.addUplink("eth0", "192.0.2.2")
+	w.kernel.addUplink("wlan0", "192.0.2.3")
+	for range 2 {
+		require.NoError(t, w.SyncUplinks())
+		require.Equal(t, []string{"programs of eth0 on eth0", "programs of wlan0 on wlan0", "uplink eth0 as 192.0.2.2", "uplink wlan0 as 192.0.2.3"}, of())
+		require.True(t, w.datapath.endpoints[netip.MustParseAddr("192.0.2.3")].Host)
+		w.restart()
+	}
+	w.kernel.mu.Lock()
+	w.kernel.devices["lan1"] = w.kernel.devices["eth0"] // renamed
+	w.kernel.devices["lan1"].sends = netip.MustParseAddr("192.0.2.4")
+	delete(w.kernel.devices, "eth0")
+	delete(w.kernel.devices, "wlan0")
+	w.kernel.mu.Unlock()
+	require.NoError(t, w.SyncUplinks())
+	require.Equal(t, []string{"programs of lan1 on lan1", "uplink lan1 as 192.0.2.4"}, of())
+	require.NotContains(t, w.datapath.endpoints, netip.MustParseAddr("192.0.2.2"), "it is not the host's any more")
+}
