@@ -23,7 +23,8 @@ type fakeHost struct {
 	endpoints map[string]driver.Endpoint
 	pools     map[string]netip.Prefix
 	leases    map[netip.Addr]bool
-	gate      chan struct{} // when not nil, creates wait for it and do not mind their context
+	published map[string][]driver.PortBinding // by endpoint
+	gate      chan struct{}                   // when not nil, creates wait for it and do not mind their context
 	panics    bool
 }
 
@@ -33,6 +34,7 @@ func newFakeHost() *fakeHost {
 		endpoints: make(map[string]driver.Endpoint),
 		pools:     make(map[string]netip.Prefix),
 		leases:    make(map[netip.Addr]bool),
+		published: make(map[string][]driver.PortBinding),
 	}
 }
 
@@ -59,7 +61,7 @@ func (f *fakeHost) take() []string {
 func (f *fakeHost) empty() bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return len(f.networks)+len(f.endpoints)+len(f.pools)+len(f.leases) == 0
+	return len(f.networks)+len(f.endpoints)+len(f.pools)+len(f.leases)+len(f.published) == 0
 }
 
 func (f *fakeHost) CreateNetwork(_ context.Context, c driver.NetworkConfig) error {
@@ -125,6 +127,27 @@ func (f *fakeHost) Join(_ context.Context, networkID, id, sandbox string) (drive
 
 func (f *fakeHost) Leave(_ context.Context, _, id string) error {
 	defer f.note("leave %s", id)()
+	delete(f.published, id)
+	return nil
+}
+
+func (f *fakeHost) Publish(_ context.Context, _, id string, ports []driver.PortBinding) error {
+	var list []string
+	for _, p := range ports {
+		host := ""
+		if p.Host.IsValid() {
+			host = p.Host.String()
+		}
+		list = append(list, fmt.Sprintf("%s:%d-%d:%d/%s", host, p.HostPort, p.HostPortEnd, p.Port, p.Protocol))
+	}
+	defer f.note("publish %s %v", id, list)()
+	f.published[id] = ports
+	return nil
+}
+
+func (f *fakeHost) Unpublish(_ context.Context, _, id string) error {
+	defer f.note("unpublish %s", id)()
+	delete(f.published, id)
 	return nil
 }
 

@@ -194,7 +194,8 @@ func (p *Plugin) leave(ctx context.Context, req endpointRequest) error {
 	return p.driver.Leave(ctx, req.NetworkID, req.EndpointID)
 }
 
-func (p *Plugin) programExternal(_ context.Context, req externalRequest) (any, undo, error) {
+// programExternal publishes the ports of the endpoint that is its container's gateway.
+func (p *Plugin) programExternal(ctx context.Context, req externalRequest) (any, undo, error) {
 	if err := required("NetworkID", req.NetworkID, "EndpointID", req.EndpointID); err != nil {
 		return nil, nil, err
 	}
@@ -202,17 +203,25 @@ func (p *Plugin) programExternal(_ context.Context, req externalRequest) (any, u
 	if err != nil {
 		return nil, nil, err
 	}
-	if len(ports) > 0 {
-		p.log.WithField("endpoint", req.EndpointID).Warnf("%d ports to publish are ignored: mustang does not publish ports yet", len(ports))
+	if len(ports) == 0 {
+		return emptyResponse{}, nil, nil
 	}
-	return emptyResponse{}, nil, nil
+	if err := p.driver.Publish(ctx, req.NetworkID, req.EndpointID, ports); err != nil {
+		return nil, nil, err
+	}
+	return emptyResponse{}, func(ctx context.Context) error {
+		return p.driver.Unpublish(ctx, req.NetworkID, req.EndpointID)
+	}, nil
 }
 
-// revokeExternal has nothing to take back as long as nothing is published. It is no sign that the
-// endpoint goes: the engine also sends it to a live one, when a newly connected network becomes the
-// container's gateway. If the container is being stopped, Leave follows at once.
-func (p *Plugin) revokeExternal(_ context.Context, req endpointRequest) error {
-	return endpointIDs(req)
+// revokeExternal takes the ports back. It is no sign that the endpoint goes: the engine also sends it to a live
+// one, when a newly connected network becomes the container's gateway. If the container is being stopped, Leave
+// follows at once.
+func (p *Plugin) revokeExternal(ctx context.Context, req endpointRequest) error {
+	if err := endpointIDs(req); err != nil {
+		return err
+	}
+	return p.driver.Unpublish(ctx, req.NetworkID, req.EndpointID)
 }
 
 func (p *Plugin) discover(context.Context, discoverRequest) (any, undo, error) {

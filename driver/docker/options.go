@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/mustang-net/mustang/bpf"
 	"github.com/mustang-net/mustang/driver"
 )
 
@@ -137,16 +138,47 @@ func endpointOptions(o options) (map[string]string, error) {
 	return out, nil
 }
 
-func portMap(o options) ([]portBinding, error) {
+// portMap reads what -p asked for. A range of host ports for as many of the container's comes as single entries.
+func portMap(o options) ([]driver.PortBinding, error) {
 	raw, ok := o[keyPortMap]
 	if !ok {
 		return nil, nil
 	}
-	var ports []portBinding
-	if err := json.Unmarshal(raw, &ports); err != nil {
-		return nil, fmt.Errorf("option %s=%s: want a list of port bindings", keyPortMap, raw)
+	var entries []portBinding
+	if err := json.Unmarshal(raw, &entries); err != nil {
+		return nil, fmt.Errorf("option %s: want a list of port bindings: %w", keyPortMap, err)
+	}
+	ports := make([]driver.PortBinding, 0, len(entries))
+	for _, e := range entries {
+		port, err := e.parse()
+		if err != nil {
+			return nil, err
+		}
+		ports = append(ports, port)
 	}
 	return ports, nil
+}
+
+func (b portBinding) parse() (driver.PortBinding, error) {
+	p := driver.PortBinding{Protocol: bpf.Protocol(b.Proto), Port: b.Port, HostPort: b.HostPort, HostPortEnd: max(b.HostPort, b.HostPortEnd)}
+	switch {
+	case b.Proto == protoSCTP:
+		return p, fmt.Errorf("publish port %d/sctp: mustang publishes TCP and UDP only", b.Port)
+	case p.Protocol != bpf.ProtocolTCP && p.Protocol != bpf.ProtocolUDP:
+		return p, fmt.Errorf("publish port %d of protocol number %d: mustang publishes TCP and UDP only", b.Port, b.Proto)
+	case b.Port == 0:
+		return p, fmt.Errorf("publish a port of the container: %d/%s is none, choose 1 to 65535", b.Port, strings.ToLower(p.Protocol.String()))
+	case b.HostPortEnd != 0 && (b.HostPort == 0 || b.HostPortEnd < b.HostPort): // engines may leave the end away
+		return p, fmt.Errorf("publish port %d: the host ports %d-%d are no range", b.Port, b.HostPort, b.HostPortEnd)
+	case b.HostIP == "":
+		return p, nil
+	}
+	addr, err := netip.ParseAddr(b.HostIP)
+	if err != nil || addr.IsMulticast() || addr.Zone() != "" {
+		return p, fmt.Errorf("publish port %d: the host address %q is none of a host's, such as 127.0.0.1", b.Port, b.HostIP)
+	}
+	p.Host = addr.Unmap()
+	return p, nil
 }
 
 func parseSubnets(field string, data []ipamData, v6 bool) ([]driver.Subnet, error) {

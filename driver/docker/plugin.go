@@ -16,8 +16,8 @@ import (
 	"github.com/mustang-net/mustang/driver"
 )
 
-// Driver makes networks and endpoints; it takes an endpoint that leaves out of its services first. Every Delete and Leave of something missing succeeds, and a
-// repeated create answers as the first one did.
+// Driver makes networks and endpoints; it takes an endpoint that leaves out of its services first. Every Delete, Leave
+// and Unpublish of something missing succeeds, and a repeated create or Publish answers as the first one did.
 type Driver interface {
 	CreateNetwork(ctx context.Context, c driver.NetworkConfig) error
 	DeleteNetwork(ctx context.Context, id string) error
@@ -25,7 +25,9 @@ type Driver interface {
 	Endpoint(ctx context.Context, networkID, id string) (driver.Endpoint, error)
 	DeleteEndpoint(ctx context.Context, networkID, id string) error
 	Join(ctx context.Context, networkID, id, sandboxPath string) (driver.Join, error)
-	Leave(ctx context.Context, networkID, id string) error
+	Leave(ctx context.Context, networkID, id string) error // unpublishes, too
+	Publish(ctx context.Context, networkID, id string, ports []driver.PortBinding) error
+	Unpublish(ctx context.Context, networkID, id string) error
 }
 
 // Pools hands out address pools and addresses. An invalid address asks for any; owner says in

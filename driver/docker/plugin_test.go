@@ -133,6 +133,7 @@ func TestBadBodies(t *testing.T) {
 }
 
 func TestBadInput(t *testing.T) {
+	const program = "NetworkDriver.ProgramExternalConnectivity"
 	const net4 = `"NetworkID":"n1","IPv4Data":[{"Pool":"10.0.0.0/24","Gateway":"10.0.0.1/24"}]`
 	for _, c := range []struct{ call, body, want string }{
 		{"NetworkDriver.CreateNetwork", `{}`, "no NetworkID"},
@@ -157,6 +158,19 @@ func TestBadInput(t *testing.T) {
 		{"NetworkDriver.CreateEndpoint", `{"NetworkID":"n1","EndpointID":"e1","Options":{"mustang.weight":5}}`, "option mustang.weight=5"},
 		{"NetworkDriver.Join", `{"NetworkID":"n1","EndpointID":"e1"}`, "no SandboxKey"},
 		{"NetworkDriver.ProgramExternalConnectivity", `{"NetworkID":"n1","EndpointID":"e1","Options":{"com.docker.network.portmap":{}}}`, "portmap"},
+		{program, ports(`{"Proto":132,"Port":80,"HostPort":80}`), "port 80/sctp: mustang publishes TCP and UDP only"},
+		{program, ports(`{"Proto":1,"Port":80}`), "protocol number 1: mustang publishes TCP and UDP only"},
+		{program, ports(`{"Port":80}`), "protocol number 0: mustang publishes TCP and UDP only"},
+		{program, ports(`{"Proto":300,"Port":80}`), "list of port bindings"},
+		{program, ports(`{"Proto":6,"HostPort":80}`), "0/tcp is none, choose 1 to 65535"},
+		{program, ports(`{"Proto":6,"Port":65536}`), "list of port bindings"},
+		{program, ports(`{"Proto":6,"Port":80,"HostPort":-1}`), "list of port bindings"},
+		{program, ports(`{"Proto":17,"Port":80,"HostPort":90,"HostPortEnd":80}`), "host ports 90-80 are no range"},
+		{program, ports(`{"Proto":17,"Port":80,"HostPortEnd":80}`), "host ports 0-80 are no range"},
+		{program, ports(`{"Proto":6,"Port":80,"HostIP":"here"}`), `host address "here"`},
+		{program, ports(`{"Proto":6,"Port":80,"HostIP":"224.0.0.1"}`), `host address "224.0.0.1"`},
+		{program, ports(`{"Proto":6,"Port":80,"HostIP":"fe80::1%eth0"}`), `host address "fe80::1%eth0"`},
+		{program, ports(`{"Proto":6,"Port":80},{"Proto":6}`), "0/tcp is none"},
 		{"IpamDriver.RequestPool", `{"AddressSpace":"other"}`, `AddressSpace "other"`},
 		{"IpamDriver.RequestPool", `{"AddressSpace":"mustang-global"}`, "swarm"},
 		{"IpamDriver.RequestPool", `{"AddressSpace":"mustang-local","SubPool":"10.0.0.0/25"}`, "without a Pool"},
@@ -235,12 +249,53 @@ func TestPanicIsAnError(t *testing.T) {
 	assert.Contains(t, log.String(), "request="+id, "the answer's id leads to the log")
 }
 
-// TestRevokeIsNoDeath has another network become the gateway of a container that goes on running.
+// TestRevokeIsNoDeath has another network become the gateway of a container that goes on running: only its ports go.
 func TestRevokeIsNoDeath(t *testing.T) {
 	f := newFakeHost()
 	status, _ := post(newPlugin(f), "NetworkDriver.RevokeExternalConnectivity", `{"NetworkID":"n1","EndpointID":"e1"}`)
 	assert.Equal(t, 200, status)
-	assert.Empty(t, f.take())
+	assert.Equal(t, []string{"unpublish e1"}, f.take())
+}
+
+// ports is a call that publishes.
+func ports(entries string) string {
+	return `{"NetworkID":"n1","EndpointID":"e1","Options":{"com.docker.network.portmap":[` + entries + `]}}`
+}
+
+// TestPublish tells what -p of either engine means.
+func TestPublish(t *testing.T) {
+	for what, c := range map[string]struct{ entries, want string }{
+		"-p 8080:80":             {`{"Proto":6,"IP":"","Port":80,"HostIP":"","HostPort":8080,"HostPortEnd":8080}`, "[:8080-8080:80/TCP]"},
+		"-p 53:53/udp":           {`{"Proto":17,"IP":"","Port":53,"HostIP":"","HostPort":53,"HostPortEnd":53}`, "[:53-53:53/UDP]"},
+		"without the end":        {`{"Proto":6,"Port":80,"HostPort":8080}`, "[:8080-8080:80/TCP]"},
+		"-p 80":                  {`{"Proto":6,"IP":"","Port":80,"HostIP":"","HostPort":0,"HostPortEnd":0}`, "[:0-0:80/TCP]"},
+		"-p 8000-8010:80":        {`{"Proto":6,"Port":80,"HostPort":8000,"HostPortEnd":8010}`, "[:8000-8010:80/TCP]"},
+		"-p 127.0.0.1:80:80":     {`{"Proto":6,"Port":80,"HostIP":"127.0.0.1","HostPort":80}`, "[127.0.0.1:80-80:80/TCP]"},
+		"-p 0.0.0.0:80:80":       {`{"Proto":6,"Port":80,"HostIP":"0.0.0.0","HostPort":80}`, "[0.0.0.0:80-80:80/TCP]"},
+		"-p [::1]:80:80":         {`{"Proto":6,"Port":80,"HostIP":"::1","HostPort":80}`, "[::1:80-80:80/TCP]"},
+		"IPv4 mapped":            {`{"Proto":6,"Port":80,"HostIP":"::ffff:127.0.0.1","HostPort":80}`, "[127.0.0.1:80-80:80/TCP]"},
+		"-p 9000-9001:80-81":     {`{"Proto":6,"Port":81,"HostPort":9001},{"Proto":6,"Port":80,"HostPort":9000}`, "[:9001-9001:81/TCP :9000-9000:80/TCP]"},
+		"null for no address":    {`{"Proto":6,"IP":null,"Port":80,"HostIP":null,"HostPort":80}`, "[:80-80:80/TCP]"},
+		"what a new engine says": {`{"Proto":6,"Port":80,"HostPort":80,"Rootless":false}`, "[:80-80:80/TCP]"},
+	} {
+		f := newFakeHost()
+		status, answer := post(newPlugin(f), "NetworkDriver.ProgramExternalConnectivity", ports(c.entries))
+		assert.Equal(t, 200, status, what+": "+answer)
+		assert.Equal(t, []string{"publish e1 " + c.want}, f.take(), what)
+	}
+}
+
+// TestLatePublishIsUndone: the engine was told that the container cannot start.
+func TestLatePublishIsUndone(t *testing.T) {
+	f := newFakeHost()
+	f.gate = make(chan struct{})
+	p := newPlugin(f)
+	p.deadline = 20 * time.Millisecond
+	status, _ := post(p, "NetworkDriver.ProgramExternalConnectivity", ports(`{"Proto":6,"Port":80,"HostPort":80}`))
+	assert.Equal(t, 500, status)
+	close(f.gate)
+	assert.Eventually(t, func() bool { return f.index("unpublish e1") == 1 }, 5*time.Second, time.Millisecond)
+	assert.True(t, f.empty())
 }
 
 func TestListen(t *testing.T) {

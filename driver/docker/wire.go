@@ -137,14 +137,17 @@ type externalRequest struct {
 	Options    options
 }
 
-// portBinding is one entry of com.docker.network.portmap, as far as mustang reads it.
+// portBinding is one entry of com.docker.network.portmap, as far as mustang reads it. HostPort 0 asks for any.
 type portBinding struct {
-	Proto       int
-	Port        int
+	Proto       uint8 // number of the IP protocol
+	Port        uint16
 	HostIP      string
-	HostPort    int
-	HostPortEnd int
+	HostPort    uint16 // the first of those that will do
+	HostPortEnd uint16 // the last
 }
+
+// protoSCTP is what the engine would publish, too.
+const protoSCTP = 132
 
 // discoverRequest tells of other nodes, which a local driver has no use for.
 type discoverRequest struct{}

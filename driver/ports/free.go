@@ -16,6 +16,9 @@ const freeTries = 64
 // Free chooses a port number that nobody has on any of addrs, from the range that the kernel gives out itself.
 // It holds nothing: somebody may take the number before [Holder.Hold] does, which then says [ErrInUse].
 func (*Holder) Free(protocol string, addrs []netip.Addr) (uint16, error) {
+	if len(addrs) == 0 {
+		return 0, fmt.Errorf("find a free %s port: no address is given", protocol)
+	}
 	var busy []int // numbers that failed stay bound, so that the kernel gives out others
 	defer func() {
 		for _, fd := range busy {
@@ -61,12 +64,4 @@ func probe(p Port) (int, error) {
 		return 0, err
 	}
 	return fd, nil
-}
-
-func boundTo(fd int) (uint16, error) {
-	name, err := unix.Getsockname(fd)
-	if err != nil {
-		return 0, err
-	}
-	return addrOf(name).Port(), nil
 }

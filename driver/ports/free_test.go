@@ -19,7 +19,7 @@ func TestFree(t *testing.T) {
 		h := newHolder(t)
 		seen := map[uint16]bool{}
 		for range 100 {
-			number, err := (*Holder)(nil).Free(protocol, addrs)
+			number, err := h.Free(protocol, addrs)
 			require.NoError(t, err)
 			assert.False(t, seen[number], "%d came twice", number)
 			seen[number] = true
@@ -35,14 +35,15 @@ func TestFreeOnEveryAddress(t *testing.T) {
 	taken, err := net.Listen("tcp", "[::1]:0")
 	require.NoError(t, err)
 	defer taken.Close()
+	h := newHolder(t)
 	for range 200 {
-		number, err := (*Holder)(nil).Free("tcp", []netip.Addr{loop4, loop6})
+		number, err := h.Free("tcp", []netip.Addr{loop4, loop6})
 		require.NoError(t, err)
 		assert.NotEqual(t, uint16(taken.Addr().(*net.TCPAddr).Port), number)
 	}
 }
 
 func TestFreeOfNoHost(t *testing.T) {
-	_, err := (*Holder)(nil).Free("tcp", []netip.Addr{netip.MustParseAddr("fe80::1")})
+	_, err := newHolder(t).Free("tcp", []netip.Addr{netip.MustParseAddr("fe80::1")})
 	assert.ErrorContains(t, err, "find a free tcp port on [fe80::1]")
 }

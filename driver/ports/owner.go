@@ -4,7 +4,11 @@ package ports
 
 import (
 	"bufio"
+	"encoding/binary"
+	"encoding/hex"
 	"fmt"
+	"io"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -17,15 +21,15 @@ func by(p Port) string {
 	if inode == "" {
 		return ""
 	}
-	links, err := filepath.Glob("/proc/[0-9]*/fd/*")
+	processes, err := os.ReadDir("/proc")
 	if err != nil {
 		return ""
 	}
-	for _, link := range links {
-		if target, err := os.Readlink(link); err != nil || target != "socket:["+inode+"]" {
+	for _, process := range processes {
+		pid := process.Name()
+		if _, err := strconv.ParseUint(pid, 10, 32); err != nil || !has(pid, inode) {
 			continue
 		}
-		pid := strings.Split(link, "/")[2]
 		name, err := os.ReadFile("/proc/" + pid + "/comm")
 		if err != nil {
 			continue
@@ -35,36 +39,93 @@ func by(p Port) string {
 	return ""
 }
 
-// socketOf finds the inode of a socket that is bound to the port (proc_net_tcp(5)): to its address, or to all.
+// has tells whether a process has the socket open.
+func has(pid, inode string) bool {
+	dir := filepath.Join("/proc", pid, "fd")
+	fds, err := os.ReadDir(dir)
+	if err != nil {
+		return false // it has ended
+	}
+	for _, fd := range fds {
+		if target, err := os.Readlink(filepath.Join(dir, fd.Name())); err == nil && target == "socket:["+inode+"]" {
+			return true
+		}
+	}
+	return false
+}
+
+// socketOf finds the inode of the socket that keeps others from the port, if the kernel lists it (proc_net_tcp(5)).
 func socketOf(p Port) string {
+	found, best := "", 0
+	protocol := "tcp"
+	if p.udp() {
+		protocol = "udp"
+	}
 	for _, suffix := range []string{"", "6"} {
-		f, err := os.Open("/proc/self/net/" + p.Protocol + suffix)
+		f, err := os.Open("/proc/self/net/" + protocol + suffix)
 		if err != nil {
 			continue
 		}
-		inode := scan(f, p)
-		f.Close()
-		if inode != "" {
-			return inode
+		if inode, score := scan(f, p); score > best {
+			found, best = inode, score
 		}
+		f.Close()
 	}
-	return ""
+	return found
 }
 
-func scan(f *os.File, p Port) string {
-	const listen, unconnected = "0A", "07"
-	lines := bufio.NewScanner(f)
+// scan finds the socket in a table that is most likely the one: of the port's own family, and one that listens, or
+// that is not connected.
+func scan(table io.Reader, p Port) (inode string, best int) {
+	const listen, unconnected, connected = "0A", "07", "01"
+	lines := bufio.NewScanner(table)
 	for lines.Scan() {
 		// sl local_address rem_address st tx:rx tr:when retrnsmt uid timeout inode
 		fields := strings.Fields(lines.Text())
-		if len(fields) < 10 || fields[3] != listen && (p.Protocol != "udp" || fields[3] != unconnected) {
+		if len(fields) < 10 || fields[9] == "0" {
 			continue
 		}
-		_, hex, ok := strings.Cut(fields[1], ":")
-		port, err := strconv.ParseUint(hex, 16, 16)
-		if ok && err == nil && uint16(port) == p.Addr.Port() {
-			return fields[9]
+		local, ok := localOf(fields[1])
+		if !ok || local.Port() != p.Addr.Port() || !overlap(local.Addr(), p.Addr.Addr()) {
+			continue
+		}
+		score := 1
+		switch fields[3] {
+		case listen, unconnected:
+			score = 3
+		case connected:
+			score = 2
+		}
+		score *= 2
+		if local.Addr().Is4() == p.Addr.Addr().Is4() {
+			score++
+		}
+		if score > best {
+			inode, best = fields[9], score
 		}
 	}
-	return ""
+	return inode, best
+}
+
+// overlap tells whether a socket of theirs may be in the way of ours, which is of its own family only.
+func overlap(theirs, ours netip.Addr) bool {
+	if theirs.Is4() != ours.Is4() {
+		return theirs.Is6() && theirs.IsUnspecified() // it may have every IPv4 address as well
+	}
+	return theirs == ours || theirs.IsUnspecified() || ours.IsUnspecified()
+}
+
+// localOf reads an address of the table: words in the host's order of bytes, and a port.
+func localOf(s string) (netip.AddrPort, bool) {
+	words, port, _ := strings.Cut(s, ":")
+	raw, err := hex.DecodeString(words)
+	number, portErr := strconv.ParseUint(port, 16, 16)
+	if err != nil || portErr != nil || len(raw)%4 != 0 {
+		return netip.AddrPort{}, false
+	}
+	for i := 0; i < len(raw); i += 4 {
+		binary.NativeEndian.PutUint32(raw[i:], binary.BigEndian.Uint32(raw[i:]))
+	}
+	a, ok := netip.AddrFromSlice(raw)
+	return netip.AddrPortFrom(a.Unmap(), uint16(number)), ok
 }

@@ -3,169 +3,158 @@
 package ports
 
 import (
+	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net"
-	"net/netip"
 	"os"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
 )
 
-// What is passed on takes this long at most to be begun, and a datagram's answer to come.
 const (
-	dialTime   = 5 * time.Second
-	answerTime = 60 * time.Second
-	maxPacket  = 65535
+	// dialTime bounds how long a client waits for its connection to be passed on.
+	dialTime = 5 * time.Second
+	// maxSplices is how many connections are passed on at once.
+	maxSplices = 1024
+	// tellAgain keeps the log short while something is exhausted, and breath the processor idle.
+	tellAgain = time.Minute
+	breath    = 5 * time.Millisecond
 )
 
 // serve passes on what comes until the holder is closed.
-func (h *Holder) serve(end *os.File) {
-	defer end.Close()
-	events := make([]unix.EpollEvent, 16)
-	for {
-		n, err := unix.EpollWait(h.poll, events, -1)
-		if err != nil && !errors.Is(err, unix.EINTR) {
-			h.log.WithError(err).Error("wait for connections to published ports")
-			return
-		}
-		for _, e := range events[:max(n, 0)] {
-			if e.Fd < 0 {
-				return
+func (h *Holder) serve(wait syscall.RawConn) {
+	var (
+		events = make([]unix.EpollEvent, 16)
+		failed error
+		told   time.Time
+	)
+	err := wait.Read(func(fd uintptr) bool {
+		for h.ctx.Err() == nil {
+			n, err := unix.EpollWait(int(fd), events, 0)
+			if n == 0 || err != nil && !errors.Is(err, unix.EINTR) {
+				failed = err
+				return err != nil
 			}
-			h.ready(int(e.Fd))
+			for _, e := range events[:max(n, 0)] {
+				err := h.ready(e)
+				if err == nil {
+					continue
+				}
+				if time.Since(told) > tellAgain {
+					h.log.WithError(err).Warn("published ports")
+					told = time.Now()
+				}
+				// a connection that cannot be taken is offered at once again
+				time.Sleep(breath)
+			}
 		}
+		return true
+	})
+	if err = errors.Join(err, failed); err != nil && h.ctx.Err() == nil {
+		h.log.WithError(err).Error("connections to published ports are passed on no more")
 	}
 }
 
-// ready takes one connection or datagram from a socket.
-func (h *Holder) ready(fd int) {
+// ready takes one connection or datagram from a socket, unless it was closed meanwhile.
+func (h *Holder) ready(e unix.EpollEvent) error {
 	h.mu.Lock()
-	p, ok := h.ports[fd]
-	h.mu.Unlock()
-	switch {
-	case !ok: // released meanwhile
-	case p.Protocol == "tcp":
-		h.accept(fd, p)
-	default:
-		h.receive(fd, p)
+	defer h.mu.Unlock()
+	if e.Fd < 0 {
+		h.flows.answer(h, ^e.Fd, e.Pad)
+		return nil
 	}
+	if int(e.Fd) >= len(h.pages)*len(page{}) || h.socket(e.Fd).gen != e.Pad {
+		return nil
+	}
+	if s := h.socket(e.Fd); !s.udp {
+		return h.accept(s)
+	}
+	return h.receive(e.Fd)
 }
 
-func (h *Holder) accept(fd int, p port) {
-	conn, from, err := unix.Accept4(fd, unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK)
+// accept takes a connection. It is called with the lock held.
+func (h *Holder) accept(s *socket) error {
+	fd, from, err := unix.Accept4(int(s.fd), unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK)
+	if errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE) || errors.Is(err, unix.ENOBUFS) || errors.Is(err, unix.ENOMEM) {
+		return fmt.Errorf("pass a connection to port %s on: %w", s.addrPort(), err)
+	}
 	if err != nil {
-		return
+		return nil // it has gone again
 	}
-	client, err := fileConn(conn)
-	if err != nil {
-		h.log.WithError(err).WithField("port", p.Port).Warn("pass a connection on")
-		return
+	if s.via == (key{}) || h.own[keyOf(addrOf(from), false)] { // the hooks are off: it would go round and round
+		unix.Close(fd)
+		return nil
 	}
-	if h.isOwn(from) { // the hooks are off: it would go round and round
-		client.Close()
-		return
+	if h.splices >= h.limits.splices {
+		unix.Close(fd)
+		return fmt.Errorf("a connection to port %s is refused: %d are being passed on already", s.addrPort(), h.splices)
 	}
-	go h.splice(client, p)
+	h.splices++
+	via := s.via
+	h.done.Go(func() {
+		h.splice(fd, via)
+		h.mu.Lock()
+		h.splices--
+		h.mu.Unlock()
+	})
+	return nil
 }
 
-// splice connects a client that was not translated to the port, by a socket that is.
-func (h *Holder) splice(client net.Conn, p port) {
+// splice connects a client that was not translated to where it is.
+func (h *Holder) splice(fd int, via key) {
+	client, err := fileConn(fd)
+	if err != nil {
+		h.log.WithError(err).WithField("port", via.addrPort()).Warn("pass a connection on")
+		return
+	}
 	defer client.Close()
-	server, err := h.dial("tcp", p)
+	var own key
+	dialer := net.Dialer{Timeout: dialTime, Control: func(_, _ string, raw syscall.RawConn) (err error) {
+		if e := raw.Control(func(fd uintptr) {
+			if own, err = h.claim(int(fd), via); err == nil {
+				h.mu.Lock()
+				h.own[own] = true
+				h.mu.Unlock()
+			}
+		}); e != nil {
+			return e
+		}
+		return err
+	}}
+	defer func() {
+		h.mu.Lock()
+		delete(h.own, own)
+		h.mu.Unlock()
+	}()
+	server, err := dialer.DialContext(h.ctx, "tcp", via.addrPort().String())
 	if err != nil {
 		return // the client sees its connection closed, as with any proxy
 	}
-	defer h.hangUp(server)
-	there := make(chan struct{})
+	defer server.Close()
+	hangUp := func() { client.Close(); server.Close() }
+	defer context.AfterFunc(h.ctx, hangUp)()
+	back := make(chan struct{})
 	go func() {
-		defer close(there)
-		_, _ = io.Copy(server, client)
-		closeWrite(server)
+		defer close(back)
+		stream(client, server, hangUp)
 	}()
-	_, _ = io.Copy(client, server)
-	closeWrite(client)
-	<-there
+	stream(server, client, hangUp)
+	<-back
 }
 
-func closeWrite(c net.Conn) {
-	if tcp, ok := c.(*net.TCPConn); ok {
-		_ = tcp.CloseWrite() // the other side may be gone
-	}
-}
-
-// receive passes a datagram on and its answers back.
-func (h *Holder) receive(fd int, p port) {
-	b := make([]byte, maxPacket)
-	n, from, err := unix.Recvfrom(fd, b, 0)
-	if err != nil || h.isOwn(from) {
+// stream copies until from has said everything. A broken connection ends both directions: nobody would tell the other.
+func stream(to, from net.Conn, hangUp func()) {
+	if _, err := io.Copy(to, from); err != nil {
+		hangUp()
 		return
 	}
-	go func() {
-		server, err := h.dial("udp", p)
-		if err != nil {
-			return
-		}
-		defer h.hangUp(server)
-		if _, err := server.Write(b[:n]); err != nil {
-			return
-		}
-		if err := server.SetReadDeadline(time.Now().Add(answerTime)); err != nil {
-			return
-		}
-		for {
-			n, err := server.Read(b)
-			if err != nil {
-				return
-			}
-			h.mu.Lock()
-			if h.held[p.Port] == fd {
-				_ = unix.Sendto(fd, b[:n], 0, from) // as any datagram, it may be lost
-			}
-			h.mu.Unlock()
-		}
-	}()
-}
-
-// dial connects to where the hooks translate.
-func (h *Holder) dial(network string, p port) (net.Conn, error) {
-	c, err := net.DialTimeout(network, p.via.String(), dialTime)
-	if err != nil {
-		return nil, err
+	if tcp, ok := to.(*net.TCPConn); ok && tcp.CloseWrite() != nil {
+		hangUp()
 	}
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	h.own[local(c)] = true
-	return c, nil
-}
-
-func (h *Holder) hangUp(c net.Conn) {
-	h.mu.Lock()
-	delete(h.own, local(c))
-	h.mu.Unlock()
-	c.Close()
-}
-
-func (h *Holder) isOwn(from unix.Sockaddr) bool {
-	a := addrOf(from)
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	return h.own[a]
-}
-
-func local(c net.Conn) netip.AddrPort {
-	switch a := c.LocalAddr().(type) {
-	case *net.TCPAddr:
-		return unmapped(a.AddrPort())
-	case *net.UDPAddr:
-		return unmapped(a.AddrPort())
-	}
-	return netip.AddrPort{}
-}
-
-func unmapped(a netip.AddrPort) netip.AddrPort {
-	return netip.AddrPortFrom(a.Addr().Unmap(), a.Port())
 }
 
 func fileConn(fd int) (net.Conn, error) {

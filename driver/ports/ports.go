@@ -5,11 +5,14 @@
 package ports
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net/netip"
 	"os"
+	"strings"
 	"sync"
+	"time"
 
 	"github.com/sirupsen/logrus"
 	"golang.org/x/sys/unix"
@@ -18,178 +21,213 @@ import (
 // Port is a TCP or UDP port of the host's.
 type Port struct {
 	Addr     netip.AddrPort // the unspecified address stands for every one of its family
-	Protocol string         // tcp or udp
+	Protocol string         // tcp or udp, in any case
 }
 
 // String is the port as messages show it: 0.0.0.0:80/tcp.
-func (p Port) String() string { return p.Addr.String() + "/" + p.Protocol }
+func (p Port) String() string { return p.Addr.String() + "/" + strings.ToLower(p.Protocol) }
+
+func (p Port) udp() bool { return strings.EqualFold(p.Protocol, "udp") }
 
 // Holder has a socket bound for every port it holds. Connections that reach one were not translated: their
 // client is bound to a loopback address, or speaks IPv6 to a container that does not. They are passed on.
+//
+// A container may publish thousands of ports, of which hardly any ever needs that: a port costs its socket and
+// some 70 bytes, and one goroutine waits for all of them.
 type Holder struct {
 	exempt func(fd int) error
 	log    logrus.FieldLogger
+	limits limits
 
-	poll int // epoll instance
-	wake *os.File
-
-	mu    sync.Mutex
-	held  map[Port]int // sockets
-	ports map[int]port // by socket
-	own   map[netip.AddrPort]bool
+	poll  *os.File // epoll instance
+	epoll int      // its descriptor
+	ctx   context.Context
+	stop  context.CancelFunc // ends what is being passed on
 	done  sync.WaitGroup
+
+	mu    sync.Mutex // held for a moment only: nothing waits with it
+	held  map[key]int32
+	pages []*page // of sockets, of which held's values are the places
+	free  []int32 // places
+	last  int32   // generation given
+
+	own     map[key]bool // where connections of our own come from
+	splices int
+	flows   flows
+}
+
+// limits bound what clients can make the daemon spend.
+type limits struct {
+	splices, flows int
+	idle           time.Duration // after which a flow of datagrams is forgotten
+}
+
+// key is a Port in few bytes, IPv4 mapped into IPv6.
+type key struct {
+	addr [16]byte
+	port uint16
+	udp  bool
+}
+
+func keyOf(a netip.AddrPort, udp bool) key {
+	return key{a.Addr().As16(), a.Port(), udp}
+}
+
+func (k key) addrPort() netip.AddrPort {
+	return netip.AddrPortFrom(netip.AddrFrom16(k.addr).Unmap(), k.port)
+}
+
+// socket is one that holds a port.
+type socket struct {
+	key
+	via   key // without an address: nowhere
+	fd    int32
+	gen   int32 // tells it from those that had its place before; 0: the place is free
+	flows int32
+}
+
+// page keeps sockets where they are while their number grows.
+type page [128]socket
+
+// socket is the one at a place.
+func (h *Holder) socket(at int32) *socket {
+	return &h.pages[at/int32(len(page{}))][at%int32(len(page{}))]
+}
+
+// place is a free one.
+func (h *Holder) place() int32 {
+	if len(h.free) == 0 {
+		first := int32(len(h.pages) * len(page{}))
+		h.pages = append(h.pages, new(page))
+		for i := int32(len(page{})) - 1; i >= 0; i-- {
+			h.free = append(h.free, first+i)
+		}
+	}
+	at := h.free[len(h.free)-1]
+	h.free = h.free[:len(h.free)-1]
+	return at
 }
 
 // New starts a holder. exempt keeps the socket hooks off a socket that is given to it.
 func New(exempt func(fd int) error, log logrus.FieldLogger) (*Holder, error) {
-	poll, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
-	if err != nil {
-		return nil, fmt.Errorf("wait for connections to published ports: %w", err)
+	fd, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
+	if err == nil {
+		err = unix.SetNonblock(fd, true) // so that the runtime waits for it, and no thread of its own does
 	}
-	end, wake, err := os.Pipe()
 	if err != nil {
-		unix.Close(poll)
 		return nil, fmt.Errorf("wait for connections to published ports: %w", err)
 	}
 	h := &Holder{
-		exempt: exempt, log: log, poll: poll, wake: wake,
-		held: map[Port]int{}, ports: map[int]port{}, own: map[netip.AddrPort]bool{},
+		exempt: exempt, log: log, limits: limits{maxSplices, maxFlows, flowIdle}, poll: os.NewFile(uintptr(fd), "epoll"), epoll: fd,
+		held: map[key]int32{}, own: map[key]bool{},
 	}
-	if err := unix.EpollCtl(poll, unix.EPOLL_CTL_ADD, int(end.Fd()), &unix.EpollEvent{Events: unix.EPOLLIN, Fd: -1}); err != nil {
-		return nil, errors.Join(fmt.Errorf("wait for connections to published ports: %w", err), end.Close(), wake.Close(), unix.Close(poll))
+	h.ctx, h.stop = context.WithCancel(context.Background())
+	wait, err := h.poll.SyscallConn()
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("wait for connections to published ports: %w", err), h.poll.Close())
 	}
-	h.done.Go(func() { h.serve(end) })
+	growFiles(fd)
+	h.done.Go(func() { h.serve(wait) })
 	return h, nil
 }
 
-// port is what a socket is held for.
-type port struct {
-	Port
-	via netip.AddrPort
-}
-
-// Hold binds a port. What reaches it is passed on to via, where the hooks translate. Holding it again changes
-// nothing; a port that a process of the host has is refused with its name, as an error that is [ErrInUse].
+// Hold binds a port. What reaches it is passed on to via, where the hooks translate. Holding it again only changes
+// via; a port that a process of the host has is refused with its name, as an error that is [ErrInUse].
 func (h *Holder) Hold(p Port, via netip.AddrPort) error {
+	k := keyOf(p.Addr, p.udp())
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if _, ok := h.held[p]; ok {
+	if h.ctx.Err() != nil {
+		return fmt.Errorf("hold the port %s: %w", p, os.ErrClosed)
+	}
+	if at, ok := h.held[k]; ok {
+		if s := h.socket(at); s.via != viaOf(via, k.udp) {
+			h.endFlows(at)
+			s.via = viaOf(via, k.udp)
+		}
 		return nil
 	}
 	fd, err := h.bind(p)
 	if errors.Is(err, unix.EADDRINUSE) {
-		return fmt.Errorf("port %s is %w%s: stop it, or choose another port", p, ErrInUse, by(p))
+		return inUse{p}
 	}
 	if err != nil {
 		return fmt.Errorf("hold the port %s: %w", p, err)
 	}
-	if err := unix.EpollCtl(h.poll, unix.EPOLL_CTL_ADD, fd, &unix.EpollEvent{Events: unix.EPOLLIN, Fd: int32(fd)}); err != nil {
+	at, gen := h.place(), h.generation()
+	if err := h.await(fd, at, gen); err != nil {
 		unix.Close(fd)
+		h.free = append(h.free, at)
 		return fmt.Errorf("hold the port %s: %w", p, err)
 	}
-	h.held[p], h.ports[fd] = fd, port{p, via}
+	*h.socket(at) = socket{key: k, via: viaOf(via, k.udp), fd: int32(fd), gen: gen}
+	h.held[k] = at
 	return nil
+}
+
+func viaOf(a netip.AddrPort, udp bool) key {
+	if !a.IsValid() {
+		return key{}
+	}
+	return keyOf(a, udp)
 }
 
 // ErrInUse says that a process of the host has the port.
 var ErrInUse = errors.New("in use")
 
-// Release undoes Hold. Connections that are being passed on go on.
-func (h *Holder) Release(p Port) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if fd, ok := h.held[p]; ok {
-		unix.Close(fd) // which takes it out of the epoll instance
-		delete(h.held, p)
-		delete(h.ports, fd)
-	}
+// inUse looks for the process when somebody reads it: whoever tries a range of ports does not.
+type inUse struct{ Port }
+
+func (e inUse) Error() string {
+	return fmt.Sprintf("port %s is %v%s: stop it, or choose another port", e.Port, ErrInUse, by(e.Port))
 }
 
-// Close releases every port.
+func (inUse) Unwrap() error { return ErrInUse }
+
+// Release undoes Hold. Connections that are being passed on go on.
+func (h *Holder) Release(p Port) {
+	k := keyOf(p.Addr, p.udp())
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	at, ok := h.held[k]
+	if !ok {
+		return
+	}
+	s := h.socket(at)
+	h.endFlows(at)
+	unix.Close(int(s.fd)) // which takes it out of the epoll instance
+	*s = socket{}
+	delete(h.held, k)
+	if len(h.held) == 0 { // a thousand ports are rarely followed by as many
+		h.held, h.pages, h.free = map[key]int32{}, nil, nil
+		return
+	}
+	h.free = append(h.free, at)
+}
+
+// Close releases every port and ends what is being passed on.
 func (h *Holder) Close() {
-	h.wake.Close()
+	h.mu.Lock()
+	h.stop()
+	h.mu.Unlock()
+	h.poll.Close() // which wakes serve
 	h.done.Wait()
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	for p, fd := range h.held {
-		unix.Close(fd)
-		delete(h.held, p)
+	for _, at := range h.held {
+		h.endFlows(at)
+		unix.Close(int(h.socket(at).fd))
 	}
-	unix.Close(h.poll)
+	h.held, h.pages, h.free = map[key]int32{}, nil, nil
 }
 
-// bind makes the socket that holds a port.
-func (h *Holder) bind(p Port) (int, error) {
-	fd, err := open(p)
-	if err != nil {
-		return 0, err
-	}
-	err = func() error {
-		if err := h.exempt(fd); err != nil {
-			return err
-		}
-		if p.Protocol == "udp" {
-			return unix.Bind(fd, sockaddr(p.Addr))
-		}
-		// connections of an earlier holder may linger
-		if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1); err != nil {
-			return err
-		}
-		if err := unix.Bind(fd, sockaddr(p.Addr)); err != nil {
-			return err
-		}
-		return unix.Listen(fd, backlog)
-	}()
-	if err != nil {
-		unix.Close(fd)
-		return 0, err
-	}
-	return fd, nil
+// generation gives numbers that are never 0.
+func (h *Holder) generation() int32 {
+	h.last = max(h.last+1, 1)
+	return h.last
 }
 
-// backlog is how many clients may wait to be passed on, for a port.
-const backlog = 64
-
-// open makes a socket that can be bound to a port of its own family only.
-func open(p Port) (int, error) {
-	family, typ := unix.AF_INET, unix.SOCK_STREAM
-	if p.Addr.Addr().Is6() {
-		family = unix.AF_INET6
-	}
-	if p.Protocol == "udp" {
-		typ = unix.SOCK_DGRAM
-	}
-	fd, err := unix.Socket(family, typ|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
-	if err != nil {
-		return 0, err
-	}
-	if family == unix.AF_INET6 {
-		err = unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 1)
-	}
-	if err == nil && !p.Addr.Addr().IsUnspecified() {
-		// an address that the host does not have yet, or any more, may be held all the same
-		err = unix.SetsockoptInt(fd, unix.SOL_IP, unix.IP_FREEBIND, 1)
-	}
-	if err != nil {
-		unix.Close(fd)
-		return 0, err
-	}
-	return fd, nil
-}
-
-func sockaddr(a netip.AddrPort) unix.Sockaddr {
-	if a.Addr().Is6() {
-		return &unix.SockaddrInet6{Port: int(a.Port()), Addr: a.Addr().As16()}
-	}
-	return &unix.SockaddrInet4{Port: int(a.Port()), Addr: a.Addr().As4()}
-}
-
-func addrOf(a unix.Sockaddr) netip.AddrPort {
-	switch a := a.(type) {
-	case *unix.SockaddrInet4:
-		return netip.AddrPortFrom(netip.AddrFrom4(a.Addr), uint16(a.Port))
-	case *unix.SockaddrInet6:
-		return netip.AddrPortFrom(netip.AddrFrom16(a.Addr), uint16(a.Port))
-	}
-	return netip.AddrPort{}
+// await has serve told of what comes on a socket.
+func (h *Holder) await(fd int, at, gen int32) error {
+	return unix.EpollCtl(h.epoll, unix.EPOLL_CTL_ADD, fd, &unix.EpollEvent{Events: unix.EPOLLIN, Fd: at, Pad: gen})
 }
