@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net/netip"
 	"runtime/debug"
+	"slices"
 	"strings"
 
 	"github.com/mustang-net/mustang/api"
@@ -113,7 +114,7 @@ func (h *host) Ports(context.Context) ([]api.Port, error) {
 	}
 	var out []api.Port
 	for _, p := range h.driver.Ports() {
-		replica := h.services.Replica(p.Endpoint, bpf.Frontend{Addr: p.Host.Addr(), Port: p.Host.Port(), Protocol: p.Protocol})
+		replica := h.services.Replica(p.Endpoint, frontendOf(p))
 		port := api.Port{
 			Protocol: strings.ToLower(p.Protocol.String()), Host: p.Host, Port: p.Port, Count: p.Count, Routed: p.Routed,
 			Endpoint: p.Endpoint, Container: replica.Container, NetworkID: p.Network, NetworkName: networks[p.Network].Name,
@@ -132,6 +133,20 @@ func (h *host) Ports(context.Context) ([]api.Port, error) {
 		out = append(out, port)
 	}
 	return out, nil
+}
+
+// frontendOf is where the service of a port is. A family that the endpoint lacks is passed on to the other one.
+func frontendOf(p driver.PublishedPort) bpf.Frontend {
+	f := bpf.Frontend{Addr: p.Host.Addr(), Port: p.Host.Port(), Protocol: p.Protocol}
+	has := slices.ContainsFunc(p.Addrs, func(a netip.Addr) bool { return a.Is6() == f.Addr.Is6() })
+	switch {
+	case has || !f.Addr.IsUnspecified():
+	case f.Addr.Is6():
+		f.Addr = netip.IPv4Unspecified()
+	default:
+		f.Addr = netip.IPv6Unspecified()
+	}
+	return f
 }
 
 // reachedBy lists the uplinks by which an address of the host's is reached, and for every address which ones they are.
