@@ -133,6 +133,11 @@ func (d *Datapath) PutService(s Service) error {
 			return fmt.Errorf("remove sources of the service %s: %w", s.Frontend, err)
 		}
 	}
+	if had.Flags&svcRestricted != 0 && had.Id != s.ID {
+		if err := d.sources.keep(d.maps["sources"], had.Id, nil); err != nil {
+			return fmt.Errorf("remove sources of the service %s: %w", s.Frontend, err)
+		}
+	}
 	if err := d.deleteSlots(s.Frontend, count+reserve, had.Count+had.Reserve); err != nil || s.Affinity == 0 {
 		return err
 	}

@@ -6,6 +6,7 @@ import (
 	"cmp"
 	"net/netip"
 	"slices"
+	"strings"
 
 	"github.com/mustang-net/mustang/bpf"
 )
@@ -49,6 +50,12 @@ func (m *Manager) checkPorts(e Endpoint) error {
 			if first := p.members[0]; other != f || first.Network != e.Network || p.port != port.Port || !first.mayShare(fresh) {
 				return conflictf("port %s is published by %s already: choose another, or stop it", text(other), first.label())
 			}
+			for _, member := range p.members {
+				if member.ID != e.ID && !sameSources(member.Sources, e.Sources) {
+					return conflictf("port %s is published by %s already, for %s and not for %s: give both the same publish_sources",
+						text(f), member.label(), sourcesText(member.Sources), sourcesText(e.Sources))
+				}
+			}
 		}
 	}
 	return nil
@@ -81,6 +88,34 @@ func (ep *endpoint) mayShare(other *endpoint) bool {
 func (ep *endpoint) shares(other *endpoint) bool {
 	names := ep.claims()
 	return slices.ContainsFunc(other.claims(), func(name string) bool { return slices.Contains(names, name) })
+}
+
+func sameSources(a, b []netip.Prefix) bool {
+	return (a == nil) == (b == nil) && slices.Equal(sorted(a), sorted(b))
+}
+
+// sorted are the prefixes in order and each once; nil stays nil.
+func sorted(prefixes []netip.Prefix) []netip.Prefix {
+	prefixes = slices.Clone(prefixes)
+	for i := range prefixes {
+		prefixes[i] = prefixes[i].Masked()
+	}
+	slices.SortFunc(prefixes, netip.Prefix.Compare)
+	return slices.Compact(prefixes)
+}
+
+func sourcesText(prefixes []netip.Prefix) string {
+	if prefixes == nil {
+		return "everybody"
+	}
+	if len(prefixes) == 0 {
+		return "nobody"
+	}
+	var texts []string
+	for _, p := range sorted(prefixes) {
+		texts = append(texts, p.String())
+	}
+	return strings.Join(texts, ", ")
 }
 
 // label is the name of the endpoint's container, or its id.
@@ -163,6 +198,14 @@ func (p *published) backends(f bpf.Frontend) []member {
 		}
 	}
 	return out
+}
+
+// sources are who may reach the port: the same for all members.
+func (p *published) sources() []netip.Prefix {
+	if len(p.members) == 0 {
+		return []netip.Prefix{}
+	}
+	return sorted(p.members[0].Sources)
 }
 
 func (p *published) strict() bool {
