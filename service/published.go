@@ -42,7 +42,7 @@ func (m *Manager) checkPorts(e Endpoint) error {
 	fresh := &endpoint{Endpoint: e, container: m.byEndpoint[e.ID]}
 	for _, port := range e.Ports {
 		f := port.frontend()
-		for _, other := range m.others(f) {
+		for _, other := range m.others(f, e) {
 			p := m.published[other]
 			if len(p.members) == 1 && p.members[0].ID == e.ID {
 				continue
@@ -61,11 +61,16 @@ func (m *Manager) checkPorts(e Endpoint) error {
 	return nil
 }
 
-// others are the frontends that are published and overlap f.
-func (m *Manager) others(f bpf.Frontend) []bpf.Frontend {
+// others are the frontends that are published and overlap f, which e asks for. All addresses are the host's: an
+// endpoint's own, where it is routed, is none of them.
+func (m *Manager) others(f bpf.Frontend, e Endpoint) []bpf.Frontend {
+	if f.Addr == e.IPv4 || f.Addr == e.IPv6 {
+		return nil
+	}
 	var out []bpf.Frontend
 	for _, other := range m.numbers[number{f.Port, f.Protocol}] {
-		if other.Addr == f.Addr || familyOf(other.Addr) == familyOf(f.Addr) && (other.Addr.IsUnspecified() || f.Addr.IsUnspecified()) {
+		all := familyOf(other.Addr) == familyOf(f.Addr) && (other.Addr.IsUnspecified() || f.Addr.IsUnspecified())
+		if other.Addr == f.Addr || all && m.byAddr[other.Addr] == nil {
 			out = append(out, other)
 		}
 	}

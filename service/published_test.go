@@ -92,3 +92,20 @@ func TestSourcesOfPublishedPorts(t *testing.T) {
 		require.Equal(t, []netip.Prefix{lan}, w.sources(t))
 	})
 }
+
+func TestPortsAtAnEndpointsOwnAddress(t *testing.T) {
+	w := newWorld(t)
+	_, err := w.AddNetwork(shop)
+	require.NoError(t, err)
+	ep, c := publishing(1)
+	w.run(t, ep, c)
+	for n := 2; n <= 3; n++ { // routed: each has the port at its own address, and the host's is another
+		ep, c := replica(n, PhaseReady, "other")
+		ep.Ports = []Port{{Host: netip.AddrPortFrom(ep.IPv4, 8080), Protocol: bpf.ProtocolTCP, Port: 8080}}
+		w.run(t, ep, c)
+	}
+	require.NoError(t, w.PutEndpoint(ep), "the port of all of the host's addresses is put again")
+	ep, _ = replica(4, PhaseReady, "third")
+	ep.Ports = []Port{{Host: netip.MustParseAddrPort("0.0.0.0:8080"), Protocol: bpf.ProtocolTCP, Port: 81}}
+	require.ErrorContains(t, w.PutEndpoint(ep), "is published by the container box-1 already")
+}
