@@ -86,13 +86,15 @@ func (d *Datapath) DeleteHostAddr(addr netip.Addr) error {
 	return nil
 }
 
-// endFlows forgets the per-packet flows from and to an address.
+// endFlows forgets the per-packet and the masqueraded flows from and to an address.
 func (d *Datapath) endFlows(addr mstAddr) error {
-	err := removeWhere(d.maps["ct"], func(key mstTuple, value mstCt) bool {
-		return key.Saddr == addr || key.Daddr == addr || value.Saddr == addr || value.Daddr == addr
-	})
-	if err != nil {
-		return fmt.Errorf("end the flows of %s: %w", addr.ip(), err)
+	for _, name := range []string{"ct", "snat"} {
+		err := removeWhere(d.maps[name], func(key mstTuple, value mstCt) bool {
+			return key.Saddr == addr || key.Daddr == addr || value.Saddr == addr || value.Daddr == addr
+		})
+		if err != nil {
+			return fmt.Errorf("end the flows of %s: %w", addr.ip(), err)
+		}
 	}
 	return nil
 }

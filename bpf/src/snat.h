@@ -102,6 +102,15 @@ static __always_inline bool snat_quota(__u32 ifindex)
 	return true;
 }
 
+/* Undoes snat_quota: the flow did not come about. */
+static __always_inline void snat_unquota(__u32 ifindex)
+{
+	__u32 *flows = bpf_map_lookup_elem(&mst_quotas_v1, &ifindex);
+
+	if (flows && *flows)
+		__sync_fetch_and_add(flows, -1);
+}
+
 /* Claims w->now as it is: nothing is translated, so nobody else has it. */
 static __always_inline void snat_keep(struct work *w, struct snat_claim *claim)
 {
@@ -113,25 +122,16 @@ static __always_inline void snat_keep(struct work *w, struct snat_claim *claim)
 	claim->reason = err ? MST_REASON_SNAT_FULL : 0;
 }
 
-/*
- * Enters a new flow from w->p.t to w->now, whose port is chosen unless its
- * address stays; 0 or a reason.
- */
-__noinline int snat_create(struct __sk_buff *skb)
+/* Enters the flow w->p.t -> w->now with its way back; 0 or a reason. */
+static __always_inline __u32 snat_enter(struct __sk_buff *skb, struct work *w)
 {
 	struct snat_claim claim = {
 		.skb = skb,
 		.reason = MST_REASON_SNAT_PORTS,
 	};
-	struct work *w = work();
+	struct mst_ct *ct = &w->ct;
 	struct mst_tuple *key;
-	struct mst_ct *ct;
 
-	if (!w)
-		return MST_REASON_SNAT_FULL;
-	if (!snat_quota(skb->ifindex))
-		return MST_REASON_SNAT_QUOTA;
-	ct = &w->ct;
 	__builtin_memset(ct, 0, sizeof(*ct));
 	ct->saddr = w->p.t.daddr;
 	ct->daddr = w->p.t.saddr;
@@ -157,6 +157,25 @@ __noinline int snat_create(struct __sk_buff *skb)
 	bpf_map_delete_elem(&mst_snat_v1,
 			    ct_reply_key(w, &w->now, w->p.t.proto));
 	return MST_REASON_SNAT_FULL;
+}
+
+/*
+ * Enters a new flow from w->p.t to w->now, whose port is chosen unless its
+ * address stays; 0 or a reason.
+ */
+__noinline int snat_create(struct __sk_buff *skb)
+{
+	struct work *w = work();
+	__u32 reason;
+
+	if (!w)
+		return MST_REASON_SNAT_FULL;
+	if (!snat_quota(skb->ifindex))
+		return MST_REASON_SNAT_QUOTA;
+	reason = snat_enter(skb, w);
+	if (reason)
+		snat_unquota(skb->ifindex);
+	return reason;
 }
 
 /*
