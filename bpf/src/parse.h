@@ -324,7 +324,9 @@ static __always_inline bool quoted(struct __sk_buff *skb, struct work *w)
 	}
 	if (inner->t.proto != IPPROTO_TCP && inner->t.proto != IPPROTO_UDP)
 		return false;
-	if (bpf_skb_load_bytes(skb, inner->l4, ports, sizeof(ports)))
+	/* beyond the packet is what Ethernet padded it with */
+	if (inner->l4 + sizeof(ports) > p->end ||
+	    bpf_skb_load_bytes(skb, inner->l4, ports, sizeof(ports)))
 		return false;
 	inner->t.sport = ports[0];
 	inner->t.dport = ports[1];
