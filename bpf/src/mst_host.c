@@ -7,8 +7,8 @@
  * published ports, go straight into the sandbox. All else passes untouched.
  */
 #include "deliver.h"
+#include "published.h"
 #include "snat.h"
-#include "svc.h"
 
 /* Into the sandbox of the endpoint that w->p is for now. */
 static __always_inline int enter(struct __sk_buff *skb, struct work *w)
@@ -26,8 +26,7 @@ static __always_inline int unmasquerade(struct __sk_buff *skb, struct work *w)
 {
 	const struct mst_ct *ct;
 
-	if (w->p.t.proto != IPPROTO_TCP && w->p.t.proto != IPPROTO_UDP &&
-	    !is_echo_reply(&w->p))
+	if (is_icmp(&w->p) && !is_echo_reply(&w->p))
 		return SVC_UNTOUCHED;
 	ct = snat_lookup(&w->p, MST_DIR_REPLY);
 	if (!ct)
@@ -62,33 +61,28 @@ static __always_inline int unmasquerade_error(struct __sk_buff *skb,
 	return SVC_TRANSLATED;
 }
 
-/* Begins a flow to a published port. */
-static __always_inline int publish(struct __sk_buff *skb, struct work *w)
+/*
+ * Is what no flow claims for a container nonetheless? All else at a
+ * container's own address is the stack's to forward, and lxc_egress's to stop.
+ */
+static __always_inline bool is_open(const struct work *w)
 {
-	const struct mst_service *svc;
-	struct mst_ct *ct;
-	__u32 reason;
+	const struct mst_endpoint *dst;
 
-	if (w->p.t.proto != IPPROTO_TCP && w->p.t.proto != IPPROTO_UDP)
-		return SVC_UNTOUCHED;
-	ct = ct_lookup(&w->p, MST_DIR_REQUEST);
-	if (ct && w->p.t.proto == IPPROTO_UDP &&
-	    !bpf_map_lookup_elem(&mst_backends_v1, &ct->backend))
-		ct = NULL;
-	if (ct)
-		return svc_translate(skb, w, ct);
-	if (!lb_is_host(&w->p.t.daddr))
-		return SVC_UNTOUCHED;
-	svc = lb_published(&w->service, &w->p.t.daddr, w->p.t.dport,
-			   w->p.t.proto);
-	if (!svc)
-		return SVC_UNTOUCHED;
-	if (w->p.t.proto == IPPROTO_TCP && !is_syn(&w->p))
-		return SVC_UNTOUCHED; /* the host's stack resets it */
-	reason = svc_flow_to(skb, svc);
-	if (reason == MST_REASON_NO_BACKEND)
-		return SVC_UNTOUCHED; /* refused as a closed port would be */
-	return reason ? drop(skb, reason, MST_TO_CONTAINER) : SVC_TRANSLATED;
+	dst = bpf_map_lookup_elem(&mst_endpoints_v1, &w->p.t.daddr);
+	if (!dst || dst->flags & MST_EP_HOST)
+		return false;
+	return dst->flags & MST_EP_OPEN ||
+	       (dst->flags & MST_EP_PING && is_echo(&w->p));
+}
+
+/*
+ * Is an address on the packet that only exists within a host? With
+ * route_localnet the stack would take it.
+ */
+static __always_inline bool is_martian(const struct work *w)
+{
+	return addr_loopback(&w->p.t.daddr) || addr_loopback(&w->p.t.saddr);
 }
 
 SEC("host-ingress")
@@ -106,7 +100,7 @@ int host_ingress(struct __sk_buff *skb)
 	if (parse(skb))
 		return TC_PASS;
 	w->sender = w->p.t.saddr;
-	if (lb_in_pool(&w->p.t.daddr))
+	if (lb_in_pool(&w->p.t.daddr) || is_martian(w))
 		return drop(skb, MST_REASON_OFF_HOST, MST_TO_CONTAINER);
 	if (w->p.frag == FRAG_LATER) {
 		verdict = svc_fragment(skb, w);
@@ -117,12 +111,12 @@ int host_ingress(struct __sk_buff *skb)
 	} else {
 		verdict = unmasquerade(skb, w);
 		if (verdict == SVC_UNTOUCHED)
-			verdict = publish(skb, w);
+			verdict = publish(skb);
 	}
-	if (verdict == SVC_UNTOUCHED)
-		return TC_PASS;
 	if (verdict >= 0)
 		return verdict;
+	if (verdict == SVC_UNTOUCHED && !is_open(w))
+		return TC_PASS;
 	return enter(skb, w);
 }
 

@@ -11,7 +11,7 @@
 #include "deliver.h"
 #include "egress.h"
 #include "gateway.h"
-#include "svc.h"
+#include "published.h"
 
 /* The interface the program guards; NULL inside a sandbox or by hand. */
 static __always_inline const struct mst_interface *
@@ -67,6 +67,38 @@ static __always_inline int forward_slave(struct __sk_buff *skb,
 }
 
 /*
+ * Is w->p for dst on the way to a published port: of the host's, or of a
+ * container in another network at its own address? An interface that leads
+ * nowhere out reaches none.
+ */
+static __always_inline bool to_published(const struct work *w,
+					 const struct mst_endpoint *dst,
+					 const struct mst_interface *iface)
+{
+	if (w->place == PLACE_SANDBOX)
+		return false;
+	if (iface && iface->flags & MST_IF_STRICT &&
+	    !(iface->flags & MST_IF_EGRESS))
+		return false;
+	return dst->flags & MST_EP_HOST || dst->network != w->network;
+}
+
+/* Does the host's address dst stay shut? The gateway's does for published
+ * ports only.
+ */
+static __always_inline bool shut_in(struct work *w,
+				    const struct mst_interface *iface,
+				    const struct mst_addr *gateway)
+{
+	const struct mst_tuple *t = &w->p.t;
+
+	if (iface->flags & MST_IF_EGRESS)
+		return false;
+	return !addr_eq(&t->daddr, gateway) ||
+	       lb_published(&w->service, &t->daddr, t->dport, t->proto, true);
+}
+
+/*
  * Where a packet of a strict interface may go: its own network's endpoints
  * and the gateway, which is the host. What lxc_egress would check at the
  * destination is checked here, because deliver() passes it by.
@@ -82,10 +114,18 @@ static __always_inline int forward(struct __sk_buff *skb, struct work *w,
 	bool strict = iface && iface->flags & MST_IF_STRICT;
 
 	dst = bpf_map_lookup_elem(&mst_endpoints_v1, &p->t.daddr);
+	if (dst && !translated && to_published(w, dst, iface)) {
+		verdict = publish(skb);
+		if (verdict >= 0)
+			return verdict;
+		translated = verdict == SVC_TRANSLATED;
+		if (translated)
+			dst = bpf_map_lookup_elem(&mst_endpoints_v1,
+						  &p->t.daddr);
+	}
 	gateway = iface ? p->v6 ? &iface->gateway6 : &iface->gateway4 : NULL;
 	if (dst && dst->flags & MST_EP_HOST) {
-		if (strict && !(iface->flags & MST_IF_EGRESS) &&
-		    !addr_eq(&p->t.daddr, gateway))
+		if (strict && shut_in(w, iface, gateway))
 			return drop(skb, MST_REASON_ISOLATED,
 				    MST_FROM_CONTAINER);
 	} else if (dst) {
@@ -101,7 +141,9 @@ static __always_inline int forward(struct __sk_buff *skb, struct work *w,
 		return TC_PASS;
 	if (!strict || addr_eq(&p->t.daddr, gateway))
 		return TC_PASS;
-	if (iface->flags & MST_IF_EGRESS) {
+	/* with route_localnet the host's stack would take what is for loopback
+	 */
+	if (iface->flags & MST_IF_EGRESS && !addr_loopback(&p->t.daddr)) {
 		verdict = egress(skb, w, iface, reply);
 		return verdict == EGRESS_STACK ? TC_PASS : verdict;
 	}
@@ -209,6 +251,10 @@ int lxc_egress(struct __sk_buff *skb)
 		return TC_PASS;
 	if (ct_of_sent(w, &w->p.t))
 		return TC_PASS; /* translated where it came from */
+	if (snat_asked(skb, w)) {
+		frag_remember(&w->p, &w->p.t);
+		return TC_PASS;
+	}
 	return drop(skb, MST_REASON_ISOLATED, MST_TO_CONTAINER);
 }
 
