@@ -4,6 +4,7 @@ package scenarios
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -22,6 +23,7 @@ import (
 // checks by the word that a script uses. CLIENT is a container, `lan` or `host`; FLAGS are those of mst-load.
 var checks = map[string]command{
 	"asks":        asks,
+	"reach":       reach,
 	"spread":      spread,
 	"refused":     fails("connection refused", true),
 	"unreachable": fails("no route to host|network is unreachable", true),
@@ -67,6 +69,26 @@ func asks(s *scenario, _ string, args []string) result {
 	r := s.loadIn(args[0], append([]string{"-n", "1"}, args[1:]...)...)
 	if r.err == nil {
 		r.stdout = regexp.MustCompile(`^\s*1  `).ReplaceAllString(strings.SplitAfter(r.stdout, "\n")[0], "")
+	}
+	return r
+}
+
+// reach asks every target from every client, over TCP and UDP, all of which must be answered, and prints who asked whom and what they got:
+// `reach CLIENT,… TARGET…`.
+func reach(s *scenario, dir string, args []string) (r result) {
+	if len(args) < 2 {
+		return failure("usage: reach CLIENT,… TARGET…")
+	}
+	for client := range strings.SplitSeq(args[0], ",") {
+		for _, target := range args[1:] {
+			for protocol, flags := range map[string][]string{"tcp": nil, "udp": {"-udp"}} {
+				one := asks(s, dir, append(append([]string{client}, flags...), target))
+				r.stdout += fmt.Sprintf("%s %s %s: %s", client, protocol, target, one.stdout)
+				if one.err != nil {
+					r.err = errors.Join(r.err, fmt.Errorf("%s asks %s by %s: %w", client, target, protocol, one.err))
+				}
+			}
+		}
 	}
 	return r
 }
