@@ -57,6 +57,8 @@ type mstEndpoint struct {
 	Flags   uint32
 	Mac     [6]uint8
 	HostMac [6]uint8
+	Via     uint32
+	Parent  uint32
 }
 
 type mstInterface struct {
@@ -67,6 +69,7 @@ type mstInterface struct {
 	Gateway6 mstAddr
 	Mac      [6]uint8
 	Pad      [2]uint8
+	Via      uint32
 }
 
 type mstUplink struct {
@@ -116,7 +119,8 @@ type mstCt struct {
 	Backend uint32
 	Seen    uint64
 	State   uint8
-	Pad     [7]uint8
+	Pad     [3]uint8
+	Uplink  uint32
 }
 
 type mstFragKey struct {
@@ -128,9 +132,10 @@ type mstFragKey struct {
 }
 
 type mstFrag struct {
-	_     structs.HostLayout
-	Saddr mstAddr
-	Daddr mstAddr
+	_      structs.HostLayout
+	Saddr  mstAddr
+	Daddr  mstAddr
+	Uplink uint32
 }
 
 type mstSockFlow struct {
@@ -188,6 +193,7 @@ const (
 	ifEgress      = 2
 	ifMasquerade4 = 4
 	ifMasquerade6 = 8
+	ifPrivate     = 16
 )
 
 // enum mst_sandbox_flag

@@ -183,8 +183,8 @@ static __always_inline __u32 ct_direct(struct work *w)
 }
 
 /* Later fragments of the packet p, as it arrived, go the way of now. */
-static __always_inline void frag_remember(const struct pkt *p,
-					  const struct mst_tuple *now)
+static __always_inline void
+frag_remember(const struct pkt *p, const struct mst_tuple *now, __u32 uplink)
 {
 	struct mst_frag_key key = {
 		.saddr = p->t.saddr,
@@ -192,7 +192,11 @@ static __always_inline void frag_remember(const struct pkt *p,
 		.id = p->frag_id,
 		.proto = p->t.proto,
 	};
-	struct mst_frag f = {.saddr = now->saddr, .daddr = now->daddr};
+	struct mst_frag f = {
+		.saddr = now->saddr,
+		.daddr = now->daddr,
+		.uplink = uplink,
+	};
 
 	if (p->frag == FRAG_FIRST)
 		bpf_map_update_elem(&mst_frags_v1, &key, &f, BPF_ANY);

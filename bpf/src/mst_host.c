@@ -5,8 +5,11 @@
  * host_ingress sees a device that leads out before the host's stack and its
  * firewall do: replies to flows that left masqueraded, and what is for
  * published ports, go straight into the sandbox. All else passes untouched.
+ * slave_ingress sees what containers on slaves send to the host.
  */
 #include "deliver.h"
+#include "egress.h"
+#include "slave.h"
 #include "snat.h"
 #include "svc.h"
 
@@ -18,6 +21,8 @@ static __always_inline int enter(struct __sk_buff *skb, struct work *w)
 	dst = bpf_map_lookup_elem(&mst_endpoints_v1, &w->p.t.daddr);
 	if (!dst || !reaches(dst, w->place))
 		return TC_PASS;
+	if (dst->via && w->place == PLACE_UPLINK)
+		came_by(w, skb->ifindex);
 	return deliver(skb, w->place, dst);
 }
 
@@ -33,7 +38,7 @@ static __always_inline int unmasquerade(struct __sk_buff *skb, struct work *w)
 	if (!ct)
 		return SVC_UNTOUCHED;
 	snat_become(w, ct);
-	frag_remember(&w->p, &w->now);
+	frag_remember(&w->p, &w->now, 0);
 	if (nat_tuple(skb))
 		return drop(skb, MST_REASON_NAT_FAILED, MST_TO_CONTAINER);
 	return SVC_TRANSLATED;
@@ -108,6 +113,11 @@ int host_ingress(struct __sk_buff *skb)
 	w->sender = w->p.t.saddr;
 	if (lb_in_pool(&w->p.t.daddr))
 		return drop(skb, MST_REASON_OFF_HOST, MST_TO_CONTAINER);
+	if (handed_over(skb)) {
+		verdict = answer_out(skb, w);
+		if (verdict != SVC_UNTOUCHED)
+			return verdict;
+	}
 	if (w->p.frag == FRAG_LATER) {
 		verdict = svc_fragment(skb, w);
 	} else if (!w->p.frag && is_icmp_error(&w->p)) {
@@ -124,6 +134,100 @@ int host_ingress(struct __sk_buff *skb)
 	if (verdict >= 0)
 		return verdict;
 	return enter(skb, w);
+}
+
+/* Is it for a published port, or about a flow to one? */
+static __always_inline int to_published(struct __sk_buff *skb, struct work *w)
+{
+	if (w->p.frag == FRAG_LATER)
+		return svc_fragment(skb, w);
+	if (!w->p.frag && is_icmp_error(&w->p))
+		return svc_icmp_error(skb);
+	return publish(skb, w);
+}
+
+/* Where a packet of an endpoint on a private parent may go. */
+static __always_inline int leave(struct __sk_buff *skb, struct work *w,
+				 const struct mst_interface *iface)
+{
+	const struct mst_addr *gateway = w->p.v6 ? &iface->gateway6
+						 : &iface->gateway4;
+	const struct mst_endpoint *dst;
+
+	if (addr_eq(&w->p.t.daddr, gateway))
+		return SVC_UNTOUCHED;
+	dst = bpf_map_lookup_elem(&mst_endpoints_v1, &w->p.t.daddr);
+	if (dst && dst->flags & MST_EP_HOST ? !(iface->flags & MST_IF_EGRESS)
+					    : dst && dst->network != w->network)
+		return drop(skb, MST_REASON_ISOLATED, MST_FROM_CONTAINER);
+	if (dst)
+		return reaches(dst, w->place) ? deliver(skb, w->place, dst)
+					      : SVC_UNTOUCHED;
+	if (lb_in_pool(&w->p.t.daddr))
+		return refuse(skb, MST_REASON_NO_SERVICE, UNREACH_HOST);
+	if (!(iface->flags & MST_IF_EGRESS))
+		return refuse(skb, MST_REASON_NO_ROUTE, UNREACH_HOST);
+	return egress(skb, w, iface, false);
+}
+
+/* What a container on a slave sends to the host; SVC_UNTOUCHED: the stack's. */
+static __always_inline int from_slave(struct __sk_buff *skb, struct work *w,
+				      const struct mst_interface *iface)
+{
+	bool private = iface->flags & MST_IF_PRIVATE;
+	const struct mst_endpoint *src;
+	int verdict;
+
+	if (private && skb->vlan_present)
+		return drop(skb, MST_REASON_VLAN, MST_FROM_CONTAINER);
+	src = bpf_map_lookup_elem(&mst_endpoints_v1, &w->p.t.saddr);
+	if (!src || src->network != w->network) {
+		verdict = answer_out(skb, w);
+		if (verdict == SVC_UNTOUCHED && private)
+			return drop(skb, MST_REASON_SPOOFED,
+				    MST_FROM_CONTAINER);
+		if (verdict != SVC_UNTOUCHED)
+			return verdict;
+	}
+	verdict = to_published(skb, w);
+	if (verdict == SVC_TRANSLATED)
+		return enter(skb, w);
+	if (verdict != SVC_UNTOUCHED || !private)
+		return verdict;
+	return leave(skb, w, iface);
+}
+
+SEC("slave-ingress")
+int slave_ingress(struct __sk_buff *skb)
+{
+	__u32 ifindex = skb->ifindex, reason;
+	const struct mst_interface *iface;
+	struct work *w = work();
+	int verdict;
+
+	iface = bpf_map_lookup_elem(&mst_interfaces_v1, &ifindex);
+	if (!w || !iface || is_for_many(skb) ||
+	    (skb->protocol != bpf_htons(ETH_P_IP) &&
+	     skb->protocol != bpf_htons(ETH_P_IPV6)))
+		return TC_PASS;
+	w->place = PLACE_SLAVE;
+	w->via = iface->via;
+	w->network = iface->network;
+	reason = parse(skb);
+	if (reason)
+		return iface->flags & MST_IF_PRIVATE
+			       ? drop(skb, reason, MST_FROM_CONTAINER)
+			       : TC_PASS;
+	w->sender = w->p.t.saddr;
+	verdict = SVC_UNTOUCHED;
+	if (!is_multicast(&w->p) && !on_link_only(&w->p.t.saddr))
+		verdict = from_slave(skb, w, iface);
+	if (verdict >= 0)
+		return verdict;
+	if (ifindex == iface->via)
+		return TC_PASS;
+	/* what ipvlan handed to its parent: the stack knows the slave alone */
+	return bpf_redirect(iface->via, BPF_F_INGRESS);
 }
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";

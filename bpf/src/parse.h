@@ -79,6 +79,7 @@ enum place {
 	PLACE_NETKIT,  /* transmission of a netkit device, as its other end */
 	PLACE_SANDBOX, /* egress of a slave inside the sandbox */
 	PLACE_UPLINK,  /* ingress of a device that leads out */
+	PLACE_SLAVE, /* ingress of the host's slave, or of its private parent */
 };
 
 /*
@@ -99,6 +100,8 @@ struct work {
 	__u32 network;		/* of the sender; 0: no endpoint of one */
 	__u32 place;		/* enum place */
 	__u32 mtu;		/* of the way out, for too large packets */
+	__u32 uplink;		/* of the flow that p is an answer of */
+	__u32 via;		/* PLACE_SLAVE: ifindex of the host's slave */
 };
 
 struct {
@@ -268,6 +271,17 @@ __noinline int parse(struct __sk_buff *skb)
 	p->t.sport = ports[0];
 	p->t.dport = ports[1];
 	return 0;
+}
+
+static __always_inline bool is_multicast(const struct pkt *p)
+{
+	__be32 ip = p->t.daddr.w[3];
+
+	if (p->v6)
+		return (p->t.daddr.w[0] & bpf_htonl(0xff000000)) ==
+		       bpf_htonl(0xff000000);
+	return (ip & bpf_htonl(0xf0000000)) == bpf_htonl(0xe0000000) ||
+	       ip == 0xffffffff;
 }
 
 /* The first segment of a TCP connection. */

@@ -208,7 +208,7 @@ __noinline int snat_out(struct __sk_buff *skb, const struct mst_uplink *uplink)
 		if (reason)
 			return reason;
 	}
-	frag_remember(&w->p, &w->now);
+	frag_remember(&w->p, &w->now, 0);
 	return nat_tuple(skb) ? MST_REASON_NAT_FAILED : 0;
 }
 

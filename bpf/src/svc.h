@@ -86,6 +86,7 @@ __noinline int svc_icmp_error(struct __sk_buff *skb)
 	if (addr_eq(&w->p.t.saddr, &w->inner.t.daddr))
 		w->now.saddr = ct->saddr;
 	w->now.daddr = ct->daddr;
+	w->uplink = ct->uplink;
 	if (nat_icmp_error(skb))
 		return drop(skb, MST_REASON_NAT_FAILED, MST_FROM_CONTAINER);
 	return SVC_TRANSLATED;
@@ -98,7 +99,8 @@ static __always_inline int svc_translate(struct __sk_buff *skb, struct work *w,
 	w->now.daddr = ct->daddr;
 	w->now.sport = ct->sport;
 	w->now.dport = ct->dport;
-	frag_remember(&w->p, &w->now);
+	w->uplink = ct->uplink;
+	frag_remember(&w->p, &w->now, ct->uplink);
 	if (nat_tuple(skb))
 		return drop(skb, MST_REASON_NAT_FAILED, MST_FROM_CONTAINER);
 	return SVC_TRANSLATED;
@@ -115,6 +117,7 @@ static __always_inline int svc_fragment(struct __sk_buff *skb, struct work *w)
 	w->now.daddr = f->daddr;
 	w->now.sport = 0;
 	w->now.dport = 0;
+	w->uplink = f->uplink;
 	if (nat_tuple(skb))
 		return drop(skb, MST_REASON_NAT_FAILED, MST_FROM_CONTAINER);
 	return SVC_TRANSLATED;
@@ -176,7 +179,7 @@ __noinline int svc_flow_to(struct __sk_buff *skb, const struct mst_service *svc)
 	}
 	if (reason)
 		return reason;
-	frag_remember(&w->p, sent);
+	frag_remember(&w->p, sent, 0);
 	return nat_tuple(skb) ? MST_REASON_NAT_FAILED : 0;
 }
 
