@@ -264,10 +264,13 @@ func (m *Manager) putDatapath(n *Network, e *Endpoint, hostMAC, mac net.Hardware
 		return err
 	}
 	for _, a := range e.addrs() {
-		err := m.datapath.PutEndpoint(bpf.Endpoint{
+		ep := bpf.Endpoint{
 			Addr: a, IfIndex: e.Index, Network: n.Number, Redirect: e.HostIf != "", MAC: mac, HostMAC: hostMAC,
-		})
-		if err != nil {
+		}
+		if err := m.beside(n, &ep); err != nil {
+			return err
+		}
+		if err := m.datapath.PutEndpoint(ep); err != nil {
 			return err
 		}
 	}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 
 	"github.com/mustang-net/mustang/bpf"
 	"github.com/mustang-net/mustang/driver/link"
@@ -94,12 +95,55 @@ func (s slave) raise(n *Network) error {
 	return err
 }
 
-// guard is the host's slave: what the host forwards from elsewhere must not come to the containers through it.
-func (s slave) guard(n *Network) string {
-	if !s.hostReaches(n) {
-		return ""
+// renew gives the host's slave on a LAN the addresses that its parent has now. Without a change it does nothing, so
+// that whoever watches the host's addresses may call it for each.
+func (s slave) renew(n *Network) error {
+	if n.Options.Parent == "" || !s.hostReaches(n) {
+		return nil
 	}
-	return s.host(n)
+	want, _, err := s.hostAddrs(n)
+	if err != nil {
+		return err
+	}
+	had, err := s.links.Addrs(s.host(n))
+	if err != nil {
+		return err
+	}
+	byAddr := func(a, b netip.Prefix) int { return a.Addr().Compare(b.Addr()) }
+	slices.SortFunc(want, byAddr)
+	slices.SortFunc(had, byAddr)
+	if slices.Equal(want, had) {
+		return nil
+	}
+	_, err = s.links.CreateHostSlave(s.device(n, n.ID, s.host(n), nil), want)
+	return err
+}
+
+// renewSlaves makes the host's slaves agree with the addresses of their parents.
+func (m *Manager) renewSlaves() error {
+	var errs []error
+	for _, n := range m.networks {
+		if s, ok := m.mode(n).(slave); ok && !n.Partial {
+			errs = append(errs, s.renew(n))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// guards are the host's slave, which containers send to the host by and are sent to by, and what ipvlan hands to
+// its parent instead: a private one, or one that leads out and that clients of published ports come by.
+func (s slave) guards(n *Network) []guard {
+	if !s.hostReaches(n) {
+		return nil
+	}
+	out := []guard{{s.host(n), bpf.HostSlave}}
+	switch {
+	case n.Options.Parent == "" && n.Options.Mode == ModeIPvlan:
+		out = append(out, guard{s.parent(n), bpf.ParentEnd})
+	case n.Options.Parent != "" && n.Options.Publish == PublishEBPF:
+		out = append(out, guard{s.parent(n), bpf.UplinkEnd})
+	}
+	return out
 }
 
 func (s slave) raiseParent(n *Network) error {
@@ -168,11 +212,42 @@ func (s slave) disconnect(n *Network, e *Endpoint) error {
 
 func (slave) end() bpf.End { return bpf.SandboxEnd }
 
-// leadsOut: a LAN has a router, so that the engine's docker_gwbridge need not lead out. An ipvlan above L2 has none
-// on its link.
+// leadsOut: a LAN has a router, so that the engine's docker_gwbridge need not lead out; on a private parent the
+// host's slave is one. An ipvlan above L2 has none on its link.
 func (slave) leadsOut(n *Network) bool {
-	l3 := n.Options.Mode == ModeIPvlan && n.Options.IPvlanMode != "l2"
-	return n.Options.Parent != "" && !n.Internal && !l3
+	if n.Options.Parent == "" {
+		return n.leadsOut() && n.Options.unpublishable() == ""
+	}
+	return !n.Internal && !n.Options.aboveL2()
+}
+
+func (o *Options) aboveL2() bool { return o.Mode == ModeIPvlan && o.IPvlanMode != "l2" }
+
+// unpublishable says why our programs cannot publish ports in the mode, nor lead out; "" if they can.
+func (o *Options) unpublishable() string {
+	switch {
+	case o.aboveL2():
+		return fmt.Sprintf("ipvlan_mode=%s routes by the host's tables past the programs", o.IPvlanMode)
+	case o.Mode == ModeMacvlan && o.MacvlanMode != "bridge":
+		return fmt.Sprintf("with macvlan_mode=%s the host does not reach containers", o.MacvlanMode)
+	case o.Mode == ModeIPvlan && o.IPvlanFlag != "bridge":
+		return fmt.Sprintf("with ipvlan_flag=%s the host does not reach containers", o.IPvlanFlag)
+	}
+	return ""
+}
+
+// publishDefault is who publishes in the mode if nobody said: on a LAN whose containers the host does not reach, only
+// the LAN reaches them.
+func (o *Options) publishDefault() string {
+	switch {
+	case o.EBPF == "off":
+		return PublishGWBridge
+	case o.unpublishable() == "":
+		return PublishEBPF
+	case o.Parent != "" && !o.aboveL2():
+		return PublishOff
+	}
+	return PublishGWBridge
 }
 
 // onLink are the host's addresses on a LAN that lie in no subnet.

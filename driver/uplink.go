@@ -69,6 +69,10 @@ func (m *Manager) setUplinks(uplinks []link.Uplink) error {
 		if names[name] {
 			continue
 		}
+		if m.isParent(name, nil) {
+			delete(m.uplinks, name)
+			continue
+		}
 		errs = append(errs, m.datapath.DetachLXC(name))
 		if m.noTCX && indexes[u.IfIndex] {
 			continue // renamed: filters stay with the device
