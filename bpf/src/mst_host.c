@@ -136,6 +136,37 @@ int host_ingress(struct __sk_buff *skb)
 	return enter(skb, w);
 }
 
+/*
+ * Does the LAN ask for the MAC of an address of the host's? The device that
+ * has the address answers: the host's slave is for containers here alone.
+ */
+static __always_inline bool lan_asks(struct __sk_buff *skb, struct work *w,
+				     const struct mst_interface *iface)
+{
+	const struct mst_endpoint *asker;
+	struct mst_addr from;
+	struct arp arp;
+	__be32 ip;
+
+	if (iface->flags & MST_IF_PRIVATE)
+		return false;
+	if (skb->protocol == bpf_htons(ETH_P_ARP)) {
+		if (bpf_skb_load_bytes(skb, L2_LEN, &arp, sizeof(arp)) ||
+		    arp.op != ARP_REQUEST)
+			return false;
+		__builtin_memcpy(&ip, arp.sip, sizeof(ip));
+		from = addr4(ip);
+	} else {
+		if (skb->protocol != bpf_htons(ETH_P_IPV6) || parse(skb) ||
+		    w->p.t.proto != IPPROTO_ICMPV6 ||
+		    w->p.icmp_type != ICMP6_NS)
+			return false;
+		from = w->p.t.saddr;
+	}
+	asker = bpf_map_lookup_elem(&mst_endpoints_v1, &from);
+	return !asker || asker->network != iface->network;
+}
+
 /* Is it for a published port, or about a flow to one? */
 static __always_inline int to_published(struct __sk_buff *skb, struct work *w)
 {
@@ -206,9 +237,12 @@ int slave_ingress(struct __sk_buff *skb)
 	int verdict;
 
 	iface = bpf_map_lookup_elem(&mst_interfaces_v1, &ifindex);
-	if (!w || !iface || is_for_many(skb) ||
-	    (skb->protocol != bpf_htons(ETH_P_IP) &&
-	     skb->protocol != bpf_htons(ETH_P_IPV6)))
+	if (!w || !iface)
+		return TC_PASS;
+	if (is_for_many(skb))
+		return lan_asks(skb, w, iface) ? TC_DROP : TC_PASS;
+	if (skb->protocol != bpf_htons(ETH_P_IP) &&
+	    skb->protocol != bpf_htons(ETH_P_IPV6))
 		return TC_PASS;
 	w->place = PLACE_SLAVE;
 	w->via = iface->via;

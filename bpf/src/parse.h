@@ -41,6 +41,22 @@
 #define ICMP6_NS	    135
 #define ICMP6_NA	    136
 
+struct arp {
+	__be16 htype;
+	__be16 ptype;
+	__u8 hlen;
+	__u8 plen;
+	__be16 op;
+	__u8 smac[6];
+	__u8 sip[4];
+	__u8 tmac[6];
+	__u8 tip[4];
+};
+
+#define ARP_ETHERNET bpf_htons(1)
+#define ARP_REQUEST  bpf_htons(1)
+#define ARP_REPLY    bpf_htons(2)
+
 enum frag {
 	FRAG_NONE,
 	FRAG_FIRST,
