@@ -95,39 +95,48 @@ func (s slave) raise(n *Network) error {
 	return err
 }
 
-// renew gives the host's slave on a LAN the addresses that its parent has now. Without a change it does nothing, so
-// that whoever watches the host's addresses may call it for each.
-func (s slave) renew(n *Network) error {
-	if n.Options.Parent == "" || !s.hostReaches(n) {
-		return nil
-	}
-	want, _, err := s.hostAddrs(n)
-	if err != nil {
-		return err
-	}
-	had, err := s.links.Addrs(s.host(n))
-	if err != nil {
-		return err
-	}
-	byAddr := func(a, b netip.Prefix) int { return a.Addr().Compare(b.Addr()) }
-	slices.SortFunc(want, byAddr)
-	slices.SortFunc(had, byAddr)
-	if slices.Equal(want, had) {
-		return nil
-	}
-	_, err = s.links.CreateHostSlave(s.device(n, n.ID, s.host(n), nil), want)
-	return err
-}
-
-// renewSlaves makes the host's slaves agree with the addresses of their parents.
+// renewSlaves makes the host's slaves on LANs agree with the addresses of their parents. Without a change it does
+// nothing, so that whoever watches the host's addresses may call it for each.
 func (m *Manager) renewSlaves() error {
 	var errs []error
 	for _, n := range m.networks {
-		if s, ok := m.mode(n).(slave); ok && !n.Partial {
-			errs = append(errs, s.renew(n))
+		s, ok := m.mode(n).(slave)
+		if !ok || n.Partial || n.Options.Parent == "" || !s.hostReaches(n) {
+			continue
 		}
+		now, err := m.links.Addrs(n.Options.Parent)
+		if err == nil && !slices.Equal(now, m.lanAddrs[n.ID]) {
+			err = m.renewSlave(s, n)
+		}
+		if err != nil {
+			errs = append(errs, fmt.Errorf("renew the addresses of %s: %w", s.host(n), err))
+			continue
+		}
+		if m.lanAddrs == nil {
+			m.lanAddrs = map[string][]netip.Prefix{}
+		}
+		m.lanAddrs[n.ID] = now
 	}
 	return errors.Join(errs...)
+}
+
+func (m *Manager) renewSlave(s slave, n *Network) error {
+	if err := s.raise(n); err != nil {
+		return err
+	}
+	for _, e := range m.endpoints {
+		if e.NetworkID != n.ID || e.Partial {
+			continue
+		}
+		mac, err := net.ParseMAC(e.MAC)
+		if err == nil {
+			err = s.reach(n, e, mac)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // guards are the host's slave, which containers send to the host by and are sent to by, and what ipvlan hands to
@@ -188,18 +197,30 @@ func (s slave) connect(n *Network, e *Endpoint, mac net.HardwareAddr, _ int) (li
 			dev.MAC = mac
 		}
 	}
+	return dev, s.reach(n, e, dev.MAC)
+}
+
+// reach lets the host send to an endpoint on a LAN, from an address that the endpoint answers to on its link: one of
+// the host's slave, or the parent's.
+func (s slave) reach(n *Network, e *Endpoint, mac net.HardwareAddr) error {
 	if n.Options.Parent == "" || !s.hostReaches(n) {
-		return dev, nil
+		return nil
 	}
 	_, ours, err := s.hostAddrs(n)
 	if err != nil {
-		return dev, err
+		return err
+	}
+	of, err := s.links.Addrs(n.Options.Parent)
+	if err != nil {
+		return err
 	}
 	var from []netip.Addr
-	for _, p := range ours {
-		from = append(from, p.Addr())
+	for _, p := range slices.Concat(ours, of) {
+		if _, onLAN := n.subnetOf(p.Addr()); onLAN || slices.Contains(ours, p) {
+			from = append(from, p.Addr())
+		}
 	}
-	return dev, s.links.Connect(s.host(n), e.addrs(), from, dev.MAC)
+	return s.links.Reach(s.host(n), e.addrs(), from, mac)
 }
 
 func (s slave) disconnect(n *Network, e *Endpoint) error {

@@ -16,7 +16,7 @@ import (
 func (m *Manager) SyncUplinks() error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return m.syncUplinks()
+	return errors.Join(m.syncUplinks(), m.renewSlaves())
 }
 
 func (m *Manager) syncUplinks() error {

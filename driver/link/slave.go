@@ -130,7 +130,16 @@ func (h Host) CreatePrivateParent(owner, name, peer string, mtu int) error {
 	return err
 }
 
-// Disconnect removes the routes and neighbours that Connect set on a device which stays.
+// Reach is [Host.Connect] for a device that has its addresses, or whose host sends from those of another.
+func (Host) Reach(name string, addrs, sources []netip.Addr, mac net.HardwareAddr) error {
+	l, err := netlink.LinkByName(name)
+	if err != nil {
+		return fmt.Errorf("find the device %s: %w", name, err)
+	}
+	return reach(l, addrs, sources, mac)
+}
+
+// Disconnect removes the routes and neighbours that Connect and Reach set on a device which stays.
 func (Host) Disconnect(name string, addrs []netip.Addr) error {
 	l, err := netlink.LinkByName(name)
 	if isNotFound(err) {
