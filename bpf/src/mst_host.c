@@ -38,7 +38,7 @@ static __always_inline int unmasquerade(struct __sk_buff *skb, struct work *w)
 	if (!ct)
 		return SVC_UNTOUCHED;
 	snat_become(w, ct);
-	frag_remember(&w->p, &w->now, 0);
+	frag_remember(w, &w->now, 0);
 	if (nat_tuple(skb))
 		return drop(skb, MST_REASON_NAT_FAILED, MST_TO_CONTAINER);
 	return SVC_TRANSLATED;

@@ -111,6 +111,8 @@ struct work {
 	struct mst_tuple key;
 	struct mst_ct ct;
 	struct mst_service_key service;
+	struct mst_frag_key frag_key;
+	struct mst_frag frag;
 	struct unreach_msg msg;
 	struct mst_addr sender; /* source of p as it came */
 	__u32 network;		/* of the sender; 0: no endpoint of one */

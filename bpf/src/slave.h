@@ -80,7 +80,7 @@ static __always_inline int answer_out(struct __sk_buff *skb, struct work *w)
 	__u32 uplink;
 
 	if (w->p.frag == FRAG_LATER) {
-		f = frag_lookup(&w->p);
+		f = frag_lookup(w);
 		if (!f)
 			return SVC_UNTOUCHED;
 		uplink = f->uplink;
@@ -89,7 +89,7 @@ static __always_inline int answer_out(struct __sk_buff *skb, struct work *w)
 		if (!ct)
 			return SVC_UNTOUCHED;
 		uplink = ct->uplink;
-		frag_remember(&w->p, &w->p.t, uplink);
+		frag_remember(w, &w->p.t, uplink);
 	}
 	dst = bpf_map_lookup_elem(&mst_endpoints_v1, &w->p.t.daddr);
 	if (dst && reaches(dst, w->place))

@@ -182,7 +182,7 @@ __noinline int snat_out(struct __sk_buff *skb, const struct mst_uplink *uplink)
 	if (!w || !uplink)
 		return MST_REASON_SNAT_FULL;
 	if (w->p.frag == FRAG_LATER) {
-		const struct mst_frag *f = frag_lookup(&w->p);
+		const struct mst_frag *f = frag_lookup(w);
 
 		if (!f)
 			return MST_REASON_NO_FRAGMENT_HEAD;
@@ -208,7 +208,7 @@ __noinline int snat_out(struct __sk_buff *skb, const struct mst_uplink *uplink)
 		if (reason)
 			return reason;
 	}
-	frag_remember(&w->p, &w->now, 0);
+	frag_remember(w, &w->now, 0);
 	return nat_tuple(skb) ? MST_REASON_NAT_FAILED : 0;
 }
 

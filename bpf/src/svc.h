@@ -100,7 +100,7 @@ static __always_inline int svc_translate(struct __sk_buff *skb, struct work *w,
 	w->now.sport = ct->sport;
 	w->now.dport = ct->dport;
 	w->uplink = ct->uplink;
-	frag_remember(&w->p, &w->now, ct->uplink);
+	frag_remember(w, &w->now, ct->uplink);
 	if (nat_tuple(skb))
 		return drop(skb, MST_REASON_NAT_FAILED, MST_FROM_CONTAINER);
 	return SVC_TRANSLATED;
@@ -109,7 +109,7 @@ static __always_inline int svc_translate(struct __sk_buff *skb, struct work *w,
 /* A later fragment of a translated flow. */
 static __always_inline int svc_fragment(struct __sk_buff *skb, struct work *w)
 {
-	const struct mst_frag *f = frag_lookup(&w->p);
+	const struct mst_frag *f = frag_lookup(w);
 
 	if (!f)
 		return SVC_UNTOUCHED;
@@ -179,7 +179,7 @@ __noinline int svc_flow_to(struct __sk_buff *skb, const struct mst_service *svc)
 	}
 	if (reason)
 		return reason;
-	frag_remember(&w->p, sent, 0);
+	frag_remember(w, sent, 0);
 	return nat_tuple(skb) ? MST_REASON_NAT_FAILED : 0;
 }
 
