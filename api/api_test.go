@@ -94,6 +94,12 @@ func TestEveryMethodRoundTrips(t *testing.T) {
 		}}},
 		NetworkList: []api.Network{{ID: "n1", Name: "shop", Number: 2, Mode: "veth", Subnets: []string{"10.201.0.0/24"},
 			VIPs: []string{"10.96.1.0/24"}, Options: map[string]string{"mode": "veth"}, Endpoints: 1, Services: 1}},
+		PortList: []api.Port{{
+			Protocol: "tcp", Host: netip.MustParseAddrPort("0.0.0.0:8080"), Port: 80, Count: 2, Endpoint: "abc", Container: "shop-web-1",
+			NetworkID: "n1", NetworkName: "shop", Addresses: []netip.Addr{netip.MustParseAddr("10.201.0.2")},
+			State: service.PhaseReady, Active: true,
+			Reach: api.ReachSources, Sources: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}, Uplinks: []string{"eth0 192.0.2.1"},
+		}},
 		State: api.Status{Version: "1.2.3", Daemon: true, Ready: true, Subsystems: []api.Subsystem{{Name: "maps", State: "ok", Detail: "pinned"}}},
 	}
 	client, _ := daemon(t, host)
@@ -108,6 +114,9 @@ func TestEveryMethodRoundTrips(t *testing.T) {
 	networks, err := client.Networks(ctx)
 	require.NoError(t, err)
 	assert.Equal(t, host.NetworkList, networks)
+	ports, err := client.Ports(ctx)
+	require.NoError(t, err)
+	assert.Equal(t, host.PortList, ports)
 	status, err := client.Status(ctx)
 	require.NoError(t, err)
 	assert.Equal(t, host.State, status)

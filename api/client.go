@@ -151,6 +151,12 @@ func (c *client) Networks(ctx context.Context) ([]Network, error) {
 	return list, err
 }
 
+func (c *client) Ports(ctx context.Context) ([]Port, error) {
+	var list []Port
+	err := c.call(ctx, http.MethodGet, "/v1/ports", nil, &list)
+	return list, err
+}
+
 func (c *client) Status(ctx context.Context) (Status, error) {
 	var s Status
 	err := c.call(ctx, http.MethodGet, "/v1/status", nil, &s)

@@ -106,6 +106,7 @@ func handler(host Host, log logrus.FieldLogger) http.Handler {
 	route("POST /v1/endpoints", s.addEndpoint)
 	route("DELETE /v1/endpoints", s.removeEndpoint)
 	route("GET /v1/networks", s.networks)
+	route("GET /v1/ports", s.ports)
 	route("GET /v1/status", s.status)
 	route("/", func(r *http.Request) (any, error) {
 		return nil, notFound{fmt.Errorf("%s %s is not in this daemon's API: command line and daemon may be of different versions", r.Method, r.URL.Path)}
@@ -207,6 +208,11 @@ func (s server) removeEndpoint(r *http.Request) (any, error) {
 
 func (s server) networks(r *http.Request) (any, error) {
 	list, err := s.host.Networks(r.Context())
+	return some(list), err
+}
+
+func (s server) ports(r *http.Request) (any, error) {
+	list, err := s.host.Ports(r.Context())
 	return some(list), err
 }
 

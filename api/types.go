@@ -5,6 +5,7 @@ package api
 
 import (
 	"context"
+	"net/netip"
 
 	"github.com/mustang-net/mustang/driver"
 	"github.com/mustang-net/mustang/service"
@@ -29,6 +30,7 @@ type Host interface {
 	RemoveEndpoint(ctx context.Context, ref string) error
 
 	Networks(ctx context.Context) ([]Network, error)
+	Ports(ctx context.Context) ([]Port, error)
 	Status(ctx context.Context) (Status, error)
 }
 
@@ -61,6 +63,38 @@ type Network struct {
 	Endpoints int               `json:"endpoints"`
 	Services  int               `json:"services"`
 }
+
+// Port is a published port, or as many in a row as lead to one endpoint.
+type Port struct {
+	Protocol string         `json:"protocol"`         // tcp, udp
+	Host     netip.AddrPort `json:"host"`             // the first; the unspecified address stands for every one of its family
+	Port     uint16         `json:"port"`             // of the container, the first
+	Count    uint16         `json:"count"`            // in a row
+	Routed   bool           `json:"routed,omitempty"` // Host is the container's own address
+
+	Endpoint    string       `json:"endpoint"` // id
+	Container   string       `json:"container,omitempty"`
+	NetworkID   string       `json:"network_id"`
+	NetworkName string       `json:"network_name,omitempty"`
+	Addresses   []netip.Addr `json:"addresses"` // of the endpoint
+
+	State  service.Phase `json:"state,omitempty"` // of the container; "" while nobody has told of it
+	Active bool          `json:"active"`          // gets new connections now
+
+	Reach   Reach          `json:"reach"`
+	Sources []netip.Prefix `json:"sources,omitempty"` // those of publish_sources
+	Uplinks []string       `json:"uplinks"`           // devices from which others reach it, with the address if it is one of many
+}
+
+// Reach says from where a published port is reached, besides the host itself.
+type Reach string
+
+// What reaches a published port.
+const (
+	ReachAnywhere Reach = "anywhere" // whoever can send to the host, and its containers
+	ReachSources  Reach = "sources"  // from outside only the network's publish_sources
+	ReachHost     Reach = "host"     // a loopback address: nobody else
+)
 
 // Status is one line per subsystem, worst news first in State.
 type Status struct {

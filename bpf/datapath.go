@@ -37,6 +37,8 @@ type Datapath struct {
 	lxc  *ebpf.Collection
 	sock *ebpf.Collection
 	host *ebpf.Collection
+
+	sources sources
 }
 
 // Open opens the pinned maps below the BPF filesystem bpffs, creating those that are missing.

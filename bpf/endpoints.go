@@ -19,6 +19,8 @@ type Endpoint struct {
 	Network  uint32 // 0 for a sandbox made by hand: host scope
 	Redirect bool   // may be delivered straight into the peer
 	Host     bool   // an address of the host itself
+	Open     bool   // reached from outside at its own address, all of it (gateway_mode nat-unprotected)
+	Ping     bool   // answers ping from outside there (gateway_mode routed)
 	MAC      net.HardwareAddr
 	HostMAC  net.HardwareAddr // of the host's end, or of Via
 	Via      int              // ifindex of the host's own slave beside a slave; 0 for none
@@ -55,11 +57,13 @@ func (d *Datapath) PutEndpoint(e Endpoint) error {
 	value := mstEndpoint{Ifindex: uint32(e.IfIndex), Network: e.Network, Via: uint32(e.Via), Parent: uint32(e.Parent)}
 	copy(value.Mac[:], e.MAC)
 	copy(value.HostMac[:], e.HostMAC)
-	if e.Redirect {
-		value.Flags |= epRedirect
-	}
-	if e.Host {
-		value.Flags |= epHost
+	for _, f := range []struct {
+		on   bool
+		flag uint32
+	}{{e.Redirect, epRedirect}, {e.Host, epHost}, {e.Open, epOpen}, {e.Ping, epPing}} {
+		if f.on {
+			value.Flags |= f.flag
+		}
 	}
 	if err := d.maps["endpoints"].Put(&key, &value); err != nil {
 		return fmt.Errorf("write the endpoint %s: %w", e.Addr, full(err))
@@ -86,13 +90,15 @@ func (d *Datapath) DeleteHostAddr(addr netip.Addr) error {
 	return nil
 }
 
-// endFlows forgets the per-packet flows from and to an address.
+// endFlows forgets the per-packet and the masqueraded flows from and to an address.
 func (d *Datapath) endFlows(addr mstAddr) error {
-	err := removeWhere(d.maps["ct"], func(key mstTuple, value mstCt) bool {
-		return key.Saddr == addr || key.Daddr == addr || value.Saddr == addr || value.Daddr == addr
-	})
-	if err != nil {
-		return fmt.Errorf("end the flows of %s: %w", addr.ip(), err)
+	for _, name := range []string{"ct", "snat"} {
+		err := removeWhere(d.maps[name], func(key mstTuple, value mstCt) bool {
+			return key.Saddr == addr || key.Daddr == addr || value.Saddr == addr || value.Daddr == addr
+		})
+		if err != nil {
+			return fmt.Errorf("end the flows of %s: %w", addr.ip(), err)
+		}
 	}
 	return nil
 }
@@ -107,6 +113,7 @@ func (d *Datapath) Endpoints() ([]Endpoint, error) {
 		out = append(out, Endpoint{
 			Addr: key.ip(), IfIndex: int(v.Ifindex), Network: v.Network,
 			Redirect: v.Flags&epRedirect != 0, Host: v.Flags&epHost != 0,
+			Open: v.Flags&epOpen != 0, Ping: v.Flags&epPing != 0,
 			MAC: append(net.HardwareAddr{}, v.Mac[:]...), HostMAC: append(net.HardwareAddr{}, v.HostMac[:]...),
 			Via: int(v.Via), Parent: int(v.Parent),
 		})

@@ -12,9 +12,9 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// FuzzFromContainer sends frames that a container could make up. Whatever they are, the program ends with a
+// FuzzFrames sends frames that a container, or somebody outside, could make up. Whatever they are, the program ends with a
 // verdict of its own, and a frame whose checksums were right has right ones after it was rewritten.
-func FuzzFromContainer(f *testing.F) {
+func FuzzFrames(f *testing.F) {
 	for _, v6 := range []bool{false, true} {
 		a := addressesOf(v6)
 		reply := tcp(a.backend, 8080, a.client, 5000, synAck)
@@ -29,6 +29,15 @@ func FuzzFromContainer(f *testing.F) {
 			unreachable(a.client, a.vip, true, reply.quote()),
 		} {
 			f.Add(seed.macs(clientHostMAC, clientMAC).bytes(), uint8(16))
+		}
+		long = udp(a.outside, 5000, a.host, 53, "0123456789abcdef0123456789abcdef")
+		first, later = long.fragments(16)
+		for _, seed := range []frame{
+			tcp(a.outside, 5000, a.host, 80, syn), tcp(a.outside, 5000, a.backend2, 80, syn), first, later, echo(a.outside, a.backend2, false, "ping"),
+			tcp(a.outside, 443, a.host, 61000, synAck), unreachable(a.router, a.host, false, tcp(a.host, 61000, a.outside, 443, syn).quote()),
+			unreachable(a.outside, a.host, true, tcp(a.host, 80, a.outside, 5000, synAck).quote()),
+		} {
+			f.Add(seed.macs(clientHostMAC, clientMAC).bytes(), uint8(16|32))
 		}
 		if v6 {
 			f.Add(solicit(a.client, a.gateway, clientMAC).bytes(), uint8(0))
@@ -53,12 +62,15 @@ func FuzzFromContainer(f *testing.F) {
 		}
 		valid := verify(in) == nil
 		ctx := []skbuff{at(clientIf, clientIf), at(backendIf, backendIf), at(clientIf, 0), at(clientIf, 99)}[how&3]
-		program := []string{"lxc_ingress", "lxc_egress"}[how>>2&1]
+		program, c := []string{"lxc_ingress", "lxc_egress"}[how>>2&1], testDP.lxc
+		if how&32 != 0 {
+			program, c, ctx = "host_ingress", testDP.host, at(uplinkIf, uplinkIf)
+		}
 		if how&8 != 0 {
 			ctx.GsoSize, ctx.GsoSegs = 1000, 2
 		}
 		opts := ebpf.RunOptions{Data: in, DataOut: make([]byte, len(in)+512), Context: ctx}
-		verdict, err := testDP.lxc.Programs[program].Run(&opts)
+		verdict, err := c.Programs[program].Run(&opts)
 		require.NoError(t, err)
 		require.Contains(t, []uint32{verdictPass, verdictDrop, verdictRedirect}, verdict)
 		if etherType := binary.BigEndian.Uint16(in[12:]); etherType != etherIP4 && etherType != etherIP6 && etherType != etherARP {
@@ -98,6 +110,9 @@ func mend(b []byte) {
 	if proto == protoICMP4 {
 		sum = checksum(body)
 	}
+	if proto == protoUDP && sum == 0 {
+		sum = 0xffff // zero says that there is none
+	}
 	binary.BigEndian.PutUint16(body[at:], sum)
 }
 
@@ -113,4 +128,11 @@ func fuzzWorld(t *testing.T, v6 bool) {
 	w.dns()
 	w.service(w.vip2, 0, ProtocolAny, w.backendAt(w.client, 0))
 	w.send(fromClient(), w.request(syn))
+	w.leaves(true)
+	w.publish(w.host, 80, ProtocolTCP)
+	w.publish(w.host, 53, ProtocolUDP)
+	w.send(fromClient(), tcp(w.client, 5000, w.outside, 443, syn))
+	require.NoError(t, testDP.PutEndpoint(Endpoint{
+		Addr: w.backend2, IfIndex: 1004, Network: network1, Redirect: true, Open: true, MAC: backend2MAC, HostMAC: backend2HostMAC,
+	}))
 }

@@ -126,6 +126,7 @@ func newWorld(t *testing.T, v6 bool) *world {
 // clearMaps empties every map but the sockets' own storage.
 func clearMaps(t *testing.T) {
 	t.Helper()
+	testDP.sources = sources{}
 	for name, m := range testDP.maps {
 		switch name {
 		case "socks":

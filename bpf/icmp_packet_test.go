@@ -84,6 +84,10 @@ func TestICMPErrors(t *testing.T) {
 			quoted := w.sent(syn).quote()
 			in := unreachable(w.backend, w.client, true, quoted[:len(quoted)-5])
 			w.send(fromBackend(), in).toClient(in)
+			in = unreachable(w.backend, w.client, true, quoted[:len(quoted)-8])
+			padded := append(in.macs(backendHostMAC, backendMAC).bytes(), quoted[len(quoted)-8:]...) // not of the packet
+			out := append(in.macs(clientMAC, clientHostMAC).bytes(), quoted[len(quoted)-8:]...)
+			w.sendRaw(fromBackend(), padded).is(verdictRedirect, out)
 		}},
 		{"an error about an error is never answered", func(w *world) {
 			inner := unreachable(w.poolOnly, w.client, true, w.sent(syn).quote())

@@ -58,6 +58,65 @@ func TestServiceEntries(t *testing.T) {
 	}
 }
 
+func TestSourcesOfServices(t *testing.T) {
+	clearMaps(t)
+	prefixes := func(texts ...string) []netip.Prefix {
+		out := []netip.Prefix{}
+		for _, s := range texts {
+			out = append(out, netip.MustParsePrefix(s))
+		}
+		return out
+	}
+	listed := func(t *testing.T) map[uint32][]netip.Prefix {
+		t.Helper()
+		got, err := testDP.Services()
+		require.NoError(t, err)
+		out := map[uint32][]netip.Prefix{}
+		for _, s := range got {
+			out[s.ID] = s.Sources
+		}
+		return out
+	}
+	f := Frontend{Addr: netip.IPv4Unspecified(), Port: 80, Protocol: ProtocolTCP}
+	one := Service{Frontend: f, ID: 7, Published: true, Slots: []uint32{}}
+	f.Port = 81
+	other := Service{Frontend: f, ID: 8, Published: true, Slots: []uint32{}, Sources: prefixes("10.0.0.0/8")}
+	require.NoError(t, testDP.PutService(other))
+	for _, sources := range [][]netip.Prefix{
+		prefixes("0.0.0.0/0", "10.0.0.0/8", "10.1.0.0/16", "10.1.0.1/32"), prefixes("10.1.0.0/16", "::/0"), prefixes(),
+		prefixes("2001:db8::/32", "2001:db8::1/128"), nil, prefixes("192.0.2.0/24"),
+	} { // grows and shrinks
+		one.Sources = sources
+		require.NoError(t, testDP.PutService(one))
+		require.Equal(t, map[uint32][]netip.Prefix{7: sources, 8: other.Sources}, listed(t))
+		require.Len(t, entries(t, "sources"), len(sources)+1)
+	}
+	t.Run("what was written before a crash does not let in later", func(t *testing.T) {
+		require.NoError(t, testDP.sources.add(testDP.maps["sources"], 7, prefixes("198.51.100.0/24")))
+		testDP.sources = sources{} // a new process
+		require.NoError(t, testDP.PutService(one))
+		require.Equal(t, one.Sources, listed(t)[7])
+	})
+	t.Run("prefixes are what they cover", func(t *testing.T) {
+		masked := one
+		masked.Sources = prefixes("192.0.2.77/24", "::ffff:192.0.2.0/120")
+		require.NoError(t, testDP.PutService(masked))
+		require.Equal(t, one.Sources, listed(t)[7])
+	})
+	t.Run("a frontend that changes hands takes none along", func(t *testing.T) {
+		one.ID, one.Sources = 9, prefixes("203.0.113.0/24")
+		require.NoError(t, testDP.PutService(one))
+		require.Equal(t, map[uint32][]netip.Prefix{9: one.Sources, 8: other.Sources}, listed(t))
+		require.Len(t, entries(t, "sources"), 2)
+	})
+	t.Run("they go with the service", func(t *testing.T) {
+		require.NoError(t, testDP.DeleteService(one.Frontend))
+		require.Len(t, entries(t, "sources"), 1)
+		require.NoError(t, testDP.DeleteService(other.Frontend))
+		require.Empty(t, entries(t, "sources"))
+	})
+}
+
 func TestBytesOfEntries(t *testing.T) {
 	clearMaps(t)
 	require.NoError(t, testDP.PutService(Service{

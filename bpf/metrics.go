@@ -29,7 +29,8 @@ var reasons = map[uint32][2]string{
 	reasonSnatQuota:      {"snat-quota", "the endpoint has too many masqueraded flows"},
 	reasonTtl:            {"ttl", "time to live exceeded on the way out"},
 	reasonTooBig:         {"too-big", "larger than the MTU of the way out"},
-	reasonOffHost:        {"off-host", "for a VIP, from outside of the host"},
+	reasonOffHost:        {"off-host", "for a VIP or a loopback address, from outside of the host"},
+	reasonSource:         {"source", "published port does not allow this source"},
 }
 
 // directions name where a refusal happened.

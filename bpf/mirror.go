@@ -29,6 +29,13 @@ type mstService struct {
 	Flags    uint32
 }
 
+type mstSourceKey struct {
+	_         structs.HostLayout
+	Prefixlen uint32
+	Service   uint32
+	Addr      mstAddr
+}
+
 type mstBackend struct {
 	_      structs.HostLayout
 	Addr   mstAddr
@@ -178,13 +185,16 @@ type mstMetric struct {
 
 // enum mst_service_flag
 const (
-	svcPublished = 1
+	svcPublished  = 1
+	svcRestricted = 2
 )
 
 // enum mst_endpoint_flag
 const (
 	epRedirect = 1
 	epHost     = 2
+	epOpen     = 4
+	epPing     = 8
 )
 
 // enum mst_interface_flag
@@ -251,4 +261,5 @@ const (
 	reasonTtl            = 18
 	reasonTooBig         = 19
 	reasonOffHost        = 20
+	reasonSource         = 21
 )

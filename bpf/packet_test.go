@@ -339,6 +339,8 @@ func verifyL4(src, dst netip.Addr, proto uint8, body []byte) error {
 	switch {
 	case proto == protoUDP && src.Is4() && len(body) >= 8 && body[6] == 0 && body[7] == 0:
 		return nil
+	case proto == protoUDP && src.Is6() && len(body) >= 8 && body[6] == 0 && body[7] == 0:
+		ok = false // IPv6 has no datagrams without a checksum
 	case proto == protoTCP, proto == protoUDP, proto == protoICMP6 && src.Is6():
 		ok = pseudoChecksum(src, dst, proto, body) == 0
 	case proto == protoICMP4 && src.Is4():

@@ -19,7 +19,7 @@ import (
 const verifierBudget = 200_000
 
 func TestVerifierStaysWithinItsBudget(t *testing.T) {
-	for _, c := range []*ebpf.Collection{testDP.lxc, testDP.sock} {
+	for _, c := range []*ebpf.Collection{testDP.lxc, testDP.host, testDP.sock} {
 		for name, p := range c.Programs {
 			info, err := p.Info()
 			require.NoError(t, err)

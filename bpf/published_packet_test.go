@@ -22,12 +22,6 @@ func (w *world) publish(addr netip.Addr, port uint16, proto Protocol) Service {
 }
 
 func TestPublishedPorts(t *testing.T) {
-	everywhere := func(w *world) netip.Addr {
-		if w.v6 {
-			return netip.IPv6Unspecified()
-		}
-		return netip.IPv4Unspecified()
-	}
 	both(t, []scenario{
 		{"a stream from outside reaches the backend with its own address, and so does the answer", func(w *world) {
 			w.leaves(true)

@@ -52,6 +52,53 @@ func TestPublishedToSockets(t *testing.T) {
 				s.socket(af, unix.SOCK_STREAM).ok("connect", port(s.world.host, 80))
 				s.socket(af, unix.SOCK_STREAM).fails(syscall.ECONNREFUSED, "connect", port(loop, 80))
 			})
+			t.Run("a container that cannot send to the backend leaves it to the host's end", func(t *testing.T) {
+				s, _ := begin(t, everywhere)
+				s.world.movesOut()
+				k := s.socket(af, unix.SOCK_STREAM)
+				k.fails(syscall.ECONNREFUSED, "connect", port(s.world.host, 80)) // here the host itself: nobody listens
+				require.Empty(t, s.world.drops())
+				require.NoError(t, testDP.PutMember(s.cookie, network2))
+				s.socket(af, unix.SOCK_STREAM).ok("connect", port(s.world.host, 80))
+			})
+			t.Run("so does one whose network leads nowhere out, where it is dropped", func(t *testing.T) {
+				s, _ := begin(t, everywhere)
+				s.world.movesTo(network1) // without egress
+				s.socket(af, unix.SOCK_STREAM).fails(syscall.ECONNREFUSED, "connect", port(s.world.host, 80))
+				require.Empty(t, s.world.drops())
+			})
+			t.Run("a restricted port is the host's, and left to the host's end by a container", func(t *testing.T) {
+				restrict := func(w *world) {
+					services, err := testDP.Services()
+					require.NoError(t, err)
+					services[0].Sources = []netip.Prefix{}
+					require.NoError(t, testDP.PutService(services[0]))
+				}
+				s, _ := begin(t, everywhere, asHost)
+				restrict(s.world)
+				s.socket(af, unix.SOCK_STREAM).ok("connect", port(s.world.host, 80))
+				s.socket(af, unix.SOCK_STREAM).fails(syscall.EADDRINUSE, "bind", port(everywhere, 80))
+				s, _ = begin(t, everywhere)
+				restrict(s.world)
+				s.socket(af, unix.SOCK_STREAM).fails(syscall.ECONNREFUSED, "connect", port(s.world.host, 80))
+			})
+			t.Run("a datagram is, too", func(t *testing.T) {
+				s, _ := begin(t, everywhere)
+				server, addr := s.server(af, unix.SOCK_DGRAM, port(s.world.backend, 0))
+				service := s.world.publish(everywhere, 53, ProtocolUDP)
+				require.NoError(t, testDP.PutBackend(Backend{ID: service.Slots[0], Addr: s.world.backend, Port: addr.Port()}))
+				k := s.socket(af, unix.SOCK_DGRAM)
+				k.ok("sendto", port(s.world.host, 53))
+				server.ok("echo")
+				require.Equal(t, port(s.world.host, 53), k.ok("recvfrom").Addr)
+				s.world.movesOut()
+				require.NoError(t, testDP.DeleteBackend(service.Slots[0])) // what the socket remembers is over
+				service.Slots = []uint32{s.world.backendAt(s.world.backend, addr.Port())}
+				require.NoError(t, testDP.PutService(service))
+				itself, _ := s.server(af, unix.SOCK_DGRAM, port(s.world.host, 53))
+				k.ok("sendto", port(s.world.host, 53))
+				itself.ok("echo")
+			})
 			t.Run("a socket bound to loopback cannot go further", func(t *testing.T) {
 				s, _ := begin(t, everywhere, asHost)
 				k := s.socket(af, unix.SOCK_STREAM)

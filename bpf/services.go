@@ -58,6 +58,10 @@ func (d *Datapath) Services() ([]Service, error) {
 	slots := map[Frontend]map[uint32]uint32{}
 	var key mstServiceKey
 	var value mstService
+	sources, err := d.sources.read(d.maps["sources"])
+	if err != nil {
+		return nil, err
+	}
 	entries := d.maps["services"].Iterate()
 	for entries.Next(&key, &value) {
 		f := Frontend{Addr: key.Addr.ip(), Port: be(key.Port), Protocol: Protocol(key.Proto)}
@@ -71,6 +75,9 @@ func (d *Datapath) Services() ([]Service, error) {
 		found[f] = &Service{
 			Frontend: f, ID: value.Id, Network: value.Network, Affinity: value.Affinity,
 			Slots: make([]uint32, value.Count), Published: value.Flags&svcPublished != 0,
+		}
+		if value.Flags&svcRestricted != 0 {
+			found[f].Sources = sources.of(value.Id)
 		}
 		if value.Reserve > 0 {
 			found[f].Reserve = make([]uint32, value.Reserve)
@@ -92,8 +99,8 @@ func (d *Datapath) Services() ([]Service, error) {
 	return out, nil
 }
 
-// PutService writes the slots, then the entry whose count makes them visible, then removes slots that
-// an earlier, longer service left.
+// PutService writes the slots and sources, then the entry whose count and flags make them count, then removes
+// slots and sources that an earlier service left: at no moment does it let in whom neither would have.
 func (d *Datapath) PutService(s Service) error {
 	m := d.maps["services"]
 	key := s.Frontend.key(0)
@@ -110,10 +117,26 @@ func (d *Datapath) PutService(s Service) error {
 	}
 	value := mstService{Id: s.ID, Network: s.Network, Count: count, Affinity: s.Affinity, Reserve: reserve}
 	if s.Published {
-		value.Flags = svcPublished
+		value.Flags |= svcPublished
+	}
+	if s.Sources != nil {
+		value.Flags |= svcRestricted
+		if err := d.sources.add(d.maps["sources"], s.ID, s.Sources); err != nil {
+			return fmt.Errorf("write the sources of the service %s: %w", s.Frontend, err)
+		}
 	}
 	if err := m.Put(&key, &value); err != nil {
 		return fmt.Errorf("write the service %s: %w", s.Frontend, full(err))
+	}
+	if (had.Flags|value.Flags)&svcRestricted != 0 {
+		if err := d.sources.keep(d.maps["sources"], s.ID, s.Sources); err != nil {
+			return fmt.Errorf("remove sources of the service %s: %w", s.Frontend, err)
+		}
+	}
+	if had.Flags&svcRestricted != 0 && had.Id != s.ID {
+		if err := d.sources.keep(d.maps["sources"], had.Id, nil); err != nil {
+			return fmt.Errorf("remove sources of the service %s: %w", s.Frontend, err)
+		}
 	}
 	if err := d.deleteSlots(s.Frontend, count+reserve, had.Count+had.Reserve); err != nil || s.Affinity == 0 {
 		return err
@@ -145,6 +168,11 @@ func (d *Datapath) DeleteService(f Frontend) error {
 	}
 	if err := remove(m, &key); err != nil {
 		return fmt.Errorf("remove the service %s: %w", f, err)
+	}
+	if had.Flags&svcRestricted != 0 {
+		if err := d.sources.keep(d.maps["sources"], had.Id, nil); err != nil {
+			return fmt.Errorf("remove the sources of the service %s: %w", f, err)
+		}
 	}
 	return d.deleteSlots(f, 0, had.Count+had.Reserve)
 }

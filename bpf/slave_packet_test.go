@@ -176,9 +176,29 @@ func TestPublishedOnSlaves(t *testing.T) {
 		{"and its own port", func(w *world) {
 			w.slaves(true)
 			w.publish(w.host, 80, ProtocolTCP)
-			w.send(toHost(), asSlave(tcp(w.backend, 5000, w.host, 80, syn))).toSlave(tcp(w.host, 5000, w.backend, 8080, syn))
-			w.send(fromSlave(), asSlave(tcp(w.backend, 8080, w.host, 5000, synAck))).
+			r := w.send(toHost(), asSlave(tcp(w.backend, 5000, w.host, 80, syn)))
+			p := r.sourcePort()
+			r.toSlave(tcp(w.host, p, w.backend, 8080, syn))
+			w.send(fromSlave(), asSlave(tcp(w.backend, 8080, w.host, p, synAck))).
 				is(verdictRedirect, tcp(w.host, 80, w.backend, 5000, synAck).macs(backendMAC, backendMAC).bytes())
+		}},
+		{"at its own address, where it is open, and is answered as it is", func(w *world) {
+			w.slaves(true)
+			require.NoError(w, testDP.PutEndpoint(Endpoint{
+				Addr: w.backend, IfIndex: slaveIf, Network: network1, MAC: backendMAC, HostMAC: hostSlaveMAC, Via: clientIf, Open: true,
+			}))
+			w.send(fromOutside(), tcp(w.outside, 5000, w.backend, 22, syn)).toSlave(tcp(w.outside, 5000, w.backend, 22, syn))
+			out := asSlave(tcp(w.backend, 22, w.outside, 5000, synAck))
+			w.send(fromSlave(), out).is(verdictPass, out.bytes())
+			w.send(toHost(), out).leftByUplink()
+			require.Empty(w, entries(w.T, "snat"))
+		}},
+		{"nobody outside has the address of a slave of a private parent, but a LAN's may come from there", func(w *world) {
+			w.slaves(true)
+			w.publish(w.host, 80, ProtocolTCP)
+			w.send(fromOutside(), tcp(w.backend2, 5000, w.host, 80, syn)).dropped("spoofed to-container")
+			w.slaves(false)
+			w.send(fromOutside(), tcp(w.backend2, 5000, w.host, 80, syn)).toSlave(tcp(w.backend2, 5000, w.backend, 8080, syn))
 		}},
 		{"a container of another network reaches it, and is answered through the host", func(w *world) {
 			w.slaves(true)

@@ -68,7 +68,10 @@ type Service struct {
 	// Published says that Frontend is a port of the host's: of one of its addresses, or of all of a family
 	// with the unspecified one.
 	Published bool
-	Reserve   []uint32 // ids of backends that take new streams while none in a slot listens, best first
+	// Sources are who may begin flows to a published service from outside of its host, or from a container;
+	// nil for everybody. Flows that have begun go on when they change.
+	Sources []netip.Prefix
+	Reserve []uint32 // ids of backends that take new streams while none in a slot listens, best first
 }
 
 // Backend is where flows of a service end. Port 0 keeps the port of the frontend. A backend that is

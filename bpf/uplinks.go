@@ -5,6 +5,7 @@ package bpf
 import (
 	"errors"
 	"fmt"
+	"math"
 	"net/netip"
 
 	"github.com/cilium/ebpf"
@@ -67,7 +68,7 @@ func (d *Datapath) CollectFlows() error {
 	}
 	type flow struct {
 		request, reply *mstTuple
-		seen           uint64
+		age            int64
 		state          uint8
 		owner          uint32
 	}
@@ -83,7 +84,7 @@ func (d *Datapath) CollectFlows() error {
 		}
 		f := flows[back]
 		if f == nil {
-			f = &flow{owner: v.Backend}
+			f = &flow{owner: v.Backend, age: math.MaxInt64}
 			flows[back] = f
 		}
 		if key.Dir == dirReply {
@@ -91,14 +92,14 @@ func (d *Datapath) CollectFlows() error {
 		} else {
 			f.request = &k
 		}
-		f.seen, f.state = max(f.seen, v.Seen), max(f.state, v.State)
+		f.age, f.state = min(f.age, int64(now-v.Seen)), max(f.state, v.State)
 	}
 	if err := entries.Err(); err != nil && !errors.Is(err, ebpf.ErrIterationAborted) {
 		return fmt.Errorf("read mst_snat: %w", err)
 	}
 	counts := map[uint32]uint32{}
 	for back, f := range flows {
-		age, over := int64(now-f.seen), int64(snatEcho)
+		over := int64(snatEcho)
 		switch Protocol(back.Proto) {
 		case ProtocolUDP:
 			over = snatDatagrams
@@ -108,7 +109,7 @@ func (d *Datapath) CollectFlows() error {
 				over = snatEstablished
 			}
 		}
-		if age <= over {
+		if f.age <= over {
 			counts[f.owner]++
 			continue
 		}

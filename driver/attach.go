@@ -201,16 +201,22 @@ func (m *Manager) isParent(name string, without *Network) bool {
 // beside tells the datapath which of the host's devices an endpoint's slave is reached by.
 func (m *Manager) beside(n *Network, ep *bpf.Endpoint) error {
 	for _, g := range m.mode(n).guards(n) {
+		if g.end != bpf.HostSlave {
+			continue
+		}
 		dev, err := m.links.Find(g.name)
 		if err != nil {
 			return fmt.Errorf("reach the endpoint %s: %w", ep.Addr, err)
 		}
-		switch g.end {
-		case bpf.HostSlave:
-			ep.Via, ep.HostMAC = dev.Index, dev.MAC
-		case bpf.UplinkEnd:
-			ep.Parent = dev.Index
-		}
+		ep.Via, ep.HostMAC = dev.Index, dev.MAC
 	}
+	if n.Options.Parent == "" {
+		return nil
+	}
+	dev, err := m.links.Find(n.Options.Parent)
+	if err != nil {
+		return fmt.Errorf("reach the endpoint %s: %w", ep.Addr, err)
+	}
+	ep.Parent = dev.Index
 	return nil
 }

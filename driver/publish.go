@@ -210,6 +210,9 @@ func (m *Manager) take(e *Endpoint, b PortBinding, hosts []netip.Addr, port uint
 		if errors.Is(err, unix.EAFNOSUPPORT) && !b.Host.IsValid() {
 			continue // a host without IPv6
 		}
+		if errors.Is(err, ports.ErrInUse) && m.publisher(e, b.Protocol, []netip.Addr{host}, port) != nil {
+			err = nil // held for another endpoint at other addresses: services refuse it by its name
+		}
 		if err != nil {
 			for _, p := range taken {
 				m.letGo(e, p)

@@ -25,7 +25,7 @@ func (m *Manager) desired(f bpf.Frontend) (desired, bool) {
 	}
 	if p := m.published[f]; p != nil {
 		return desired{
-			service: bpf.Service{Frontend: f, ID: p.id, Published: true},
+			service: bpf.Service{Frontend: f, ID: p.id, Published: true, Sources: p.sources()},
 			members: p.backends(f),
 			strict:  p.strict(),
 		}, true

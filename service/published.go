@@ -6,6 +6,7 @@ import (
 	"cmp"
 	"net/netip"
 	"slices"
+	"strings"
 
 	"github.com/mustang-net/mustang/bpf"
 )
@@ -41,7 +42,7 @@ func (m *Manager) checkPorts(e Endpoint) error {
 	fresh := &endpoint{Endpoint: e, container: m.byEndpoint[e.ID]}
 	for _, port := range e.Ports {
 		f := port.frontend()
-		for _, other := range m.others(f) {
+		for _, other := range m.others(f, e) {
 			p := m.published[other]
 			if len(p.members) == 1 && p.members[0].ID == e.ID {
 				continue
@@ -49,16 +50,27 @@ func (m *Manager) checkPorts(e Endpoint) error {
 			if first := p.members[0]; other != f || first.Network != e.Network || p.port != port.Port || !first.mayShare(fresh) {
 				return conflictf("port %s is published by %s already: choose another, or stop it", text(other), first.label())
 			}
+			for _, member := range p.members {
+				if member.ID != e.ID && !sameSources(member.Sources, e.Sources) {
+					return conflictf("port %s is published by %s already, for %s and not for %s: give both the same publish_sources",
+						text(f), member.label(), sourcesText(member.Sources), sourcesText(e.Sources))
+				}
+			}
 		}
 	}
 	return nil
 }
 
-// others are the frontends that are published and overlap f.
-func (m *Manager) others(f bpf.Frontend) []bpf.Frontend {
+// others are the frontends that are published and overlap f, which e asks for. All addresses are the host's: an
+// endpoint's own, where it is routed, is none of them.
+func (m *Manager) others(f bpf.Frontend, e Endpoint) []bpf.Frontend {
+	if f.Addr == e.IPv4 || f.Addr == e.IPv6 {
+		return nil
+	}
 	var out []bpf.Frontend
 	for _, other := range m.numbers[number{f.Port, f.Protocol}] {
-		if other.Addr == f.Addr || familyOf(other.Addr) == familyOf(f.Addr) && (other.Addr.IsUnspecified() || f.Addr.IsUnspecified()) {
+		all := familyOf(other.Addr) == familyOf(f.Addr) && (other.Addr.IsUnspecified() || f.Addr.IsUnspecified())
+		if other.Addr == f.Addr || all && m.byAddr[other.Addr] == nil {
 			out = append(out, other)
 		}
 	}
@@ -81,6 +93,34 @@ func (ep *endpoint) mayShare(other *endpoint) bool {
 func (ep *endpoint) shares(other *endpoint) bool {
 	names := ep.claims()
 	return slices.ContainsFunc(other.claims(), func(name string) bool { return slices.Contains(names, name) })
+}
+
+func sameSources(a, b []netip.Prefix) bool {
+	return (a == nil) == (b == nil) && slices.Equal(sorted(a), sorted(b))
+}
+
+// sorted are the prefixes in order and each once; nil stays nil.
+func sorted(prefixes []netip.Prefix) []netip.Prefix {
+	prefixes = slices.Clone(prefixes)
+	for i := range prefixes {
+		prefixes[i] = prefixes[i].Masked()
+	}
+	slices.SortFunc(prefixes, netip.Prefix.Compare)
+	return slices.Compact(prefixes)
+}
+
+func sourcesText(prefixes []netip.Prefix) string {
+	if prefixes == nil {
+		return "everybody"
+	}
+	if len(prefixes) == 0 {
+		return "nobody"
+	}
+	var texts []string
+	for _, p := range sorted(prefixes) {
+		texts = append(texts, p.String())
+	}
+	return strings.Join(texts, ", ")
 }
 
 // label is the name of the endpoint's container, or its id.
@@ -163,6 +203,14 @@ func (p *published) backends(f bpf.Frontend) []member {
 		}
 	}
 	return out
+}
+
+// sources are who may reach the port: the same for all members.
+func (p *published) sources() []netip.Prefix {
+	if len(p.members) == 0 {
+		return []netip.Prefix{}
+	}
+	return sorted(p.members[0].Sources)
 }
 
 func (p *published) strict() bool {

@@ -26,7 +26,10 @@ func digest(s bpf.Service) uint64 {
 	var b [4]byte
 	flags := uint32(0)
 	if s.Published {
-		flags = 1
+		flags |= 1
+	}
+	if s.Sources != nil {
+		flags |= 2
 	}
 	for _, v := range []uint32{s.ID, s.Network, s.Affinity, flags} {
 		binary.NativeEndian.PutUint32(b[:], v)
@@ -35,6 +38,10 @@ func digest(s bpf.Service) uint64 {
 	for _, v := range slices.Concat(s.Slots, []uint32{0}, s.Reserve) { // ids begin at 1
 		binary.NativeEndian.PutUint32(b[:], v)
 		h.Write(b[:])
+	}
+	for _, p := range s.Sources { // sorted, here and in the maps
+		b, _ := p.MarshalBinary() // has no error to give
+		h.Write(b)
 	}
 	return max(h.Sum64(), 1)
 }

@@ -55,6 +55,7 @@ type Endpoint struct {
 	Cookie  uint64            // netns cookie; 0 until the sandbox exists
 	Options map[string]string // endpoint driver-opts: mustang.service, mustang.vip, mustang.health, mustang.weight
 	Ports   []Port            // of the host's that lead to it
+	Sources []netip.Prefix    // that may begin flows to Ports; nil for everybody
 	// PortsSince is when these were published. Of endpoints that turn out to be no replicas of one another the
 	// first keeps a port that they share.
 	PortsSince time.Time

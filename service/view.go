@@ -88,3 +88,25 @@ func (m *Manager) viewMembers(members []member, strict bool) []BackendView {
 	}
 	return views
 }
+
+// Replica is an endpoint as the service published at f has it, and "" as its state where it is none of its backends.
+func (m *Manager) Replica(endpoint string, f bpf.Frontend) BackendView {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	ep := m.endpoints[endpoint]
+	if ep == nil {
+		return BackendView{}
+	}
+	var v BackendView
+	if p := m.published[f]; p != nil {
+		for _, b := range m.viewMembers(p.backends(f), p.strict()) {
+			if b.Addr.Addr() == ep.addr(familyOf(f.Addr)) {
+				v = b
+			}
+		}
+	}
+	if ep.container != nil {
+		v.Container = ep.container.Name
+	}
+	return v
+}

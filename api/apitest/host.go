@@ -21,6 +21,7 @@ type Host struct {
 	ServiceList  []service.View
 	EndpointList []api.Endpoint
 	NetworkList  []api.Network
+	PortList     []api.Port
 	State        api.Status
 	// Fail, if set, is what every method returns.
 	Fail error
@@ -185,6 +186,12 @@ func (h *Host) Networks(context.Context) ([]api.Network, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return slices.Clone(h.NetworkList), h.Fail
+}
+
+func (h *Host) Ports(context.Context) ([]api.Port, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return slices.Clone(h.PortList), h.Fail
 }
 
 func (h *Host) Status(context.Context) (api.Status, error) {

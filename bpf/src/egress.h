@@ -105,11 +105,17 @@ static __always_inline int egress(struct __sk_buff *skb, struct work *w,
 		return EGRESS_STACK;
 	}
 	uplink = bpf_map_lookup_elem(&mst_uplinks_v1, &fib.ifindex);
+	masquerade = p->v6 ? MST_IF_MASQUERADE6 : MST_IF_MASQUERADE4;
+	/* lxc_egress lets in what the stack brings back */
+	if (!translated && (!uplink || !(iface->flags & masquerade))) {
+		reason = snat_track(skb);
+		if (reason)
+			return drop(skb, reason, MST_FROM_CONTAINER);
+	}
 	if (!uplink)
 		return EGRESS_STACK;
 	if (!hop(skb, p))
 		return stop(skb, w, iface, MST_REASON_TTL, UNREACH_TTL);
-	masquerade = p->v6 ? MST_IF_MASQUERADE6 : MST_IF_MASQUERADE4;
 	if (iface->flags & masquerade && !translated) {
 		reason = snat_out(skb, uplink);
 		if (reason)

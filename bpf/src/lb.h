@@ -50,12 +50,12 @@ static __always_inline bool lb_is_host(const struct mst_addr *addr)
 }
 
 /*
- * The service published at port and proto of addr, or of all addresses of its
- * family. key is left at its frontend.
+ * The service published at port and proto of addr, or, with any, of all the
+ * host's addresses of its family. key is left at its frontend.
  */
 static __always_inline const struct mst_service *
 lb_published(struct mst_service_key *key, const struct mst_addr *addr,
-	     __be16 port, __u8 proto)
+	     __be16 port, __u8 proto, bool any)
 {
 	const struct mst_service *svc;
 
@@ -64,7 +64,7 @@ lb_published(struct mst_service_key *key, const struct mst_addr *addr,
 	key->port = port;
 	key->proto = proto;
 	svc = bpf_map_lookup_elem(&mst_services_v1, key);
-	if (!svc) {
+	if (!svc && any) {
 		key->addr.w[0] = 0;
 		key->addr.w[1] = 0;
 		key->addr.w[2] = addr_is4(addr) ? V4_MAPPED : 0;
@@ -72,6 +72,20 @@ lb_published(struct mst_service_key *key, const struct mst_addr *addr,
 		svc = bpf_map_lookup_elem(&mst_services_v1, key);
 	}
 	return svc && svc->flags & MST_SVC_PUBLISHED ? svc : NULL;
+}
+
+/* May addr begin flows to a published service? */
+static __always_inline bool lb_admits(const struct mst_service *svc,
+				      const struct mst_addr *addr)
+{
+	struct mst_source_key key = {
+		.prefixlen = MST_SOURCE_BITS + 128,
+		.service = svc->id,
+		.addr = *addr,
+	};
+
+	return !(svc->flags & MST_SVC_RESTRICTED) ||
+	       bpf_map_lookup_elem(&mst_sources_v1, &key);
 }
 
 /* Is addr in a service pool, so that it must never leave the host? */

@@ -31,6 +31,16 @@ struct {
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } mst_backends_v1 SEC(".maps");
 
+/* Who may reach restricted services; the value says nothing. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 131072);
+	__type(key, struct mst_source_key);
+	__type(value, __u8);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} mst_sources_v1 SEC(".maps");
+
 /* Session affinity; an evicted client just picks anew. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);

@@ -46,6 +46,20 @@ struct mst_service {
 enum mst_service_flag {
 	/* a port of the host's: of one address, or with a zero one of all */
 	MST_SVC_PUBLISHED = 1,
+	/* for sources in mst_sources only */
+	MST_SVC_RESTRICTED = 2,
+};
+
+/*
+ * mst_sources: who may begin flows to a restricted service, by the longest
+ * prefix. What has begun goes on.
+ */
+#define MST_SOURCE_BITS 32 /* of prefixlen, for the service */
+
+struct mst_source_key {
+	__u32 prefixlen; /* MST_SOURCE_BITS and those of the address */
+	__u32 service;
+	struct mst_addr addr;
 };
 
 /* mst_backends: __u32 id -> where flows end. */
@@ -82,6 +96,10 @@ struct mst_endpoint {
 enum mst_endpoint_flag {
 	MST_EP_REDIRECT = 1, /* may be delivered straight into the peer */
 	MST_EP_HOST = 2,     /* an address of the host itself */
+	/* From outside, at its own address (with nothing translated): */
+	MST_EP_OPEN =
+		4, /* all of it is reached, gateway_mode nat-unprotected */
+	MST_EP_PING = 8, /* it answers ping, gateway_mode routed */
 };
 
 /* mst_interfaces: ifindex of an endpoint's host end -> what it may do. */
@@ -276,7 +294,8 @@ enum mst_reason {
 	MST_REASON_SNAT_QUOTA = 17, /* the endpoint has too many flows */
 	MST_REASON_TTL = 18,	    /* time to live exceeded */
 	MST_REASON_TOO_BIG = 19,    /* larger than the MTU of the way out */
-	MST_REASON_OFF_HOST = 20,   /* for a VIP, from outside of the host */
+	MST_REASON_OFF_HOST = 20,   /* for a VIP or loopback, from outside */
+	MST_REASON_SOURCE = 21, /* published port does not allow this source */
 };
 
 #endif /* MST_H */

@@ -9,9 +9,9 @@
  */
 #include "deliver.h"
 #include "egress.h"
+#include "published.h"
 #include "slave.h"
 #include "snat.h"
-#include "svc.h"
 
 /* Into the sandbox of the endpoint that w->p is for now. */
 static __always_inline int enter(struct __sk_buff *skb, struct work *w)
@@ -31,8 +31,7 @@ static __always_inline int unmasquerade(struct __sk_buff *skb, struct work *w)
 {
 	const struct mst_ct *ct;
 
-	if (w->p.t.proto != IPPROTO_TCP && w->p.t.proto != IPPROTO_UDP &&
-	    !is_echo_reply(&w->p))
+	if (is_icmp(&w->p) && !is_echo_reply(&w->p))
 		return SVC_UNTOUCHED;
 	ct = snat_lookup(&w->p, MST_DIR_REPLY);
 	if (!ct)
@@ -67,33 +66,28 @@ static __always_inline int unmasquerade_error(struct __sk_buff *skb,
 	return SVC_TRANSLATED;
 }
 
-/* Begins a flow to a published port. */
-static __always_inline int publish(struct __sk_buff *skb, struct work *w)
+/*
+ * Is what no flow claims for a container nonetheless? All else at a
+ * container's own address is the stack's to forward, and lxc_egress's to stop.
+ */
+static __always_inline bool is_open(const struct work *w)
 {
-	const struct mst_service *svc;
-	struct mst_ct *ct;
-	__u32 reason;
+	const struct mst_endpoint *dst;
 
-	if (w->p.t.proto != IPPROTO_TCP && w->p.t.proto != IPPROTO_UDP)
-		return SVC_UNTOUCHED;
-	ct = ct_lookup(&w->p, MST_DIR_REQUEST);
-	if (ct && w->p.t.proto == IPPROTO_UDP &&
-	    !bpf_map_lookup_elem(&mst_backends_v1, &ct->backend))
-		ct = NULL;
-	if (ct)
-		return svc_translate(skb, w, ct);
-	if (!lb_is_host(&w->p.t.daddr))
-		return SVC_UNTOUCHED;
-	svc = lb_published(&w->service, &w->p.t.daddr, w->p.t.dport,
-			   w->p.t.proto);
-	if (!svc)
-		return SVC_UNTOUCHED;
-	if (w->p.t.proto == IPPROTO_TCP && !is_syn(&w->p))
-		return SVC_UNTOUCHED; /* the host's stack resets it */
-	reason = svc_flow_to(skb, svc);
-	if (reason == MST_REASON_NO_BACKEND)
-		return SVC_UNTOUCHED; /* refused as a closed port would be */
-	return reason ? drop(skb, reason, MST_TO_CONTAINER) : SVC_TRANSLATED;
+	dst = bpf_map_lookup_elem(&mst_endpoints_v1, &w->p.t.daddr);
+	if (!dst || dst->flags & MST_EP_HOST)
+		return false;
+	return dst->flags & MST_EP_OPEN ||
+	       (dst->flags & MST_EP_PING && is_echo(&w->p));
+}
+
+/*
+ * Is an address on the packet that only exists within a host? With
+ * route_localnet the stack would take it.
+ */
+static __always_inline bool is_martian(const struct work *w)
+{
+	return addr_loopback(&w->p.t.daddr) || addr_loopback(&w->p.t.saddr);
 }
 
 SEC("host-ingress")
@@ -111,7 +105,7 @@ int host_ingress(struct __sk_buff *skb)
 	if (parse(skb))
 		return TC_PASS;
 	w->sender = w->p.t.saddr;
-	if (lb_in_pool(&w->p.t.daddr))
+	if (lb_in_pool(&w->p.t.daddr) || is_martian(w))
 		return drop(skb, MST_REASON_OFF_HOST, MST_TO_CONTAINER);
 	if (handed_over(skb)) {
 		verdict = answer_out(skb, w);
@@ -127,12 +121,12 @@ int host_ingress(struct __sk_buff *skb)
 	} else {
 		verdict = unmasquerade(skb, w);
 		if (verdict == SVC_UNTOUCHED)
-			verdict = publish(skb, w);
+			verdict = publish(skb);
 	}
-	if (verdict == SVC_UNTOUCHED)
-		return TC_PASS;
 	if (verdict >= 0)
 		return verdict;
+	if (verdict == SVC_UNTOUCHED && !is_open(w))
+		return TC_PASS;
 	return enter(skb, w);
 }
 
@@ -174,7 +168,7 @@ static __always_inline int to_published(struct __sk_buff *skb, struct work *w)
 		return svc_fragment(skb, w);
 	if (!w->p.frag && is_icmp_error(&w->p))
 		return svc_icmp_error(skb);
-	return publish(skb, w);
+	return publish(skb);
 }
 
 /* Where a packet of an endpoint on a private parent may go. */
@@ -185,18 +179,18 @@ static __always_inline int leave(struct __sk_buff *skb, struct work *w,
 						 : &iface->gateway4;
 	const struct mst_endpoint *dst;
 
-	if (addr_eq(&w->p.t.daddr, gateway))
-		return SVC_UNTOUCHED;
 	dst = bpf_map_lookup_elem(&mst_endpoints_v1, &w->p.t.daddr);
-	if (dst && dst->flags & MST_EP_HOST ? !(iface->flags & MST_IF_EGRESS)
+	if (dst && dst->flags & MST_EP_HOST ? shut_in(w, iface, gateway)
 					    : dst && dst->network != w->network)
 		return drop(skb, MST_REASON_ISOLATED, MST_FROM_CONTAINER);
 	if (dst)
 		return reaches(dst, w->place) ? deliver(skb, w->place, dst)
 					      : SVC_UNTOUCHED;
+	if (addr_eq(&w->p.t.daddr, gateway))
+		return SVC_UNTOUCHED;
 	if (lb_in_pool(&w->p.t.daddr))
 		return refuse(skb, MST_REASON_NO_SERVICE, UNREACH_HOST);
-	if (!(iface->flags & MST_IF_EGRESS))
+	if (!(iface->flags & MST_IF_EGRESS) || addr_loopback(&w->p.t.daddr))
 		return refuse(skb, MST_REASON_NO_ROUTE, UNREACH_HOST);
 	return egress(skb, w, iface, false);
 }
@@ -211,16 +205,15 @@ static __always_inline int from_slave(struct __sk_buff *skb, struct work *w,
 
 	if (private && skb->vlan_present)
 		return drop(skb, MST_REASON_VLAN, MST_FROM_CONTAINER);
+	verdict = answer_out(skb, w);
+	if (verdict != SVC_UNTOUCHED)
+		return verdict;
 	src = bpf_map_lookup_elem(&mst_endpoints_v1, &w->p.t.saddr);
-	if (!src || src->network != w->network) {
-		verdict = answer_out(skb, w);
-		if (verdict == SVC_UNTOUCHED && private)
-			return drop(skb, MST_REASON_SPOOFED,
-				    MST_FROM_CONTAINER);
-		if (verdict != SVC_UNTOUCHED)
-			return verdict;
-	}
-	verdict = to_published(skb, w);
+	if (private && (!src || src->network != w->network))
+		return drop(skb, MST_REASON_SPOOFED, MST_FROM_CONTAINER);
+	/* an internal network reaches no published port */
+	if (!private || iface->flags & MST_IF_EGRESS)
+		verdict = to_published(skb, w);
 	if (verdict == SVC_TRANSLATED)
 		return enter(skb, w);
 	if (verdict != SVC_UNTOUCHED || !private)

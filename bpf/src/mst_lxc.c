@@ -11,7 +11,7 @@
 #include "deliver.h"
 #include "egress.h"
 #include "gateway.h"
-#include "svc.h"
+#include "published.h"
 
 /* The interface the program guards; NULL inside a sandbox or by hand. */
 static __always_inline const struct mst_interface *
@@ -81,6 +81,23 @@ static __always_inline int forward_slave(struct __sk_buff *skb,
 }
 
 /*
+ * Is w->p for dst on the way to a published port: of the host's, or of a
+ * container in another network at its own address? An interface that leads
+ * nowhere out reaches none.
+ */
+static __always_inline bool to_published(const struct work *w,
+					 const struct mst_endpoint *dst,
+					 const struct mst_interface *iface)
+{
+	if (w->place == PLACE_SANDBOX)
+		return false;
+	if (iface && iface->flags & MST_IF_STRICT &&
+	    !(iface->flags & MST_IF_EGRESS))
+		return false;
+	return dst->flags & MST_EP_HOST || dst->network != w->network;
+}
+
+/*
  * Where a packet of a strict interface may go: its own network's endpoints
  * and the gateway, which is the host. What lxc_egress would check at the
  * destination is checked here, because deliver() passes it by.
@@ -96,10 +113,18 @@ static __always_inline int forward(struct __sk_buff *skb, struct work *w,
 	bool strict = iface && iface->flags & MST_IF_STRICT;
 
 	dst = bpf_map_lookup_elem(&mst_endpoints_v1, &p->t.daddr);
+	if (dst && !translated && to_published(w, dst, iface)) {
+		verdict = publish(skb);
+		if (verdict >= 0)
+			return verdict;
+		translated = verdict == SVC_TRANSLATED;
+		if (translated)
+			dst = bpf_map_lookup_elem(&mst_endpoints_v1,
+						  &p->t.daddr);
+	}
 	gateway = iface ? p->v6 ? &iface->gateway6 : &iface->gateway4 : NULL;
 	if (dst && dst->flags & MST_EP_HOST) {
-		if (strict && !(iface->flags & MST_IF_EGRESS) &&
-		    !addr_eq(&p->t.daddr, gateway))
+		if (strict && shut_in(w, iface, gateway))
 			return drop(skb, MST_REASON_ISOLATED,
 				    MST_FROM_CONTAINER);
 	} else if (dst) {
@@ -115,7 +140,9 @@ static __always_inline int forward(struct __sk_buff *skb, struct work *w,
 		return TC_PASS;
 	if (!strict || addr_eq(&p->t.daddr, gateway))
 		return TC_PASS;
-	if (iface->flags & MST_IF_EGRESS) {
+	/* with route_localnet the host's stack would take what is for loopback
+	 */
+	if (iface->flags & MST_IF_EGRESS && !addr_loopback(&p->t.daddr)) {
 		verdict = egress(skb, w, iface, reply);
 		return verdict == EGRESS_STACK ? TC_PASS : verdict;
 	}
@@ -227,6 +254,10 @@ int lxc_egress(struct __sk_buff *skb)
 		return TC_PASS;
 	if (ct_of_sent(w, &w->p.t))
 		return TC_PASS; /* translated where it came from */
+	if (snat_asked(skb, w)) {
+		frag_remember(w, &w->p.t, 0);
+		return TC_PASS;
+	}
 	return drop(skb, MST_REASON_ISOLATED, MST_TO_CONTAINER);
 }
 

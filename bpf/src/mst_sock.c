@@ -171,12 +171,37 @@ published(struct bpf_sock_addr *ctx, const struct mst_sandbox *sb,
 	  struct mst_service_key *key, const struct mst_addr *dst, __be16 port)
 {
 	bool host = sb->flags & MST_SB_ALL_NETWORKS;
+	const struct mst_service *svc;
 
 	if (!(host && addr_loopback(dst)) && !lb_is_host(dst))
 		return NULL;
 	if (host && stays_local(ctx))
 		return NULL;
-	return lb_published(key, dst, port, ctx->protocol);
+	svc = lb_published(key, dst, port, ctx->protocol, true);
+	/* which address a container sends from is known per packet */
+	if (svc && svc->flags & MST_SVC_RESTRICTED && !host)
+		return NULL;
+	return svc;
+}
+
+/*
+ * Is the backend in a network of the sandbox's that leads out? What it cannot
+ * send to directly is translated at the host's end, packet by packet; and who
+ * is shut in does not get to the host's ports, whatever is behind them.
+ */
+static __always_inline bool near(__u64 cookie, const struct mst_backend *be)
+{
+	const struct mst_endpoint *ep;
+	const struct mst_interface *iface;
+	__u32 ifindex;
+
+	ep = bpf_map_lookup_elem(&mst_endpoints_v1, &be->addr);
+	if (!ep || (ep->network && !sandbox(cookie, ep->network)))
+		return false;
+	ifindex = ep->ifindex;
+	iface = bpf_map_lookup_elem(&mst_interfaces_v1, &ifindex);
+	return !iface || !(iface->flags & MST_IF_STRICT) ||
+	       iface->flags & MST_IF_EGRESS;
 }
 
 /* connect and sendmsg: from a VIP to a backend. */
@@ -245,6 +270,9 @@ static __always_inline int to_backend(struct bpf_sock_addr *ctx, bool v6,
 	client.w[2] = cookie >> 32;
 	client.w[3] = (__u32)cookie;
 	be = lb_select_for(&key, svc, &client, vport, ctx->protocol, &id);
+	if (published_port && !(sb->flags & MST_SB_ALL_NETWORKS) &&
+	    (!be || !near(cookie, be)))
+		return ALLOW;
 	if (!be)
 		return refuse(ECONNREFUSED, svc == head && !key.port && !svc->id
 						    ? MST_REASON_NO_SERVICE
@@ -324,7 +352,7 @@ static __always_inline bool taken(struct bpf_sock_addr *ctx,
 	__be16 port = (__be16)ctx->user_port;
 	const struct mst_sock *st;
 
-	if (!port || !lb_published(key, addr, port, ctx->protocol))
+	if (!port || !lb_published(key, addr, port, ctx->protocol, true))
 		return false;
 	st = sock_state(ctx, false);
 	return !st || !(st->flags & MST_SOCK_EXEMPT);

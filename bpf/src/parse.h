@@ -323,4 +323,46 @@ static __always_inline bool is_icmp_error(const struct pkt *p)
 		p->icmp_type == ICMP4_PARAM);
 }
 
+/* Reads the packet that an ICMP error quotes; false if it is no flow of ours.
+ */
+static __always_inline bool quoted(struct __sk_buff *skb, struct work *w)
+{
+	const struct pkt *p = &w->p;
+	struct pkt *inner = &w->inner;
+	__be16 ports[2];
+	struct iphdr ip4;
+	struct ipv6hdr ip6;
+
+	__builtin_memset(inner, 0, sizeof(*inner));
+	inner->l3 = p->l4 + 8;
+	inner->v6 = p->v6;
+	if (p->v6) {
+		if (bpf_skb_load_bytes(skb, inner->l3, &ip6, sizeof(ip6)) ||
+		    ip6.version != 6)
+			return false;
+		__builtin_memcpy(&inner->t.saddr, &ip6.saddr, 16);
+		__builtin_memcpy(&inner->t.daddr, &ip6.daddr, 16);
+		inner->t.proto = ip6.nexthdr;
+		inner->l4 = inner->l3 + sizeof(ip6);
+	} else {
+		if (bpf_skb_load_bytes(skb, inner->l3, &ip4, sizeof(ip4)) ||
+		    ip4.version != 4 || ip4.ihl < 5 ||
+		    ip4.frag_off & bpf_htons(IP_OFFSET))
+			return false;
+		inner->t.saddr = addr4(ip4.saddr);
+		inner->t.daddr = addr4(ip4.daddr);
+		inner->t.proto = ip4.protocol;
+		inner->l4 = inner->l3 + ip4.ihl * 4;
+	}
+	if (inner->t.proto != IPPROTO_TCP && inner->t.proto != IPPROTO_UDP)
+		return false;
+	/* beyond the packet is what Ethernet padded it with */
+	if (inner->l4 + sizeof(ports) > p->end ||
+	    bpf_skb_load_bytes(skb, inner->l4, ports, sizeof(ports)))
+		return false;
+	inner->t.sport = ports[0];
+	inner->t.dport = ports[1];
+	return true;
+}
+
 #endif /* MST_PARSE_H */

@@ -52,6 +52,15 @@ struct snat_claim {
 	__u32 reason;
 };
 
+/*
+ * What remains where the host's sockets choose from these ports, too
+ * (ip_local_port_range was widened): a socket that connects to a server from a
+ * port which a container's flow to the same server has claimed before. It gets
+ * no answer and times out; the flow goes on. bind() is no help: nothing tells
+ * there where the socket will connect to. `mustang status` would be the place
+ * to say that the ranges meet.
+ */
+
 /* Claims a source port for w->p.t -> w->now by entering the way back. */
 static long snat_try(__u32 i, struct snat_claim *claim)
 {
@@ -93,23 +102,36 @@ static __always_inline bool snat_quota(__u32 ifindex)
 	return true;
 }
 
-/* Enters a new flow from w->p.t to w->now, whose port is chosen; 0 or a reason.
- */
-__noinline int snat_create(struct __sk_buff *skb)
+/* Undoes snat_quota: the flow did not come about. */
+static __always_inline void snat_unquota(__u32 ifindex)
+{
+	__u32 *flows = bpf_map_lookup_elem(&mst_quotas_v1, &ifindex);
+
+	if (flows && *flows)
+		__sync_fetch_and_add(flows, -1);
+}
+
+/* Claims w->now as it is: nothing is translated, so nobody else has it. */
+static __always_inline void snat_keep(struct work *w, struct snat_claim *claim)
+{
+	long err;
+
+	err = bpf_map_update_elem(&mst_snat_v1,
+				  ct_reply_key(w, &w->now, w->p.t.proto),
+				  &w->ct, BPF_ANY);
+	claim->reason = err ? MST_REASON_SNAT_FULL : 0;
+}
+
+/* Enters the flow w->p.t -> w->now with its way back; 0 or a reason. */
+static __always_inline __u32 snat_enter(struct __sk_buff *skb, struct work *w)
 {
 	struct snat_claim claim = {
 		.skb = skb,
 		.reason = MST_REASON_SNAT_PORTS,
 	};
-	struct work *w = work();
+	struct mst_ct *ct = &w->ct;
 	struct mst_tuple *key;
-	struct mst_ct *ct;
 
-	if (!w)
-		return MST_REASON_SNAT_FULL;
-	if (!snat_quota(skb->ifindex))
-		return MST_REASON_SNAT_QUOTA;
-	ct = &w->ct;
 	__builtin_memset(ct, 0, sizeof(*ct));
 	ct->saddr = w->p.t.daddr;
 	ct->daddr = w->p.t.saddr;
@@ -117,7 +139,10 @@ __noinline int snat_create(struct __sk_buff *skb)
 	ct->dport = w->p.t.sport;
 	ct->backend = skb->ifindex;
 	ct->seen = bpf_ktime_get_ns();
-	bpf_loop(SNAT_TRIES, snat_try, &claim, 0);
+	if (addr_eq(&w->now.saddr, &w->p.t.saddr))
+		snat_keep(w, &claim);
+	else
+		bpf_loop(SNAT_TRIES, snat_try, &claim, 0);
 	if (claim.reason)
 		return claim.reason;
 	ct->saddr = w->now.saddr;
@@ -134,7 +159,28 @@ __noinline int snat_create(struct __sk_buff *skb)
 	return MST_REASON_SNAT_FULL;
 }
 
-/* The flow's entry in this direction, refreshed. They end by collection only.
+/*
+ * Enters a new flow from w->p.t to w->now, whose port is chosen unless its
+ * address stays; 0 or a reason.
+ */
+__noinline int snat_create(struct __sk_buff *skb)
+{
+	struct work *w = work();
+	__u32 reason;
+
+	if (!w)
+		return MST_REASON_SNAT_FULL;
+	if (!snat_quota(skb->ifindex))
+		return MST_REASON_SNAT_QUOTA;
+	reason = snat_enter(skb, w);
+	if (reason)
+		snat_unquota(skb->ifindex);
+	return reason;
+}
+
+/*
+ * The flow's entry in this direction, refreshed. They end by collection only.
+ * A SYN, or its answer, begins a closed one anew.
  */
 static __always_inline struct mst_ct *snat_lookup(struct pkt *p, __u8 dir)
 {
@@ -145,7 +191,7 @@ static __always_inline struct mst_ct *snat_lookup(struct pkt *p, __u8 dir)
 	if (!ct)
 		return NULL;
 	if (p->t.proto == IPPROTO_TCP) {
-		if (is_syn(p))
+		if (p->tcp_flags & TCP_SYN)
 			ct->state = MST_CT_NEW;
 		else if (p->tcp_flags & (TCP_FIN | TCP_RST))
 			ct->state = MST_CT_CLOSING;
@@ -171,6 +217,56 @@ static __always_inline bool snat_can(const struct pkt *p)
 	       is_echo(p);
 }
 
+/* Does a container answer the ping of somebody outside who may ping it? */
+static __always_inline bool snat_answers(const struct pkt *p)
+{
+	const struct mst_endpoint *src;
+
+	if (!is_echo_reply(p))
+		return false;
+	src = bpf_map_lookup_elem(&mst_endpoints_v1, &p->t.saddr);
+	return src && src->flags & (MST_EP_OPEN | MST_EP_PING);
+}
+
+/*
+ * An endpoint tells a server that what it sent did not arrive: the server
+ * knows the flow by the address and port that it was masqueraded with.
+ */
+static __always_inline __u32 snat_error(struct __sk_buff *skb, struct work *w)
+{
+	const struct mst_tuple *quote = &w->inner.t;
+	struct mst_tuple *key;
+	const struct mst_ct *ct;
+
+	if (!quoted(skb, w) || !addr_eq(&quote->daddr, &w->p.t.saddr))
+		return MST_REASON_NO_ROUTE;
+	key = ct_reply_key(w, quote, quote->proto);
+	key->dir = MST_DIR_REQUEST;
+	ct = bpf_map_lookup_elem(&mst_snat_v1, key);
+	if (!ct)
+		return MST_REASON_NO_ROUTE;
+	w->known.saddr = ct->daddr;
+	w->known.daddr = ct->saddr;
+	w->known.sport = ct->dport;
+	w->known.dport = ct->sport;
+	w->now.saddr = ct->saddr;
+	w->now.daddr = w->p.t.daddr;
+	return nat_icmp_error(skb) ? MST_REASON_NAT_FAILED : 0;
+}
+
+/* A later fragment of a flow that leaves. */
+static __always_inline __u32 snat_fragment(struct __sk_buff *skb,
+					   struct work *w)
+{
+	const struct mst_frag *f = frag_lookup(w);
+
+	if (!f)
+		return MST_REASON_NO_FRAGMENT_HEAD;
+	w->now.saddr = f->saddr;
+	w->now.daddr = f->daddr;
+	return nat_tuple(skb) ? MST_REASON_NAT_FAILED : 0;
+}
+
 /* Gives what leaves by an uplink the uplink's address; 0 or a reason. */
 __noinline int snat_out(struct __sk_buff *skb, const struct mst_uplink *uplink)
 {
@@ -181,17 +277,12 @@ __noinline int snat_out(struct __sk_buff *skb, const struct mst_uplink *uplink)
 
 	if (!w || !uplink)
 		return MST_REASON_SNAT_FULL;
-	if (w->p.frag == FRAG_LATER) {
-		const struct mst_frag *f = frag_lookup(w);
-
-		if (!f)
-			return MST_REASON_NO_FRAGMENT_HEAD;
-		w->now.saddr = f->saddr;
-		w->now.daddr = f->daddr;
-		return nat_tuple(skb) ? MST_REASON_NAT_FAILED : 0;
-	}
+	if (w->p.frag == FRAG_LATER)
+		return snat_fragment(skb, w);
+	if (!w->p.frag && is_icmp_error(&w->p))
+		return snat_error(skb, w);
 	if (!snat_can(&w->p))
-		return MST_REASON_NO_ROUTE;
+		return snat_answers(&w->p) ? 0 : MST_REASON_NO_ROUTE;
 	ct = snat_lookup(&w->p, MST_DIR_REQUEST);
 	addr = w->p.v6 ? &uplink->snat6 : &uplink->snat4;
 	/* a flow that began while another address was the uplink's is over */
@@ -210,6 +301,49 @@ __noinline int snat_out(struct __sk_buff *skb, const struct mst_uplink *uplink)
 	}
 	frag_remember(w, &w->now, 0);
 	return nat_tuple(skb) ? MST_REASON_NAT_FAILED : 0;
+}
+
+/*
+ * Enters a flow that leaves with its own address, so that its answers are
+ * known for what they are when they come; 0 or a reason.
+ */
+__noinline int snat_track(struct __sk_buff *skb)
+{
+	struct work *w = work();
+	const struct mst_ct *ct;
+	__u32 reason;
+
+	if (!w)
+		return MST_REASON_SNAT_FULL;
+	if (w->p.frag == FRAG_LATER || (is_icmp(&w->p) && !is_echo(&w->p)))
+		return 0;
+	ct = snat_lookup(&w->p, MST_DIR_REQUEST);
+	if (ct && addr_eq(&ct->saddr, &w->p.t.saddr))
+		return 0;
+	w->now = w->p.t;
+	reason = snat_create(skb);
+	return reason;
+}
+
+/*
+ * Is the packet part of a flow that its destination began, or an error about
+ * one? The tuple is looked for as the container knows it.
+ */
+static __always_inline bool snat_asked(struct __sk_buff *skb, struct work *w)
+{
+	struct mst_tuple *key;
+
+	if (!w->p.frag && is_icmp_error(&w->p)) {
+		if (!quoted(skb, w) ||
+		    !addr_eq(&w->inner.t.saddr, &w->p.t.daddr))
+			return false;
+		key = &w->key;
+		*key = w->inner.t;
+	} else {
+		key = ct_reply_key(w, &w->p.t, w->p.t.proto);
+	}
+	key->dir = MST_DIR_REQUEST;
+	return bpf_map_lookup_elem(&mst_snat_v1, key);
 }
 
 #endif /* MST_SNAT_H */

@@ -6,12 +6,15 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"net/netip"
 	"runtime/debug"
+	"slices"
 	"strings"
 
 	"github.com/mustang-net/mustang/api"
 	"github.com/mustang-net/mustang/bpf"
 	"github.com/mustang-net/mustang/driver"
+	"github.com/mustang-net/mustang/driver/link"
 	"github.com/mustang-net/mustang/service"
 )
 
@@ -97,6 +100,71 @@ func (h *host) Networks(context.Context) ([]api.Network, error) {
 		})
 	}
 	return out, nil
+}
+
+// Ports implements [api.Host].
+func (h *host) Ports(context.Context) ([]api.Port, error) {
+	uplinks, err := h.links.Uplinks(h.cfg.Uplinks)
+	if err != nil {
+		return nil, err
+	}
+	networks := map[string]driver.Network{}
+	for _, n := range h.driver.Networks() {
+		networks[n.ID] = n
+	}
+	var out []api.Port
+	for _, p := range h.driver.Ports() {
+		replica := h.services.Replica(p.Endpoint, frontendOf(p))
+		port := api.Port{
+			Protocol: strings.ToLower(p.Protocol.String()), Host: p.Host, Port: p.Port, Count: p.Count, Routed: p.Routed,
+			Endpoint: p.Endpoint, Container: replica.Container, NetworkID: p.Network, NetworkName: networks[p.Network].Name,
+			Addresses: p.Addrs, State: replica.State, Active: replica.Active,
+			Reach: api.ReachAnywhere, Sources: p.Sources, Uplinks: []string{},
+		}
+		switch {
+		case p.Host.Addr().IsLoopback():
+			port.Reach = api.ReachHost
+		case p.Sources != nil:
+			port.Reach = api.ReachSources
+		}
+		if port.Reach != api.ReachHost {
+			port.Uplinks = reachedBy(p.Host.Addr(), uplinks)
+		}
+		out = append(out, port)
+	}
+	return out, nil
+}
+
+// frontendOf is where the service of a port is. A family that the endpoint lacks is passed on to the other one.
+func frontendOf(p driver.PublishedPort) bpf.Frontend {
+	f := bpf.Frontend{Addr: p.Host.Addr(), Port: p.Host.Port(), Protocol: p.Protocol}
+	has := slices.ContainsFunc(p.Addrs, func(a netip.Addr) bool { return a.Is6() == f.Addr.Is6() })
+	switch {
+	case has || !f.Addr.IsUnspecified():
+	case f.Addr.Is6():
+		f.Addr = netip.IPv4Unspecified()
+	default:
+		f.Addr = netip.IPv6Unspecified()
+	}
+	return f
+}
+
+// reachedBy lists the uplinks by which an address of the host's is reached, and for every address which ones they are.
+func reachedBy(a netip.Addr, uplinks []link.Uplink) []string {
+	names := []string{}
+	for _, u := range uplinks {
+		own := u.Addr4
+		if a.Is6() {
+			own = u.Addr6
+		}
+		switch {
+		case !a.IsUnspecified():
+			names = append(names, u.Name)
+		case own.IsValid():
+			names = append(names, u.Name+" "+own.String())
+		}
+	}
+	return names
 }
 
 func texts[T fmt.Stringer](in []T) []string {

@@ -200,4 +200,20 @@ func fill(h *apitest.Host) {
 		api.Network{ID: "4f2a77", Name: "shop", Number: 1, Mode: "veth", Subnets: []string{"10.201.0.0/24", "fd6d:7374:c0de::/64"},
 			VIPs: []string{"10.96.1.0/24"}, Options: map[string]string{"mode": "veth", "mtu": "1400"}, Endpoints: 1, Services: 1},
 		api.Network{ID: "4f2b00", Number: 2, Mode: "bridge", Subnets: []string{"10.201.1.0/24"}, VIPs: []string{}, Internal: true})
+	port := api.Port{
+		Protocol: "tcp", Host: netip.MustParseAddrPort("0.0.0.0:8080"), Port: 80, Count: 1,
+		Endpoint: "e1", Container: "shop-web-1", NetworkID: "4f2a77", NetworkName: "shop",
+		Addresses: []netip.Addr{netip.MustParseAddr("10.201.0.2"), netip.MustParseAddr("fd6d:7374:c0de::2")},
+		State:     service.PhaseReady, Active: true, Reach: api.ReachAnywhere, Uplinks: []string{"eth0 192.0.2.1", "wlan0 198.51.100.7"},
+	}
+	h.PortList = append(h.PortList, port)
+	port.Host, port.Uplinks = netip.MustParseAddrPort("[::]:8080"), []string{}
+	h.PortList = append(h.PortList, port)
+	port.Host, port.Reach = netip.MustParseAddrPort("127.0.0.1:9000"), api.ReachHost
+	h.PortList = append(h.PortList, port)
+	port.Host, port.Port, port.Count, port.Protocol = netip.MustParseAddrPort("192.0.2.1:20000"), 20000, 1000, "udp"
+	port.Reach, port.Sources, port.Uplinks = api.ReachSources, []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("192.168.0.0/16")}, []string{"eth0", "wlan0"}
+	port.Endpoint, port.Container, port.NetworkID, port.NetworkName = "0123456789abcdef0123456789abcdef", "", "4f2b00", ""
+	port.Addresses, port.State, port.Active = []netip.Addr{netip.MustParseAddr("10.201.1.2")}, service.PhaseUnhealthy, false
+	h.PortList = append(h.PortList, port)
 }

@@ -97,8 +97,11 @@ func networkInspect(e env) verb {
 				var found []api.Network
 				missing := each(c.Args().Slice(), func(ref string) error {
 					n, err := findNetwork(list, ref)
+					if err != nil {
+						return fmt.Errorf("inspect %w", err)
+					}
 					found = append(found, n)
-					return err
+					return nil
 				})
 				if missing != nil {
 					return missing
@@ -122,9 +125,9 @@ func findNetwork(list []api.Network, ref string) (api.Network, error) {
 	}
 	switch len(hits) {
 	case 0:
-		return api.Network{}, fmt.Errorf("inspect network %s: there is none with this name or id: see mustang network ls", ref)
+		return api.Network{}, fmt.Errorf("network %s: there is none with this name or id: see mustang network ls", ref)
 	case 1:
 		return hits[0], nil
 	}
-	return api.Network{}, fmt.Errorf("inspect network %s: %d ids begin so: give more of it", ref, len(hits))
+	return api.Network{}, fmt.Errorf("network %s: %d ids begin so: give more of it", ref, len(hits))
 }

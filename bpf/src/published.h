@@ -1,0 +1,104 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/*
+ * published.h - flows to published ports, and to containers at their own
+ * address.
+ *
+ * A published port of the host's is a service at one of its addresses, or at
+ * all of them. One at a container's own address (gateway_mode routed) is a
+ * service there whose only backend is that container: nothing is translated,
+ * but the flow is entered, so that the answers leave as they are. With
+ * gateway_mode nat-unprotected a container needs no service: MST_EP_OPEN lets
+ * every flow in from outside.
+ */
+#ifndef MST_PUBLISHED_H
+#define MST_PUBLISHED_H
+
+#include "svc.h"
+
+/*
+ * Does the address belong to a container behind a host end of ours or on a
+ * private parent, or to the host? Nobody outside has it.
+ */
+static __always_inline bool is_inside(const struct mst_addr *addr)
+{
+	const struct mst_endpoint *ep;
+
+	ep = bpf_map_lookup_elem(&mst_endpoints_v1, addr);
+	return ep && (ep->flags & (MST_EP_HOST | MST_EP_REDIRECT) ||
+		      (ep->via && !ep->parent));
+}
+
+/* Begins a flow to svc, or without one to where it goes; 0 or a reason. */
+static __always_inline __u32 published_flow(struct __sk_buff *skb,
+					    struct work *w,
+					    const struct mst_service *svc)
+{
+	if (w->place == PLACE_UPLINK && is_inside(&w->p.t.saddr))
+		return MST_REASON_SPOOFED;
+	if (svc && !lb_admits(svc, &w->p.t.saddr))
+		return MST_REASON_SOURCE;
+	if (svc)
+		return svc_flow_to(skb, svc);
+	w->now = w->p.t;
+	frag_remember(w, &w->now, 0);
+	return ct_create(0);
+}
+
+/*
+ * To a published port: gives a packet its backend's address. What nobody
+ * publishes is untouched.
+ */
+__noinline int publish(struct __sk_buff *skb)
+{
+	struct work *w = work();
+	const struct mst_service *svc;
+	const struct mst_endpoint *dst;
+	struct mst_ct *ct;
+	__u32 reason;
+	bool open;
+
+	if (!w || (w->p.t.proto != IPPROTO_TCP && w->p.t.proto != IPPROTO_UDP))
+		return SVC_UNTOUCHED;
+	ct = ct_lookup(&w->p, MST_DIR_REQUEST);
+	/* datagrams move on when their backend is gone, streams cannot */
+	if (ct && w->p.t.proto == IPPROTO_UDP && ct->backend &&
+	    !bpf_map_lookup_elem(&mst_backends_v1, &ct->backend))
+		ct = NULL;
+	if (ct)
+		return svc_translate(skb, w, ct);
+	dst = bpf_map_lookup_elem(&mst_endpoints_v1, &w->p.t.daddr);
+	if (!dst)
+		return SVC_UNTOUCHED;
+	svc = lb_published(&w->service, &w->p.t.daddr, w->p.t.dport,
+			   w->p.t.proto, dst->flags & MST_EP_HOST);
+	open = dst->flags & MST_EP_OPEN && w->place == PLACE_UPLINK;
+	if (!svc && !open)
+		return SVC_UNTOUCHED;
+	if (w->p.t.proto == IPPROTO_TCP && !is_syn(&w->p))
+		return SVC_UNTOUCHED; /* the host's stack resets it */
+	reason = published_flow(skb, w, svc);
+	if (reason == MST_REASON_NO_BACKEND)
+		return SVC_UNTOUCHED; /* refused as a closed port would be */
+	if (reason)
+		return drop(skb, reason,
+			    w->place == PLACE_UPLINK ? MST_TO_CONTAINER
+						     : MST_FROM_CONTAINER);
+	return SVC_TRANSLATED;
+}
+
+/* Does the host's address dst stay shut? The gateway's does for published
+ * ports only.
+ */
+static __always_inline bool shut_in(struct work *w,
+				    const struct mst_interface *iface,
+				    const struct mst_addr *gateway)
+{
+	const struct mst_tuple *t = &w->p.t;
+
+	if (iface->flags & MST_IF_EGRESS)
+		return false;
+	return !addr_eq(&t->daddr, gateway) ||
+	       lb_published(&w->service, &t->daddr, t->dport, t->proto, true);
+}
+
+#endif /* MST_PUBLISHED_H */
