@@ -81,8 +81,18 @@ type Fill struct {
 }
 
 // Fill counts the entries of the maps that desired state fills. Caches, which make room by themselves,
-// are left out.
+// are left out, and so are the host's own addresses, which no desired state has.
 func (d *Datapath) Fill() ([]Fill, error) {
+	endpoints, err := d.Endpoints()
+	if err != nil {
+		return nil, err
+	}
+	hosts := 0
+	for _, e := range endpoints {
+		if e.Host {
+			hosts++
+		}
+	}
 	var out []Fill
 	for _, name := range []string{"services", "backends", "endpoints", "interfaces", "sandboxes", "listeners"} {
 		m := d.maps[name]
@@ -95,6 +105,9 @@ func (d *Datapath) Fill() ([]Fill, error) {
 		}
 		if err := entries.Err(); err != nil {
 			return nil, fmt.Errorf("count the entries of mst_%s: %w", name, err)
+		}
+		if name == "endpoints" {
+			f.Entries -= hosts
 		}
 		out = append(out, f)
 	}

@@ -36,8 +36,9 @@ func (e *Endpoint) addrs() []netip.Addr {
 	return out
 }
 
-func (e *Endpoint) service() service.Endpoint {
-	s := service.Endpoint{ID: e.ID, Network: e.NetworkID, Cookie: e.Cookie, Options: e.Options, Ports: e.ports(), PortsSince: e.PublishedAt}
+// service is the endpoint as services know it.
+func (m *Manager) service(e *Endpoint) service.Endpoint {
+	s := service.Endpoint{ID: e.ID, Network: e.NetworkID, Cookie: e.Cookie, Options: e.Options, Ports: e.ports(), PortsSince: e.PublishedAt, Sources: m.sources(e)}
 	if e.IPv4.IsValid() {
 		s.IPv4 = e.IPv4.Addr()
 	}
@@ -231,7 +232,7 @@ func (m *Manager) setUpEndpoint(n *Network, e *Endpoint) error {
 	if err := m.guardEndpoint(n, e, dev.MAC, mac); err != nil {
 		return err
 	}
-	if err := m.services.PutEndpoint(e.service()); err != nil {
+	if err := m.services.PutEndpoint(m.service(e)); err != nil {
 		return fmt.Errorf("tell the services of the endpoint %s: %w", e.ID, err)
 	}
 	return nil
@@ -266,6 +267,7 @@ func (m *Manager) putDatapath(n *Network, e *Endpoint, hostMAC, mac net.Hardware
 	for _, a := range e.addrs() {
 		ep := bpf.Endpoint{
 			Addr: a, IfIndex: e.Index, Network: n.Number, Redirect: e.HostIf != "", MAC: mac, HostMAC: hostMAC,
+			Open: n.leadsOut() && n.Options.gatewayMode(a.Is6()) == GatewayOpen, Ping: n.leadsOut() && n.Options.routed(a.Is6()),
 		}
 		if err := m.beside(n, &ep); err != nil {
 			return err

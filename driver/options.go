@@ -135,15 +135,21 @@ var options = map[string]option{
 
 var gatewayModes = []string{GatewayNAT, GatewayOpen, GatewayRouted}
 
-func setSources(o *Options, v string) error {
-	for _, text := range strings.Split(v, ",") {
+func setSources(o *Options, v string) (err error) {
+	o.Sources, err = parseSources(v)
+	return err
+}
+
+func parseSources(v string) ([]netip.Prefix, error) {
+	var out []netip.Prefix
+	for text := range strings.SplitSeq(v, ",") {
 		p, err := netip.ParsePrefix(strings.TrimSpace(text))
 		if err != nil {
-			return errors.New("must be subnets, such as 192.168.1.0/24,2001:db8::/64")
+			return nil, errors.New("must be subnets, such as 192.168.1.0/24,2001:db8::/64")
 		}
-		o.Sources = append(o.Sources, p.Masked())
+		out = append(out, p.Masked())
 	}
-	return nil
+	return out, nil
 }
 
 func setMTU(o *Options, v string) error {
@@ -246,8 +252,11 @@ const maxIfName = 15
 // endpointOptions are the driver-opts of an endpoint: --network name=n,driver-opt=k=v.
 var endpointOptions = []string{
 	"com.docker.network.endpoint.ifname",
-	"mustang.service", "mustang.vip", "mustang.health", "mustang.weight",
+	"mustang.service", "mustang.vip", "mustang.health", "mustang.weight", optionSources,
 }
+
+// optionSources is publish_sources of one endpoint.
+const optionSources = "mustang.publish_sources"
 
 func checkEndpointOptions(raw map[string]string) error {
 	for key := range raw {
@@ -256,6 +265,11 @@ func checkEndpointOptions(raw map[string]string) error {
 			continue
 		}
 		return fmt.Errorf("unknown endpoint option %q: the options are %s", key, strings.Join(endpointOptions, ", "))
+	}
+	if text, ok := raw[optionSources]; ok {
+		if _, err := parseSources(text); err != nil {
+			return fmt.Errorf("endpoint option %s=%q %w", optionSources, text, err)
+		}
 	}
 	return service.CheckEndpointOptions(raw)
 }

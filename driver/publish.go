@@ -63,6 +63,9 @@ func (m *Manager) Publish(_ context.Context, _, id string, want []PortBinding) e
 	if len(want) == 0 || n.Options.Publish == PublishGWBridge || e.Published != nil {
 		return nil
 	}
+	if why := n.Options.unpublishable(); why != "" && n.Options.Publish == PublishOff {
+		return fmt.Errorf("the network %s publishes no ports, since %s: leave -p away, its containers are reached at their own addresses", cmp.Or(n.Name, n.ID), why)
+	}
 	if n.Options.Publish == PublishOff {
 		return fmt.Errorf("the network %s has publish=%s: leave -p away, or use another network", cmp.Or(n.Name, n.ID), PublishOff)
 	}
@@ -90,7 +93,7 @@ func (m *Manager) publish(n *Network, e *Endpoint, want []PortBinding) error {
 	if err := m.put(bucketEndpoints, e.ID, e); err != nil {
 		return fmt.Errorf("record the endpoint %s: %w", e.ID, err)
 	}
-	return m.services.PutEndpoint(e.service())
+	return m.services.PutEndpoint(m.service(e))
 }
 
 // checkBinding refuses an address that is not the host's.
@@ -173,12 +176,27 @@ func (m *Manager) hostsOf(n *Network, e *Endpoint, b PortBinding) []netip.Addr {
 	})
 }
 
-// routed tells whether containers are reached at their own addresses, by the family of those.
-func (o Options) routed(v6 bool) bool {
+func (o Options) gatewayMode(v6 bool) string {
 	if v6 {
-		return o.GatewayMode6 == GatewayRouted
+		return o.GatewayMode6
 	}
-	return o.GatewayMode4 == GatewayRouted
+	return o.GatewayMode4
+}
+
+// routed tells whether containers are reached at their own addresses, by the family of those.
+func (o Options) routed(v6 bool) bool { return o.gatewayMode(v6) == GatewayRouted }
+
+// sources are who may reach the endpoint's published ports: as it says itself, or else its network. nil is everybody.
+func (m *Manager) sources(e *Endpoint) []netip.Prefix {
+	if text, ok := e.Options[optionSources]; ok {
+		if sources, err := parseSources(text); err == nil { // as checked when it was made
+			return sources
+		}
+	}
+	if n := m.networks[e.NetworkID]; n != nil {
+		return n.Options.Sources
+	}
+	return nil
 }
 
 // publisher is another endpoint that has the port on one of the addresses.
@@ -357,11 +375,7 @@ func (m *Manager) Ports() []PublishedPort {
 	var out []PublishedPort
 	for _, e := range m.endpoints {
 		for _, p := range e.Published {
-			port := PublishedPort{Endpoint: e.ID, Network: e.NetworkID, Published: p, Addrs: e.addrs()}
-			if n := m.networks[e.NetworkID]; n != nil {
-				port.Sources = n.Options.Sources
-			}
-			out = append(out, port)
+			out = append(out, PublishedPort{Endpoint: e.ID, Network: e.NetworkID, Published: p, Addrs: e.addrs(), Sources: m.sources(e)})
 		}
 	}
 	slices.SortFunc(out, func(a, b PublishedPort) int {

@@ -122,7 +122,7 @@ func TestEndpointsThatAreRefused(t *testing.T) {
 		"long MAC":           {change(func(c *EndpointConfig) { c.MAC = "02:00:00:00:00:00:00:01" }), "create endpoint " + ep2 + `: "02:00:00:00:00:00:00:01" is no MAC address of an interface (six bytes, the first even)`},
 		"the same beginning": {change(func(c *EndpointConfig) { c.ID = ep1[:idBytes] + "99999" }), "create endpoint e1e1e1e1e1e99999: its device msp" + ep1[:idBytes] + " belongs to the endpoint " + ep1},
 		"unknown option": {change(func(c *EndpointConfig) { c.Options = map[string]string{"mustang.vips": "on"} }),
-			`unknown endpoint option "mustang.vips": the options are com.docker.network.endpoint.ifname, mustang.service, mustang.vip, mustang.health, mustang.weight`},
+			`unknown endpoint option "mustang.vips": the options are com.docker.network.endpoint.ifname, mustang.service, mustang.vip, mustang.health, mustang.weight, mustang.publish_sources`},
 	} {
 		t.Run(name, func(t *testing.T) {
 			w := newWorld(t)

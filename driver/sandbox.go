@@ -209,7 +209,7 @@ func (m *Manager) enter(n *Network, e *Endpoint, cookie uint64) error {
 	if n == nil {
 		return nil
 	}
-	if err := m.services.PutEndpoint(e.service()); err != nil {
+	if err := m.services.PutEndpoint(m.service(e)); err != nil {
 		return err
 	}
 	if m.noTCX && !n.Off() && m.mode(n).end() == bpf.SandboxEnd {

@@ -72,6 +72,16 @@ func TestSlavesAreReachedByTheHostsOwn(t *testing.T) {
 	require.NotContains(t, w.datapath.attached, "lan0")
 }
 
+func TestPortsThatSlavesCannotPublishAreRefused(t *testing.T) {
+	w := newWorld(t)
+	w.kernel.addForeign("lan0")
+	require.NoError(t, w.CreateNetwork(ctx, network(net1, 1, map[string]string{"mode": "macvlan", "macvlan_mode": "vepa", "parent": "lan0"})))
+	_, err := w.CreateEndpoint(ctx, endpoint(ep1, net1, 1, 2))
+	require.NoError(t, err)
+	require.EqualError(t, w.Publish(ctx, net1, ep1, twoPorts),
+		"the network net1 publishes no ports, since with macvlan_mode=vepa the host does not reach containers: leave -p away, its containers are reached at their own addresses")
+}
+
 func TestAParentThatIsAnUplinkKeepsItsPrograms(t *testing.T) {
 	w := newWorld(t)
 	w.kernel.addUplink("eth0", "192.0.2.2")

@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"runtime/debug"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/mustang-net/mustang/api"
@@ -182,7 +183,7 @@ func (h *host) Status(context.Context) (api.Status, error) {
 	ready := h.daemon && (h.cfg.DockerSocket == "" || h.watcher.synced.Load())
 	s := api.Status{Version: version, Daemon: h.daemon, Ready: ready}
 	for _, sub := range []api.Subsystem{
-		h.statusDatapath(), h.statusDrops(), h.statusServices(), h.statusDriver(), h.statusTables(), h.statusIPAM(), h.statusWatcher(),
+		h.statusDatapath(), h.statusDrops(), h.statusUplinks(), h.statusServices(), h.statusDriver(), h.statusTables(), h.statusIPAM(), h.statusWatcher(),
 	} {
 		s.Ready = s.Ready && sub.State != "failed"
 		s.Subsystems = append(s.Subsystems, sub)
@@ -226,6 +227,28 @@ func (h *host) statusDrops() api.Subsystem {
 		parts = append(parts, fmt.Sprintf("%s %d", reason, totals[reason]))
 	}
 	return api.Subsystem{Name: "drops", State: "ok", Detail: cmp.Or(strings.Join(parts, ", "), "none")}
+}
+
+func (h *host) statusUplinks() api.Subsystem {
+	uplinks, err := h.datapath.Uplinks()
+	if err != nil {
+		return failed("uplinks", err)
+	}
+	var parts []string
+	for _, u := range uplinks {
+		name, err := h.links.Name(u.IfIndex)
+		if err != nil {
+			name = strconv.Itoa(u.IfIndex) // it is going
+		}
+		for _, a := range []netip.Addr{u.SNAT4, u.SNAT6} {
+			if a.IsValid() {
+				name += " " + a.String()
+			}
+		}
+		parts = append(parts, name)
+	}
+	slices.Sort(parts)
+	return api.Subsystem{Name: "uplinks", State: "ok", Detail: cmp.Or(strings.Join(parts, ", "), "none: containers do not leave the host")}
 }
 
 func (h *host) statusServices() api.Subsystem {
