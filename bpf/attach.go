@@ -89,13 +89,15 @@ func (d *Datapath) AttachSock(cgroup string) error {
 type End int
 
 // On the host's end of a pair a container's traffic comes in; on a netkit pair it is judged while the
-// container sends; on the device inside its sandbox it goes out. The host's own slave of a parent is guarded
-// only against what is sent to containers through the host, and a device that leads out has what comes in.
+// container sends; on the device inside its sandbox it goes out. The host's own slave of a parent has what is
+// sent to containers through the host, and what they send to it; a private parent has what ipvlan hands to it for want
+// of a slave. A device that leads out has what comes in.
 const (
 	HostEnd End = iota
 	NetkitEnd
 	SandboxEnd
 	HostSlave
+	ParentEnd
 	UplinkEnd
 )
 
@@ -104,7 +106,8 @@ var lxcHooks = map[End]map[string]ebpf.AttachType{
 	HostEnd:    {"lxc_ingress": ebpf.AttachTCXIngress, "lxc_egress": ebpf.AttachTCXEgress},
 	NetkitEnd:  {"lxc_netkit": ebpf.AttachNetkitPeer, "lxc_egress": ebpf.AttachTCXEgress},
 	SandboxEnd: {"lxc_ingress": ebpf.AttachTCXEgress, "lxc_egress": ebpf.AttachTCXIngress},
-	HostSlave:  {"lxc_egress": ebpf.AttachTCXEgress},
+	HostSlave:  {"slave_ingress": ebpf.AttachTCXIngress, "lxc_egress": ebpf.AttachTCXEgress},
+	ParentEnd:  {"slave_ingress": ebpf.AttachTCXIngress},
 	UplinkEnd:  {"host_ingress": ebpf.AttachTCXIngress},
 }
 
@@ -171,7 +174,7 @@ var ErrNoTCX = errors.New("this kernel has no TCX links")
 
 // DetachLXC undoes AttachLXC; nothing attached is no error.
 func (d *Datapath) DetachLXC(ifname string) error {
-	for _, name := range []string{"lxc_ingress", "lxc_netkit", "lxc_egress", "host_ingress"} {
+	for _, name := range []string{"lxc_ingress", "lxc_netkit", "lxc_egress", "host_ingress", "slave_ingress"} {
 		if err := os.Remove(d.lxcPin(ifname, name)); err != nil && !errors.Is(err, os.ErrNotExist) {
 			return fmt.Errorf("detach %s from %s: %w", name, ifname, err)
 		}

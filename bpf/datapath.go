@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 
@@ -151,7 +152,7 @@ func loadSpec(object []byte) (*ebpf.CollectionSpec, error) {
 	}
 	// the article's section names tell nothing of the program type
 	for _, p := range spec.Programs {
-		if strings.HasPrefix(p.SectionName, "lxc-") || strings.HasPrefix(p.SectionName, "host-") {
+		if role, _, ok := strings.Cut(p.SectionName, "-"); ok && slices.Contains([]string{"lxc", "host", "slave"}, role) {
 			p.Type = ebpf.SchedCLS
 		}
 	}

@@ -22,10 +22,12 @@ type Endpoint struct {
 	Open     bool   // reached from outside at its own address, all of it (gateway_mode nat-unprotected)
 	Ping     bool   // answers ping from outside there (gateway_mode routed)
 	MAC      net.HardwareAddr
-	HostMAC  net.HardwareAddr
+	HostMAC  net.HardwareAddr // of the host's end, or of Via
+	Via      int              // ifindex of the host's own slave beside a slave; 0 for none
+	Parent   int              // ifindex of a slave's parent that leads out; 0 for none
 }
 
-// Interface is the host's end of an endpoint.
+// Interface is the host's end of an endpoint, the host's own slave of a parent, or a private parent.
 type Interface struct {
 	IfIndex  int
 	Network  uint32
@@ -36,6 +38,8 @@ type Interface struct {
 	Gateway4 netip.Addr // for whom it answers ARP and ND; the zero Addr for none
 	Gateway6 netip.Addr
 	MAC      net.HardwareAddr
+	Via      int  // ifindex of the host's own slave, on itself and on its private parent
+	Private  bool // nobody is on the parent but endpoints of the network
 }
 
 // Sandbox is a network namespace whose sockets are load-balanced.
@@ -50,7 +54,7 @@ type Sandbox struct {
 // PutEndpoint writes the entry of an address.
 func (d *Datapath) PutEndpoint(e Endpoint) error {
 	key := addrOf(e.Addr)
-	value := mstEndpoint{Ifindex: uint32(e.IfIndex), Network: e.Network}
+	value := mstEndpoint{Ifindex: uint32(e.IfIndex), Network: e.Network, Via: uint32(e.Via), Parent: uint32(e.Parent)}
 	copy(value.Mac[:], e.MAC)
 	copy(value.HostMac[:], e.HostMAC)
 	for _, f := range []struct {
@@ -111,6 +115,7 @@ func (d *Datapath) Endpoints() ([]Endpoint, error) {
 			Redirect: v.Flags&epRedirect != 0, Host: v.Flags&epHost != 0,
 			Open: v.Flags&epOpen != 0, Ping: v.Flags&epPing != 0,
 			MAC: append(net.HardwareAddr{}, v.Mac[:]...), HostMAC: append(net.HardwareAddr{}, v.HostMac[:]...),
+			Via: int(v.Via), Parent: int(v.Parent),
 		})
 	}
 	if err := entries.Err(); err != nil {
@@ -122,12 +127,12 @@ func (d *Datapath) Endpoints() ([]Endpoint, error) {
 // PutInterface writes the entry of a host end.
 func (d *Datapath) PutInterface(i Interface) error {
 	key := uint32(i.IfIndex)
-	value := mstInterface{Network: i.Network, Gateway4: addrOf(i.Gateway4), Gateway6: addrOf(i.Gateway6)}
+	value := mstInterface{Network: i.Network, Gateway4: addrOf(i.Gateway4), Gateway6: addrOf(i.Gateway6), Via: uint32(i.Via)}
 	copy(value.Mac[:], i.MAC)
 	for _, f := range []struct {
 		on   bool
 		flag uint32
-	}{{i.Strict, ifStrict}, {i.Egress, ifEgress}, {i.Masq4, ifMasquerade4}, {i.Masq6, ifMasquerade6}} {
+	}{{i.Strict, ifStrict}, {i.Egress, ifEgress}, {i.Masq4, ifMasquerade4}, {i.Masq6, ifMasquerade6}, {i.Private, ifPrivate}} {
 		if f.on {
 			value.Flags |= f.flag
 		}

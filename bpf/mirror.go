@@ -64,6 +64,8 @@ type mstEndpoint struct {
 	Flags   uint32
 	Mac     [6]uint8
 	HostMac [6]uint8
+	Via     uint32
+	Parent  uint32
 }
 
 type mstInterface struct {
@@ -74,6 +76,7 @@ type mstInterface struct {
 	Gateway6 mstAddr
 	Mac      [6]uint8
 	Pad      [2]uint8
+	Via      uint32
 }
 
 type mstUplink struct {
@@ -123,7 +126,8 @@ type mstCt struct {
 	Backend uint32
 	Seen    uint64
 	State   uint8
-	Pad     [7]uint8
+	Pad     [3]uint8
+	Uplink  uint32
 }
 
 type mstFragKey struct {
@@ -135,9 +139,10 @@ type mstFragKey struct {
 }
 
 type mstFrag struct {
-	_     structs.HostLayout
-	Saddr mstAddr
-	Daddr mstAddr
+	_      structs.HostLayout
+	Saddr  mstAddr
+	Daddr  mstAddr
+	Uplink uint32
 }
 
 type mstSockFlow struct {
@@ -198,6 +203,7 @@ const (
 	ifEgress      = 2
 	ifMasquerade4 = 4
 	ifMasquerade6 = 8
+	ifPrivate     = 16
 )
 
 // enum mst_sandbox_flag

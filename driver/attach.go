@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/mustang-net/mustang/bpf"
 	"github.com/mustang-net/mustang/driver/link"
@@ -101,39 +102,121 @@ func (m *Manager) arrived(ctx context.Context, id string) (bool, error) {
 	return true, nil
 }
 
-// guardNetwork gives the network's own device its programs; unguardNetwork takes them away.
+// guardNetwork gives the network's own devices their programs; unguardNetwork takes them away.
 func (m *Manager) guardNetwork(n *Network) error {
-	name := m.mode(n).guard(n)
-	if name == "" {
-		return nil
-	}
-	dev, err := m.links.Find(name)
-	if err != nil {
-		return err
-	}
-	iface := bpf.Interface{IfIndex: dev.Index, Network: n.Number, Strict: true, MAC: dev.MAC}
-	if err := m.datapath.PutInterface(iface); err != nil {
-		return err
-	}
-	if err := m.attachDevice(name, dev, bpf.HostSlave); err != nil {
-		return fmt.Errorf("guard the network %s: %w", n.ID, err)
+	via := 0
+	for _, g := range m.mode(n).guards(n) {
+		dev, err := m.links.Find(g.name)
+		if err != nil {
+			return err
+		}
+		if g.end == bpf.HostSlave {
+			via = dev.Index
+		}
+		if g.end != bpf.UplinkEnd {
+			if err := m.putGuard(n, dev, via); err != nil {
+				return err
+			}
+		}
+		if err := m.attachDevice(g.name, dev, g.end); err != nil {
+			return fmt.Errorf("guard the network %s: %w", n.ID, err)
+		}
 	}
 	return nil
 }
 
-func (m *Manager) unguardNetwork(n *Network) error {
-	name := m.mode(n).guard(n)
-	if name == "" || n.Off() {
-		return nil
+// putGuard describes the host's slave, or its private parent, to the programs.
+func (m *Manager) putGuard(n *Network, dev link.Device, via int) error {
+	iface := bpf.Interface{
+		IfIndex: dev.Index, Network: n.Number, Strict: true, MAC: dev.MAC, Via: via, Private: n.Options.Parent == "",
 	}
-	dev, err := m.links.Find(name)
-	switch {
-	case err == nil:
-		if err := m.datapath.DeleteInterface(dev.Index); err != nil {
+	if iface.Private && m.mode(n).leadsOut(n) {
+		iface.Egress, iface.Masq4, iface.Masq6 = true, n.masquerades(false), n.masquerades(true)
+		if err := m.links.Route(dev.Name); err != nil {
 			return err
 		}
-	case !errors.Is(err, link.ErrNoDevice):
-		return err // whose index must not be lost
 	}
-	return m.datapath.DetachLXC(name)
+	for _, gw := range n.gateways() {
+		if !iface.Private {
+			break // a router of the LAN
+		}
+		if gw.Addr().Is4() && !iface.Gateway4.IsValid() {
+			iface.Gateway4 = gw.Addr()
+		} else if gw.Addr().Is6() && !iface.Gateway6.IsValid() {
+			iface.Gateway6 = gw.Addr()
+		}
+	}
+	return m.datapath.PutInterface(iface)
+}
+
+func (m *Manager) unguardNetwork(n *Network) error {
+	if n.Off() {
+		return nil
+	}
+	for _, g := range m.mode(n).guards(n) {
+		if g.end == bpf.UplinkEnd {
+			if err := m.unguardParent(n, g.name); err != nil {
+				return err
+			}
+			continue
+		}
+		dev, err := m.links.Find(g.name)
+		switch {
+		case err == nil:
+			if err := m.datapath.DeleteInterface(dev.Index); err != nil {
+				return err
+			}
+		case !errors.Is(err, link.ErrNoDevice):
+			return err // whose index must not be lost
+		}
+		if err := m.datapath.DetachLXC(g.name); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// unguardParent takes the programs from a parent, unless it is an uplink, too.
+func (m *Manager) unguardParent(n *Network, name string) error {
+	if _, leadsOut := m.uplinks[name]; leadsOut || m.isParent(name, n) {
+		return nil
+	}
+	err := m.datapath.DetachLXC(name)
+	if m.noTCX {
+		err = errors.Join(err, m.links.DetachClsact(name))
+	}
+	return err
+}
+
+// isParent tells whether a network, other than without, has programs on the device that its slaves share with the host.
+func (m *Manager) isParent(name string, without *Network) bool {
+	for _, n := range m.networks {
+		if n != without && !n.Off() && slices.Contains(m.mode(n).guards(n), guard{name, bpf.UplinkEnd}) {
+			return true
+		}
+	}
+	return false
+}
+
+// beside tells the datapath which of the host's devices an endpoint's slave is reached by.
+func (m *Manager) beside(n *Network, ep *bpf.Endpoint) error {
+	for _, g := range m.mode(n).guards(n) {
+		if g.end != bpf.HostSlave {
+			continue
+		}
+		dev, err := m.links.Find(g.name)
+		if err != nil {
+			return fmt.Errorf("reach the endpoint %s: %w", ep.Addr, err)
+		}
+		ep.Via, ep.HostMAC = dev.Index, dev.MAC
+	}
+	if n.Options.Parent == "" {
+		return nil
+	}
+	dev, err := m.links.Find(n.Options.Parent)
+	if err != nil {
+		return fmt.Errorf("reach the endpoint %s: %w", ep.Addr, err)
+	}
+	ep.Parent = dev.Index
+	return nil
 }

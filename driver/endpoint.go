@@ -265,11 +265,14 @@ func (m *Manager) putDatapath(n *Network, e *Endpoint, hostMAC, mac net.Hardware
 		return err
 	}
 	for _, a := range e.addrs() {
-		err := m.datapath.PutEndpoint(bpf.Endpoint{
+		ep := bpf.Endpoint{
 			Addr: a, IfIndex: e.Index, Network: n.Number, Redirect: e.HostIf != "", MAC: mac, HostMAC: hostMAC,
 			Open: n.leadsOut() && n.Options.gatewayMode(a.Is6()) == GatewayOpen, Ping: n.leadsOut() && n.Options.routed(a.Is6()),
-		})
-		if err != nil {
+		}
+		if err := m.beside(n, &ep); err != nil {
+			return err
+		}
+		if err := m.datapath.PutEndpoint(ep); err != nil {
 			return err
 		}
 	}

@@ -63,6 +63,7 @@ var settings = []setting{
 	{name: "macvlan without TCX", noTCX: true, options: map[string]string{"mode": "macvlan"}},
 	{name: "ipvlan", options: map[string]string{"mode": "ipvlan"}},
 	{name: "ipvlan on a LAN", options: map[string]string{"mode": "ipvlan", "parent": "lan0"}},
+	{name: "macvlan on the uplink", options: map[string]string{"mode": "macvlan", "parent": "eth0"}},
 	{name: "netkit", options: map[string]string{"mode": "netkit"}},
 	{name: "veth without eBPF", options: map[string]string{"ebpf": "off"}},
 	{name: "bridge without eBPF", options: map[string]string{"ebpf": "off", "mode": "bridge"}},

@@ -356,6 +356,10 @@ func (k *kernel) Connect(name string, addrs, gateways []netip.Addr, _ net.Hardwa
 	return nil
 }
 
+func (k *kernel) Reach(name string, addrs, _ []netip.Addr, mac net.HardwareAddr) error {
+	return k.Connect(name, addrs, nil, mac)
+}
+
 func (k *kernel) Refuse(p netip.Prefix) error {
 	if err := k.fault.hit("refuse"); err != nil {
 		return err

@@ -32,6 +32,7 @@ type Links interface {
 	HasAddr(netip.Addr) (bool, error)
 	CreateSlave(link.Slave) (link.Device, error)
 	CreateHostSlave(link.Slave, []netip.Prefix) (link.Device, error)
+	Reach(name string, addrs, sources []netip.Addr, mac net.HardwareAddr) error
 	Disconnect(name string, addrs []netip.Addr) error
 	Delete(name, owner string) error
 	Owned() (map[string]string, error)
@@ -126,11 +127,12 @@ type Manager struct {
 	waiting   map[waiting]context.CancelFunc
 	noTCX     bool // the kernel has none, as an attempt showed
 	waits     sync.WaitGroup
-	uplinks   map[string]bpf.Uplink // by name
-	hostAddrs map[netip.Addr]bool   // the host's own, as the datapath knows them
-	missing   map[string]bool       // networks and endpoints that the engine did not know at the last Collect
-	fresh     bool                  // the state has never been used
-	orphaned  bool                  // it was lost, and endpoints that it does not know go on
+	uplinks   map[string]bpf.Uplink     // by name
+	hostAddrs map[netip.Addr]bool       // the host's own, as the datapath knows them
+	lanAddrs  map[string][]netip.Prefix // of parents, as the host's slaves of networks know them
+	missing   map[string]bool           // networks and endpoints that the engine did not know at the last Collect
+	fresh     bool                      // the state has never been used
+	orphaned  bool                      // it was lost, and endpoints that it does not know go on
 }
 
 // Config is what a Manager works with.

@@ -25,10 +25,16 @@ type mode interface {
 	end() bpf.End
 	// leadsOut tells whether the subnet's gateway is the endpoint's default route.
 	leadsOut(n *Network) bool
-	// guard names the network's own device that has programs, "" if none has.
-	guard(n *Network) string
+	// guards are the devices besides the endpoints' own that have programs for the network's sake.
+	guards(n *Network) []guard
 	// onLink are destinations on the endpoint's link besides its network's subnets and VIPs.
 	onLink(n *Network) ([]netip.Prefix, error)
+}
+
+// guard is a device with programs of a network: the host's own slave, which comes first, and its parent.
+type guard struct {
+	name string
+	end  bpf.End
 }
 
 // mode of a network. An endpoint whose network is lost is taken for the simplest.
@@ -97,7 +103,7 @@ func hostEnd(typ string) bpf.End {
 
 func (pair) leadsOut(n *Network) bool { return n.leadsOut() }
 
-func (pair) guard(*Network) string { return "" }
+func (pair) guards(*Network) []guard { return nil }
 
 func (pair) onLink(*Network) ([]netip.Prefix, error) { return nil, nil }
 
@@ -151,6 +157,6 @@ func (bridge) end() bpf.End { return bpf.HostEnd }
 
 func (bridge) leadsOut(n *Network) bool { return n.leadsOut() }
 
-func (bridge) guard(*Network) string { return "" }
+func (bridge) guards(*Network) []guard { return nil }
 
 func (bridge) onLink(*Network) ([]netip.Prefix, error) { return nil, nil }

@@ -201,12 +201,10 @@ func (o *Options) checkPublish() error {
 	if o.Publish == PublishEBPF && o.EBPF == "off" {
 		return fmt.Errorf("network option publish=%q contradicts ebpf=%q: leave it away, and docker_gwbridge publishes", o.Publish, o.EBPF)
 	}
-	if o.Publish == "" {
-		o.Publish = PublishEBPF
-		if o.EBPF == "off" {
-			o.Publish = PublishGWBridge
-		}
+	if why := o.unpublishable(); why != "" && o.Publish == PublishEBPF {
+		return fmt.Errorf("network option publish=%q: %s: leave it away", o.Publish, why)
 	}
+	o.Publish = cmp.Or(o.Publish, o.publishDefault())
 	if o.Publish == PublishEBPF {
 		return nil
 	}

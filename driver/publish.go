@@ -63,6 +63,9 @@ func (m *Manager) Publish(_ context.Context, _, id string, want []PortBinding) e
 	if len(want) == 0 || n.Options.Publish == PublishGWBridge || e.Published != nil {
 		return nil
 	}
+	if why := n.Options.unpublishable(); why != "" && n.Options.Publish == PublishOff {
+		return fmt.Errorf("the network %s publishes no ports, since %s: leave -p away, its containers are reached at their own addresses", cmp.Or(n.Name, n.ID), why)
+	}
 	if n.Options.Publish == PublishOff {
 		return fmt.Errorf("the network %s has publish=%s: leave -p away, or use another network", cmp.Or(n.Name, n.ID), PublishOff)
 	}

@@ -123,7 +123,9 @@ func (m *Manager) pruneDevices() error {
 		guarded[e.guarded()] = true
 	}
 	for _, n := range m.networks {
-		guarded[m.mode(n).guard(n)] = true
+		for _, g := range m.mode(n).guards(n) {
+			guarded[g.name] = !n.Off()
+		}
 	}
 	for name := range m.uplinks {
 		guarded[name] = true
@@ -160,8 +162,8 @@ func (m *Manager) pruneMaps() error {
 		}
 	}
 	for _, n := range m.networks {
-		if name := m.mode(n).guard(n); name != "" {
-			if dev, err := m.links.Find(name); err == nil {
+		for _, g := range m.mode(n).guards(n) {
+			if dev, err := m.links.Find(g.name); err == nil {
 				indexes[dev.Index] = true
 			}
 		}

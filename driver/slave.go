@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 
 	"github.com/mustang-net/mustang/bpf"
 	"github.com/mustang-net/mustang/driver/link"
@@ -94,12 +95,64 @@ func (s slave) raise(n *Network) error {
 	return err
 }
 
-// guard is the host's slave: what the host forwards from elsewhere must not come to the containers through it.
-func (s slave) guard(n *Network) string {
-	if !s.hostReaches(n) {
-		return ""
+// renewSlaves makes the host's slaves on LANs agree with the addresses of their parents. Without a change it does
+// nothing, so that whoever watches the host's addresses may call it for each.
+func (m *Manager) renewSlaves() error {
+	var errs []error
+	for _, n := range m.networks {
+		s, ok := m.mode(n).(slave)
+		if !ok || n.Partial || n.Options.Parent == "" || !s.hostReaches(n) {
+			continue
+		}
+		now, err := m.links.Addrs(n.Options.Parent)
+		if err == nil && !slices.Equal(now, m.lanAddrs[n.ID]) {
+			err = m.renewSlave(s, n)
+		}
+		if err != nil {
+			errs = append(errs, fmt.Errorf("renew the addresses of %s: %w", s.host(n), err))
+			continue
+		}
+		if m.lanAddrs == nil {
+			m.lanAddrs = map[string][]netip.Prefix{}
+		}
+		m.lanAddrs[n.ID] = now
 	}
-	return s.host(n)
+	return errors.Join(errs...)
+}
+
+func (m *Manager) renewSlave(s slave, n *Network) error {
+	if err := s.raise(n); err != nil {
+		return err
+	}
+	for _, e := range m.endpoints {
+		if e.NetworkID != n.ID || e.Partial {
+			continue
+		}
+		mac, err := net.ParseMAC(e.MAC)
+		if err == nil {
+			err = s.reach(n, e, mac)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// guards are the host's slave, which containers send to the host by and are sent to by, and what ipvlan hands to
+// its parent instead: a private one, or one that leads out and that clients of published ports come by.
+func (s slave) guards(n *Network) []guard {
+	if !s.hostReaches(n) {
+		return nil
+	}
+	out := []guard{{s.host(n), bpf.HostSlave}}
+	switch {
+	case n.Options.Parent == "" && n.Options.Mode == ModeIPvlan:
+		out = append(out, guard{s.parent(n), bpf.ParentEnd})
+	case n.Options.Parent != "" && n.Options.Publish == PublishEBPF:
+		out = append(out, guard{s.parent(n), bpf.UplinkEnd})
+	}
+	return out
 }
 
 func (s slave) raiseParent(n *Network) error {
@@ -144,18 +197,30 @@ func (s slave) connect(n *Network, e *Endpoint, mac net.HardwareAddr, _ int) (li
 			dev.MAC = mac
 		}
 	}
+	return dev, s.reach(n, e, dev.MAC)
+}
+
+// reach lets the host send to an endpoint on a LAN, from an address that the endpoint answers to on its link: one of
+// the host's slave, or the parent's.
+func (s slave) reach(n *Network, e *Endpoint, mac net.HardwareAddr) error {
 	if n.Options.Parent == "" || !s.hostReaches(n) {
-		return dev, nil
+		return nil
 	}
 	_, ours, err := s.hostAddrs(n)
 	if err != nil {
-		return dev, err
+		return err
+	}
+	of, err := s.links.Addrs(n.Options.Parent)
+	if err != nil {
+		return err
 	}
 	var from []netip.Addr
-	for _, p := range ours {
-		from = append(from, p.Addr())
+	for _, p := range slices.Concat(ours, of) {
+		if _, onLAN := n.subnetOf(p.Addr()); onLAN || slices.Contains(ours, p) {
+			from = append(from, p.Addr())
+		}
 	}
-	return dev, s.links.Connect(s.host(n), e.addrs(), from, dev.MAC)
+	return s.links.Reach(s.host(n), e.addrs(), from, mac)
 }
 
 func (s slave) disconnect(n *Network, e *Endpoint) error {
@@ -168,11 +233,42 @@ func (s slave) disconnect(n *Network, e *Endpoint) error {
 
 func (slave) end() bpf.End { return bpf.SandboxEnd }
 
-// leadsOut: a LAN has a router, so that the engine's docker_gwbridge need not lead out. An ipvlan above L2 has none
-// on its link.
+// leadsOut: a LAN has a router, so that the engine's docker_gwbridge need not lead out; on a private parent the
+// host's slave is one. An ipvlan above L2 has none on its link.
 func (slave) leadsOut(n *Network) bool {
-	l3 := n.Options.Mode == ModeIPvlan && n.Options.IPvlanMode != "l2"
-	return n.Options.Parent != "" && !n.Internal && !l3
+	if n.Options.Parent == "" {
+		return n.leadsOut() && n.Options.unpublishable() == ""
+	}
+	return !n.Internal && !n.Options.aboveL2()
+}
+
+func (o *Options) aboveL2() bool { return o.Mode == ModeIPvlan && o.IPvlanMode != "l2" }
+
+// unpublishable says why our programs cannot publish ports in the mode, nor lead out; "" if they can.
+func (o *Options) unpublishable() string {
+	switch {
+	case o.aboveL2():
+		return fmt.Sprintf("ipvlan_mode=%s routes by the host's tables past the programs", o.IPvlanMode)
+	case o.Mode == ModeMacvlan && o.MacvlanMode != "bridge":
+		return fmt.Sprintf("with macvlan_mode=%s the host does not reach containers", o.MacvlanMode)
+	case o.Mode == ModeIPvlan && o.IPvlanFlag != "bridge":
+		return fmt.Sprintf("with ipvlan_flag=%s the host does not reach containers", o.IPvlanFlag)
+	}
+	return ""
+}
+
+// publishDefault is who publishes in the mode if nobody said: on a LAN whose containers the host does not reach, only
+// the LAN reaches them.
+func (o *Options) publishDefault() string {
+	switch {
+	case o.EBPF == "off":
+		return PublishGWBridge
+	case o.unpublishable() == "":
+		return PublishEBPF
+	case o.Parent != "" && !o.aboveL2():
+		return PublishOff
+	}
+	return PublishGWBridge
 }
 
 // onLink are the host's addresses on a LAN that lie in no subnet.

@@ -16,7 +16,7 @@ import (
 func (m *Manager) SyncUplinks() error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return m.syncUplinks()
+	return errors.Join(m.syncUplinks(), m.renewSlaves())
 }
 
 func (m *Manager) syncUplinks() error {
@@ -67,6 +67,10 @@ func (m *Manager) setUplinks(uplinks []link.Uplink) error {
 	var errs []error
 	for name, u := range m.uplinks {
 		if names[name] {
+			continue
+		}
+		if m.isParent(name, nil) {
+			delete(m.uplinks, name)
 			continue
 		}
 		errs = append(errs, m.datapath.DetachLXC(name))

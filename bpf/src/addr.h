@@ -40,6 +40,15 @@ static __always_inline bool addr_loopback(const struct mst_addr *a)
 	return !a->w[0] && !a->w[1] && !a->w[2] && a->w[3] == bpf_htonl(1);
 }
 
+/* An address that is never routed: link-local of IPv6, or none. */
+static __always_inline bool on_link_only(const struct mst_addr *a)
+{
+	if (addr_is4(a))
+		return !a->w[3];
+	return (a->w[0] & bpf_htonl(0xffc00000)) == bpf_htonl(0xfe800000) ||
+	       addr_zero(a);
+}
+
 static __always_inline bool addr_in(const struct mst_addr *a,
 				    const struct mst_addr *net,
 				    const struct mst_addr *mask)

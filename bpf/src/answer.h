@@ -12,6 +12,12 @@ enum {
 };
 
 /*
+ * In cb[0], which no sandbox can write: a program of ours has let the packet
+ * go out by the host's slave.
+ */
+#define VOUCHED 0x6d737402
+
+/*
  * lxc_ingress runs on the ingress of an endpoint's host end, or, attached
  * inside a sandbox, on the egress of its slave. skb->ingress_ifindex tells
  * them apart: at an ingress hook it is the device itself.
@@ -19,6 +25,13 @@ enum {
 static __always_inline bool at_ingress(const struct __sk_buff *skb)
 {
 	return skb->ingress_ifindex == skb->ifindex;
+}
+
+/* Sends the packet out by the host's slave via. */
+static __always_inline int send_by(struct __sk_buff *skb, __u32 via)
+{
+	skb->cb[0] = VOUCHED;
+	return bpf_redirect(via, 0);
 }
 
 /* Sends the rewritten packet back to the sandbox it came from. */
@@ -33,6 +46,8 @@ static __always_inline int send_back(struct __sk_buff *skb)
 		return bpf_redirect_peer(skb->ifindex, 0);
 	case PLACE_NETKIT:
 		return bpf_redirect(skb->ifindex, 0);
+	case PLACE_SLAVE:
+		return send_by(skb, w->via);
 	}
 	return bpf_redirect(skb->ifindex, BPF_F_INGRESS);
 }

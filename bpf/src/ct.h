@@ -182,32 +182,35 @@ static __always_inline __u32 ct_direct(struct work *w)
 	return 0;
 }
 
-/* Later fragments of the packet p, as it arrived, go the way of now. */
-static __always_inline void frag_remember(const struct pkt *p,
-					  const struct mst_tuple *now)
+/* The key of the fragments of w->p, in memory that is not the stack's. */
+static __always_inline struct mst_frag_key *frag_key(struct work *w)
 {
-	struct mst_frag_key key = {
-		.saddr = p->t.saddr,
-		.daddr = p->t.daddr,
-		.id = p->frag_id,
-		.proto = p->t.proto,
-	};
-	struct mst_frag f = {.saddr = now->saddr, .daddr = now->daddr};
+	struct mst_frag_key *key = &w->frag_key;
 
-	if (p->frag == FRAG_FIRST)
-		bpf_map_update_elem(&mst_frags_v1, &key, &f, BPF_ANY);
+	key->saddr = w->p.t.saddr;
+	key->daddr = w->p.t.daddr;
+	key->id = w->p.frag_id;
+	key->proto = w->p.t.proto;
+	return key;
 }
 
-static __always_inline const struct mst_frag *frag_lookup(const struct pkt *p)
+/* Later fragments of the packet w->p, as it arrived, go the way of now. */
+static __always_inline void
+frag_remember(struct work *w, const struct mst_tuple *now, __u32 uplink)
 {
-	struct mst_frag_key key = {
-		.saddr = p->t.saddr,
-		.daddr = p->t.daddr,
-		.id = p->frag_id,
-		.proto = p->t.proto,
-	};
+	struct mst_frag *f = &w->frag;
 
-	return bpf_map_lookup_elem(&mst_frags_v1, &key);
+	if (w->p.frag != FRAG_FIRST)
+		return;
+	f->saddr = now->saddr;
+	f->daddr = now->daddr;
+	f->uplink = uplink;
+	bpf_map_update_elem(&mst_frags_v1, frag_key(w), f, BPF_ANY);
+}
+
+static __always_inline const struct mst_frag *frag_lookup(struct work *w)
+{
+	return bpf_map_lookup_elem(&mst_frags_v1, frag_key(w));
 }
 
 #endif /* MST_CT_H */

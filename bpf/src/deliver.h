@@ -9,12 +9,14 @@
  */
 static __always_inline bool reaches(const struct mst_endpoint *dst, __u32 place)
 {
-	return dst->flags & MST_EP_REDIRECT && place != PLACE_SANDBOX;
+	return (dst->flags & MST_EP_REDIRECT || dst->via) &&
+	       place != PLACE_SANDBOX;
 }
 
 /*
  * Straight into the destination's sandbox, past its host end; from a netkit
- * device, where bpf_redirect_peer() is not to be had, through the end.
+ * device, where bpf_redirect_peer() is not to be had, through the end; to a
+ * slave, through the host's slave beside it.
  */
 static __always_inline int deliver(struct __sk_buff *skb, __u32 place,
 				   const struct mst_endpoint *dst)
@@ -25,6 +27,8 @@ static __always_inline int deliver(struct __sk_buff *skb, __u32 place,
 	__builtin_memcpy(macs + 6, dst->host_mac, 6);
 	if (bpf_skb_store_bytes(skb, 0, macs, sizeof(macs), 0))
 		return TC_PASS;
+	if (dst->via)
+		return send_by(skb, dst->via);
 	if (place == PLACE_NETKIT)
 		return bpf_redirect(dst->ifindex, 0);
 	return bpf_redirect_peer(dst->ifindex, 0);

@@ -50,6 +50,18 @@ static __always_inline int stop(struct __sk_buff *skb, struct work *w,
 	return refuse(skb, reason, how);
 }
 
+/* The device that forwards the packet: the host's slave for what others have.
+ */
+static __always_inline __u32 comes_from(const struct __sk_buff *skb,
+					const struct work *w)
+{
+	__u32 ifindex = skb->ifindex;
+
+	/* else the compiler chooses an address to load from */
+	asm volatile("" : "+r"(ifindex));
+	return w->place == PLACE_SLAVE ? w->via : ifindex;
+}
+
 /*
  * Sends the packet of an endpoint out of the host: where a route leads to an
  * uplink, and nowhere else. Returns a verdict, or EGRESS_STACK.
@@ -65,7 +77,7 @@ static __always_inline int egress(struct __sk_buff *skb, struct work *w,
 	__u32 reason, masquerade;
 	long err;
 
-	fib.ifindex = skb->ifindex;
+	fib.ifindex = comes_from(skb, w);
 	fib.l4_protocol = p->t.proto;
 	fib.tot_len = wire_len(skb, p);
 	if (p->v6) {

@@ -14,22 +14,6 @@
 #include "answer.h"
 #include "lb.h"
 
-struct arp {
-	__be16 htype;
-	__be16 ptype;
-	__u8 hlen;
-	__u8 plen;
-	__be16 op;
-	__u8 smac[6];
-	__u8 sip[4];
-	__u8 tmac[6];
-	__u8 tip[4];
-};
-
-#define ARP_ETHERNET bpf_htons(1)
-#define ARP_REQUEST  bpf_htons(1)
-#define ARP_REPLY    bpf_htons(2)
-
 /* Do we answer for target here? */
 static __always_inline bool stands_for(const struct __sk_buff *skb, __u32 place,
 				       const struct mst_interface *iface,

@@ -88,7 +88,9 @@ struct mst_endpoint {
 	__u32 network;
 	__u32 flags;
 	__u8 mac[6];	  /* of the container's interface */
-	__u8 host_mac[6]; /* of the host's end */
+	__u8 host_mac[6]; /* of the host's end, or of the slave via */
+	__u32 via;    /* ifindex of the host's own slave beside it; 0: none */
+	__u32 parent; /* ifindex of the parent that leads out; 0: none */
 };
 
 enum mst_endpoint_flag {
@@ -108,6 +110,8 @@ struct mst_interface {
 	struct mst_addr gateway6;
 	__u8 mac[6]; /* of the host's end, which answers for the gateway */
 	__u8 pad[2];
+	__u32 via; /* host's slave of a parent, or parent: ifindex of the slave
+		    */
 };
 
 enum mst_interface_flag {
@@ -117,6 +121,7 @@ enum mst_interface_flag {
 	MST_IF_MASQUERADE4 =
 		4, /* with an address of the uplink as its source */
 	MST_IF_MASQUERADE6 = 8,
+	MST_IF_PRIVATE = 16, /* of a parent where nobody is but endpoints */
 };
 
 /* mst_uplinks: ifindex of a device that leads out -> what leaves by it. */
@@ -183,7 +188,8 @@ struct mst_ct {
 			* ifindex of the endpoint's host end */
 	__u64 seen;    /* ns, CLOCK_MONOTONIC */
 	__u8 state;    /* enum mst_ct_state */
-	__u8 pad[7];
+	__u8 pad[3];
+	__u32 uplink; /* by which a slave's client comes; 0: no slave's flow */
 };
 
 enum mst_ct_state {
@@ -210,6 +216,7 @@ struct mst_frag_key {
 struct mst_frag {
 	struct mst_addr saddr;
 	struct mst_addr daddr;
+	__u32 uplink; /* as in mst_ct */
 };
 
 /* mst_socks: what a socket was translated to, for the way back. */

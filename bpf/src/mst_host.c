@@ -5,9 +5,12 @@
  * host_ingress sees a device that leads out before the host's stack and its
  * firewall do: replies to flows that left masqueraded, and what is for
  * published ports, go straight into the sandbox. All else passes untouched.
+ * slave_ingress sees what containers on slaves send to the host.
  */
 #include "deliver.h"
+#include "egress.h"
 #include "published.h"
+#include "slave.h"
 #include "snat.h"
 
 /* Into the sandbox of the endpoint that w->p is for now. */
@@ -18,6 +21,8 @@ static __always_inline int enter(struct __sk_buff *skb, struct work *w)
 	dst = bpf_map_lookup_elem(&mst_endpoints_v1, &w->p.t.daddr);
 	if (!dst || !reaches(dst, w->place))
 		return TC_PASS;
+	if (dst->via && w->place == PLACE_UPLINK)
+		came_by(w, skb->ifindex);
 	return deliver(skb, w->place, dst);
 }
 
@@ -32,7 +37,7 @@ static __always_inline int unmasquerade(struct __sk_buff *skb, struct work *w)
 	if (!ct)
 		return SVC_UNTOUCHED;
 	snat_become(w, ct);
-	frag_remember(&w->p, &w->now);
+	frag_remember(w, &w->now, 0);
 	if (nat_tuple(skb))
 		return drop(skb, MST_REASON_NAT_FAILED, MST_TO_CONTAINER);
 	return SVC_TRANSLATED;
@@ -102,6 +107,11 @@ int host_ingress(struct __sk_buff *skb)
 	w->sender = w->p.t.saddr;
 	if (lb_in_pool(&w->p.t.daddr) || is_martian(w))
 		return drop(skb, MST_REASON_OFF_HOST, MST_TO_CONTAINER);
+	if (handed_over(skb)) {
+		verdict = answer_out(skb, w);
+		if (verdict != SVC_UNTOUCHED)
+			return verdict;
+	}
 	if (w->p.frag == FRAG_LATER) {
 		verdict = svc_fragment(skb, w);
 	} else if (!w->p.frag && is_icmp_error(&w->p)) {
@@ -118,6 +128,133 @@ int host_ingress(struct __sk_buff *skb)
 	if (verdict == SVC_UNTOUCHED && !is_open(w))
 		return TC_PASS;
 	return enter(skb, w);
+}
+
+/*
+ * Does the LAN ask for the MAC of an address of the host's? The device that
+ * has the address answers: the host's slave is for containers here alone.
+ */
+static __always_inline bool lan_asks(struct __sk_buff *skb, struct work *w,
+				     const struct mst_interface *iface)
+{
+	const struct mst_endpoint *asker;
+	struct mst_addr from;
+	struct arp arp;
+	__be32 ip;
+
+	if (iface->flags & MST_IF_PRIVATE)
+		return false;
+	if (skb->protocol == bpf_htons(ETH_P_ARP)) {
+		if (bpf_skb_load_bytes(skb, L2_LEN, &arp, sizeof(arp)) ||
+		    arp.op != ARP_REQUEST)
+			return false;
+		__builtin_memcpy(&ip, arp.sip, sizeof(ip));
+		from = addr4(ip);
+	} else {
+		if (skb->protocol != bpf_htons(ETH_P_IPV6) || parse(skb) ||
+		    w->p.t.proto != IPPROTO_ICMPV6 ||
+		    w->p.icmp_type != ICMP6_NS)
+			return false;
+		from = w->p.t.saddr;
+	}
+	asker = bpf_map_lookup_elem(&mst_endpoints_v1, &from);
+	return !asker || asker->network != iface->network;
+}
+
+/* Is it for a published port, or about a flow to one? */
+static __always_inline int to_published(struct __sk_buff *skb, struct work *w)
+{
+	if (w->p.frag == FRAG_LATER)
+		return svc_fragment(skb, w);
+	if (!w->p.frag && is_icmp_error(&w->p))
+		return svc_icmp_error(skb);
+	return publish(skb);
+}
+
+/* Where a packet of an endpoint on a private parent may go. */
+static __always_inline int leave(struct __sk_buff *skb, struct work *w,
+				 const struct mst_interface *iface)
+{
+	const struct mst_addr *gateway = w->p.v6 ? &iface->gateway6
+						 : &iface->gateway4;
+	const struct mst_endpoint *dst;
+
+	dst = bpf_map_lookup_elem(&mst_endpoints_v1, &w->p.t.daddr);
+	if (dst && dst->flags & MST_EP_HOST ? shut_in(w, iface, gateway)
+					    : dst && dst->network != w->network)
+		return drop(skb, MST_REASON_ISOLATED, MST_FROM_CONTAINER);
+	if (dst)
+		return reaches(dst, w->place) ? deliver(skb, w->place, dst)
+					      : SVC_UNTOUCHED;
+	if (addr_eq(&w->p.t.daddr, gateway))
+		return SVC_UNTOUCHED;
+	if (lb_in_pool(&w->p.t.daddr))
+		return refuse(skb, MST_REASON_NO_SERVICE, UNREACH_HOST);
+	if (!(iface->flags & MST_IF_EGRESS) || addr_loopback(&w->p.t.daddr))
+		return refuse(skb, MST_REASON_NO_ROUTE, UNREACH_HOST);
+	return egress(skb, w, iface, false);
+}
+
+/* What a container on a slave sends to the host; SVC_UNTOUCHED: the stack's. */
+static __always_inline int from_slave(struct __sk_buff *skb, struct work *w,
+				      const struct mst_interface *iface)
+{
+	bool private = iface->flags & MST_IF_PRIVATE;
+	const struct mst_endpoint *src;
+	int verdict;
+
+	if (private && skb->vlan_present)
+		return drop(skb, MST_REASON_VLAN, MST_FROM_CONTAINER);
+	verdict = answer_out(skb, w);
+	if (verdict != SVC_UNTOUCHED)
+		return verdict;
+	src = bpf_map_lookup_elem(&mst_endpoints_v1, &w->p.t.saddr);
+	if (private && (!src || src->network != w->network))
+		return drop(skb, MST_REASON_SPOOFED, MST_FROM_CONTAINER);
+	/* an internal network reaches no published port */
+	if (!private || iface->flags & MST_IF_EGRESS)
+		verdict = to_published(skb, w);
+	if (verdict == SVC_TRANSLATED)
+		return enter(skb, w);
+	if (verdict != SVC_UNTOUCHED || !private)
+		return verdict;
+	return leave(skb, w, iface);
+}
+
+SEC("slave-ingress")
+int slave_ingress(struct __sk_buff *skb)
+{
+	__u32 ifindex = skb->ifindex, reason;
+	const struct mst_interface *iface;
+	struct work *w = work();
+	int verdict;
+
+	iface = bpf_map_lookup_elem(&mst_interfaces_v1, &ifindex);
+	if (!w || !iface)
+		return TC_PASS;
+	if (is_for_many(skb))
+		return lan_asks(skb, w, iface) ? TC_DROP : TC_PASS;
+	if (skb->protocol != bpf_htons(ETH_P_IP) &&
+	    skb->protocol != bpf_htons(ETH_P_IPV6))
+		return TC_PASS;
+	w->place = PLACE_SLAVE;
+	w->via = iface->via;
+	w->network = iface->network;
+	reason = parse(skb);
+	if (reason)
+		return iface->flags & MST_IF_PRIVATE
+			       ? drop(skb, reason, MST_FROM_CONTAINER)
+			       : TC_PASS;
+	w->sender = w->p.t.saddr;
+	verdict = SVC_UNTOUCHED;
+	if (!is_multicast(&w->p) && !on_link_only(&w->p.t.saddr))
+		verdict = from_slave(skb, w, iface);
+	if (verdict >= 0)
+		return verdict;
+	if (ifindex == iface->via)
+		return TC_PASS;
+	/* what ipvlan handed to its parent: the stack knows the slave alone */
+	return bpf_redirect(iface->via, BPF_F_INGRESS);
 }
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";

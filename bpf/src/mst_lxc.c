@@ -6,7 +6,7 @@
  * On the host's end of an endpoint they are the device's ingress and egress;
  * attached inside the sandbox they change places. A netkit device has
  * lxc_netkit for lxc_ingress: it runs while the container transmits. The
- * host's own slave of a parent has lxc_egress alone.
+ * host's own slave of a parent has lxc_egress, beside its slave_ingress.
  */
 #include "deliver.h"
 #include "egress.h"
@@ -24,37 +24,51 @@ guarded(const struct __sk_buff *skb, bool host_end)
 	return bpf_map_lookup_elem(&mst_interfaces_v1, &ifindex);
 }
 
-static __always_inline bool is_multicast(const struct pkt *p)
-{
-	__be32 ip = p->t.daddr.w[3];
-
-	if (p->v6)
-		return (p->t.daddr.w[0] & bpf_htonl(0xff000000)) ==
-		       bpf_htonl(0xff000000);
-	return (ip & bpf_htonl(0xf0000000)) == bpf_htonl(0xe0000000) ||
-	       ip == 0xffffffff;
-}
-
 /* In cb[0], which no sandbox can write: has been here, and comes back with the
  * MAC of its next hop.
  */
 #define RESOLVED 0x6d737401
 
 /*
+ * Must an answer go out through the host? Its client comes by another device
+ * than the slave's parent, or is an endpoint of another network.
+ */
+static __always_inline bool through_host(const struct work *w,
+					 const struct mst_endpoint *src,
+					 const struct mst_endpoint *dst)
+{
+	if (dst && !(dst->flags & MST_EP_HOST))
+		return dst->network != w->network;
+	return w->uplink && w->uplink != src->parent;
+}
+
+/*
  * Out of a slave, whose LAN delivers by MAC: a translated packet needs that of
  * its new destination. One to the sender itself turns back here, and one that
- * leaves the network is resolved anew by the sandbox's routes.
+ * leaves the network is resolved anew by the sandbox's routes. An answer has
+ * the MAC of its way already, unless that must be the host.
  */
 static __always_inline int forward_slave(struct __sk_buff *skb,
 					 const struct work *w,
 					 const struct mst_endpoint *dst,
-					 bool translated)
+					 bool translated, bool reply)
 {
+	const struct mst_endpoint *src;
 	__u8 mac[6];
 
 	if (!translated)
 		return TC_PASS;
-	if (!dst) {
+	src = reply ? bpf_map_lookup_elem(&mst_endpoints_v1, &w->sender) : NULL;
+	if (src && src->via && through_host(w, src, dst)) {
+		__builtin_memcpy(mac, src->host_mac, sizeof(mac));
+		if (bpf_skb_store_bytes(skb, 0, mac, sizeof(mac), 0))
+			return drop(skb, MST_REASON_NAT_FAILED,
+				    MST_FROM_CONTAINER);
+		return TC_PASS;
+	}
+	if (!dst || dst->flags & MST_EP_HOST) {
+		if (reply)
+			return TC_PASS;
 		skb->cb[0] = RESOLVED;
 		return bpf_redirect_neigh(skb->ifindex, NULL, 0, 0);
 	}
@@ -81,21 +95,6 @@ static __always_inline bool to_published(const struct work *w,
 	    !(iface->flags & MST_IF_EGRESS))
 		return false;
 	return dst->flags & MST_EP_HOST || dst->network != w->network;
-}
-
-/* Does the host's address dst stay shut? The gateway's does for published
- * ports only.
- */
-static __always_inline bool shut_in(struct work *w,
-				    const struct mst_interface *iface,
-				    const struct mst_addr *gateway)
-{
-	const struct mst_tuple *t = &w->p.t;
-
-	if (iface->flags & MST_IF_EGRESS)
-		return false;
-	return !addr_eq(&t->daddr, gateway) ||
-	       lb_published(&w->service, &t->daddr, t->dport, t->proto, true);
 }
 
 /*
@@ -136,7 +135,7 @@ static __always_inline int forward(struct __sk_buff *skb, struct work *w,
 			return deliver(skb, w->place, dst);
 	}
 	if (w->place == PLACE_SANDBOX)
-		return forward_slave(skb, w, dst, translated);
+		return forward_slave(skb, w, dst, translated, reply);
 	if (dst)
 		return TC_PASS;
 	if (!strict || addr_eq(&p->t.daddr, gateway))
@@ -234,6 +233,10 @@ int lxc_egress(struct __sk_buff *skb)
 	if (skb->protocol != bpf_htons(ETH_P_IP) &&
 	    skb->protocol != bpf_htons(ETH_P_IPV6))
 		return TC_PASS;
+	if (skb->cb[0] == VOUCHED) {
+		skb->cb[0] = 0;
+		return TC_PASS;
+	}
 	reason = parse(skb);
 	/* a slave gets what its LAN has, some of it without a MAC header */
 	if (reason)
@@ -252,7 +255,7 @@ int lxc_egress(struct __sk_buff *skb)
 	if (ct_of_sent(w, &w->p.t))
 		return TC_PASS; /* translated where it came from */
 	if (snat_asked(skb, w)) {
-		frag_remember(&w->p, &w->p.t);
+		frag_remember(w, &w->p.t, 0);
 		return TC_PASS;
 	}
 	return drop(skb, MST_REASON_ISOLATED, MST_TO_CONTAINER);

@@ -41,6 +41,22 @@
 #define ICMP6_NS	    135
 #define ICMP6_NA	    136
 
+struct arp {
+	__be16 htype;
+	__be16 ptype;
+	__u8 hlen;
+	__u8 plen;
+	__be16 op;
+	__u8 smac[6];
+	__u8 sip[4];
+	__u8 tmac[6];
+	__u8 tip[4];
+};
+
+#define ARP_ETHERNET bpf_htons(1)
+#define ARP_REQUEST  bpf_htons(1)
+#define ARP_REPLY    bpf_htons(2)
+
 enum frag {
 	FRAG_NONE,
 	FRAG_FIRST,
@@ -79,6 +95,7 @@ enum place {
 	PLACE_NETKIT,  /* transmission of a netkit device, as its other end */
 	PLACE_SANDBOX, /* egress of a slave inside the sandbox */
 	PLACE_UPLINK,  /* ingress of a device that leads out */
+	PLACE_SLAVE, /* ingress of the host's slave, or of its private parent */
 };
 
 /*
@@ -94,11 +111,15 @@ struct work {
 	struct mst_tuple key;
 	struct mst_ct ct;
 	struct mst_service_key service;
+	struct mst_frag_key frag_key;
+	struct mst_frag frag;
 	struct unreach_msg msg;
 	struct mst_addr sender; /* source of p as it came */
 	__u32 network;		/* of the sender; 0: no endpoint of one */
 	__u32 place;		/* enum place */
 	__u32 mtu;		/* of the way out, for too large packets */
+	__u32 uplink;		/* of the flow that p is an answer of */
+	__u32 via;		/* PLACE_SLAVE: ifindex of the host's slave */
 };
 
 struct {
@@ -268,6 +289,17 @@ __noinline int parse(struct __sk_buff *skb)
 	p->t.sport = ports[0];
 	p->t.dport = ports[1];
 	return 0;
+}
+
+static __always_inline bool is_multicast(const struct pkt *p)
+{
+	__be32 ip = p->t.daddr.w[3];
+
+	if (p->v6)
+		return (p->t.daddr.w[0] & bpf_htonl(0xff000000)) ==
+		       bpf_htonl(0xff000000);
+	return (ip & bpf_htonl(0xf0000000)) == bpf_htonl(0xe0000000) ||
+	       ip == 0xffffffff;
 }
 
 /* The first segment of a TCP connection. */

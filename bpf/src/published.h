@@ -16,15 +16,16 @@
 #include "svc.h"
 
 /*
- * Does the address belong to a container behind a host end of ours, or to the
- * host? Nobody outside has it.
+ * Does the address belong to a container behind a host end of ours or on a
+ * private parent, or to the host? Nobody outside has it.
  */
 static __always_inline bool is_inside(const struct mst_addr *addr)
 {
 	const struct mst_endpoint *ep;
 
 	ep = bpf_map_lookup_elem(&mst_endpoints_v1, addr);
-	return ep && ep->flags & (MST_EP_HOST | MST_EP_REDIRECT);
+	return ep && (ep->flags & (MST_EP_HOST | MST_EP_REDIRECT) ||
+		      (ep->via && !ep->parent));
 }
 
 /* Begins a flow to svc, or without one to where it goes; 0 or a reason. */
@@ -39,7 +40,7 @@ static __always_inline __u32 published_flow(struct __sk_buff *skb,
 	if (svc)
 		return svc_flow_to(skb, svc);
 	w->now = w->p.t;
-	frag_remember(&w->p, &w->now);
+	frag_remember(w, &w->now, 0);
 	return ct_create(0);
 }
 
@@ -83,6 +84,21 @@ __noinline int publish(struct __sk_buff *skb)
 			    w->place == PLACE_UPLINK ? MST_TO_CONTAINER
 						     : MST_FROM_CONTAINER);
 	return SVC_TRANSLATED;
+}
+
+/* Does the host's address dst stay shut? The gateway's does for published
+ * ports only.
+ */
+static __always_inline bool shut_in(struct work *w,
+				    const struct mst_interface *iface,
+				    const struct mst_addr *gateway)
+{
+	const struct mst_tuple *t = &w->p.t;
+
+	if (iface->flags & MST_IF_EGRESS)
+		return false;
+	return !addr_eq(&t->daddr, gateway) ||
+	       lb_published(&w->service, &t->daddr, t->dport, t->proto, true);
 }
 
 #endif /* MST_PUBLISHED_H */

@@ -258,7 +258,7 @@ static __always_inline __u32 snat_error(struct __sk_buff *skb, struct work *w)
 static __always_inline __u32 snat_fragment(struct __sk_buff *skb,
 					   struct work *w)
 {
-	const struct mst_frag *f = frag_lookup(&w->p);
+	const struct mst_frag *f = frag_lookup(w);
 
 	if (!f)
 		return MST_REASON_NO_FRAGMENT_HEAD;
@@ -299,7 +299,7 @@ __noinline int snat_out(struct __sk_buff *skb, const struct mst_uplink *uplink)
 		if (reason)
 			return reason;
 	}
-	frag_remember(&w->p, &w->now);
+	frag_remember(w, &w->now, 0);
 	return nat_tuple(skb) ? MST_REASON_NAT_FAILED : 0;
 }
 

@@ -51,6 +51,7 @@ __noinline int svc_icmp_error(struct __sk_buff *skb)
 	if (addr_eq(&w->p.t.saddr, &w->inner.t.daddr))
 		w->now.saddr = ct->saddr;
 	w->now.daddr = ct->daddr;
+	w->uplink = ct->uplink;
 	if (nat_icmp_error(skb))
 		return drop(skb, MST_REASON_NAT_FAILED, MST_FROM_CONTAINER);
 	return SVC_TRANSLATED;
@@ -63,7 +64,8 @@ static __always_inline int svc_translate(struct __sk_buff *skb, struct work *w,
 	w->now.daddr = ct->daddr;
 	w->now.sport = ct->sport;
 	w->now.dport = ct->dport;
-	frag_remember(&w->p, &w->now);
+	w->uplink = ct->uplink;
+	frag_remember(w, &w->now, ct->uplink);
 	if (nat_tuple(skb))
 		return drop(skb, MST_REASON_NAT_FAILED, MST_FROM_CONTAINER);
 	return SVC_TRANSLATED;
@@ -72,7 +74,7 @@ static __always_inline int svc_translate(struct __sk_buff *skb, struct work *w,
 /* A later fragment of a translated flow. */
 static __always_inline int svc_fragment(struct __sk_buff *skb, struct work *w)
 {
-	const struct mst_frag *f = frag_lookup(&w->p);
+	const struct mst_frag *f = frag_lookup(w);
 
 	if (!f)
 		return SVC_UNTOUCHED;
@@ -80,6 +82,7 @@ static __always_inline int svc_fragment(struct __sk_buff *skb, struct work *w)
 	w->now.daddr = f->daddr;
 	w->now.sport = 0;
 	w->now.dport = 0;
+	w->uplink = f->uplink;
 	if (nat_tuple(skb))
 		return drop(skb, MST_REASON_NAT_FAILED, MST_FROM_CONTAINER);
 	return SVC_TRANSLATED;
@@ -144,7 +147,7 @@ __noinline int svc_flow_to(struct __sk_buff *skb, const struct mst_service *svc)
 	}
 	if (reason)
 		return reason;
-	frag_remember(&w->p, sent);
+	frag_remember(w, sent, 0);
 	return nat_tuple(skb) ? MST_REASON_NAT_FAILED : 0;
 }
 

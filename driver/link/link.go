@@ -110,6 +110,13 @@ func (Host) Connect(name string, addrs, gateways []netip.Addr, mac net.HardwareA
 			return fmt.Errorf("give %s the gateway address %s: %w", name, gw, err)
 		}
 	}
+	return reach(l, addrs, gateways, mac)
+}
+
+// reach routes the addresses to the device and tells the kernel the MAC behind them. What the host sends there comes
+// from the first of sources, or by the kernel's choice.
+func reach(l netlink.Link, addrs, sources []netip.Addr, mac net.HardwareAddr) error {
+	name := l.Attrs().Name
 	for _, addr := range addrs {
 		neigh := &netlink.Neigh{
 			LinkIndex: l.Attrs().Index, IP: addr.AsSlice(), HardwareAddr: mac, State: netlink.NUD_PERMANENT,
@@ -120,9 +127,10 @@ func (Host) Connect(name string, addrs, gateways []netip.Addr, mac net.HardwareA
 		route := &netlink.Route{
 			LinkIndex: l.Attrs().Index, Dst: hostNet(addr), Scope: netlink.SCOPE_LINK, Protocol: protocol,
 		}
-		for _, gw := range gateways {
-			if gw.Is4() == addr.Is4() {
-				route.Src = gw.AsSlice()
+		for _, src := range sources {
+			if src.Is4() == addr.Is4() {
+				route.Src = src.AsSlice()
+				break
 			}
 		}
 		if err := netlink.RouteReplace(route); err != nil {

@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -82,7 +83,7 @@ func (Host) CreateSlave(s Slave) (Device, error) {
 }
 
 // CreateHostSlave creates the host's own slave of a parent, up and with the addresses: a parent and its
-// slaves cannot talk to each other, slaves can.
+// slaves cannot talk to each other, slaves can. Addresses that it had otherwise are taken from it.
 func (h Host) CreateHostSlave(s Slave, addrs []netip.Prefix) (Device, error) {
 	if _, err := h.CreateSlave(s); err != nil {
 		return Device{}, err
@@ -91,7 +92,23 @@ func (h Host) CreateHostSlave(s Slave, addrs []netip.Prefix) (Device, error) {
 	if err != nil {
 		return Device{}, fmt.Errorf("find the device %s: %w", s.Name, err)
 	}
-	return h.raise(l, addrs)
+	dev, err := h.raise(l, addrs)
+	if err != nil {
+		return dev, err
+	}
+	had, err := h.Addrs(s.Name)
+	if err != nil {
+		return dev, err
+	}
+	for _, p := range had {
+		if slices.Contains(addrs, p) {
+			continue
+		}
+		if err := netlink.AddrDel(l, &netlink.Addr{IPNet: &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}}); err != nil {
+			return dev, fmt.Errorf("take the address %s from %s: %w", p, s.Name, err)
+		}
+	}
+	return dev, nil
 }
 
 // CreatePrivateParent creates a parent that leads nowhere: one end of a veth pair, whose other end drops
@@ -113,7 +130,16 @@ func (h Host) CreatePrivateParent(owner, name, peer string, mtu int) error {
 	return err
 }
 
-// Disconnect removes the routes and neighbours that Connect set on a device which stays.
+// Reach is [Host.Connect] for a device that has its addresses, or whose host sends from those of another.
+func (Host) Reach(name string, addrs, sources []netip.Addr, mac net.HardwareAddr) error {
+	l, err := netlink.LinkByName(name)
+	if err != nil {
+		return fmt.Errorf("find the device %s: %w", name, err)
+	}
+	return reach(l, addrs, sources, mac)
+}
+
+// Disconnect removes the routes and neighbours that Connect and Reach set on a device which stays.
 func (Host) Disconnect(name string, addrs []netip.Addr) error {
 	l, err := netlink.LinkByName(name)
 	if isNotFound(err) {
