@@ -84,7 +84,8 @@ type socket struct {
 	fd    int32
 	gen   int32 // tells it from those that had its place before; 0: the place is free
 	flows int32
-	keys  uint8 // how many held leads here
+	both  bool  // families
+	keys  uint8 // how many of held lead here
 }
 
 // family is the place of an address in socket.via.
@@ -150,7 +151,7 @@ func (h *Holder) Hold(p Port, via netip.AddrPort) error {
 		h.lead(at, p.Addr.Addr(), via)
 		return nil
 	}
-	at, err := h.add(p, false)
+	at, err := h.find(p)
 	if errors.Is(err, unix.EADDRINUSE) {
 		return inUse{p}
 	}
@@ -158,38 +159,56 @@ func (h *Holder) Hold(p Port, via netip.AddrPort) error {
 		return fmt.Errorf("hold the port %s: %w", p, err)
 	}
 	h.held[k] = at
-	h.socket(at).keys = 1
+	h.socket(at).keys++
 	h.lead(at, p.Addr.Addr(), via)
 	return nil
 }
 
+// find is the socket of both families that has the port already, or a new one.
+func (h *Holder) find(p Port) (int32, error) {
+	other := Port{netip.AddrPortFrom(netip.IPv6Unspecified(), p.Addr.Port()), p.Protocol}
+	if p.Addr.Addr().Is6() {
+		other.Addr = netip.AddrPortFrom(netip.IPv4Unspecified(), p.Addr.Port())
+	}
+	if at, ok := h.held[keyOf(other.Addr, p.udp())]; ok && p.Addr.Addr().IsUnspecified() && h.socket(at).both {
+		return at, nil
+	}
+	return h.add(p, false)
+}
+
 // HoldEvery holds a port of every address of both families, as two calls of Hold would at twice the cost: a container
-// with a thousand ports waits for it. Each is released by itself.
+// with a thousand ports waits for it. Each family is released by itself.
 func (h *Holder) HoldEvery(protocol string, number uint16, via4, via6 netip.AddrPort) error {
 	p4 := Port{netip.AddrPortFrom(netip.IPv4Unspecified(), number), protocol}
 	p6 := Port{netip.AddrPortFrom(netip.IPv6Unspecified(), number), protocol}
 	k4, k6 := keyOf(p4.Addr, p4.udp()), keyOf(p6.Addr, p6.udp())
 	h.mu.Lock()
+	_, had4 := h.held[k4]
+	_, had6 := h.held[k6]
+	if had4 || had6 {
+		h.mu.Unlock()
+		err := h.Hold(p4, via4)
+		if err == nil {
+			err = h.Hold(p6, via6)
+		}
+		if err != nil && !had4 {
+			h.Release(p4)
+		}
+		return err
+	}
 	defer h.mu.Unlock()
-	at4, ok4 := h.held[k4]
-	at6, ok6 := h.held[k6]
-	if ok4 != ok6 {
-		return fmt.Errorf("hold the port %d/%s: one family is held already", number, strings.ToLower(protocol))
+	at, err := h.add(p6, true)
+	if errors.Is(err, unix.EADDRINUSE) {
+		return inUse{p4, p6}
 	}
-	if !ok4 {
-		at, err := h.add(p6, true)
-		if errors.Is(err, unix.EADDRINUSE) {
-			return inUse{p4, p6}
-		}
-		if err != nil {
-			return fmt.Errorf("hold the port %d/%s: %w", number, strings.ToLower(protocol), err)
-		}
-		at4, at6 = at, at
-		h.held[k4], h.held[k6] = at, at
-		h.socket(at).keys = 2
+	if err != nil {
+		return fmt.Errorf("hold the port %d/%s: %w", number, strings.ToLower(protocol), err)
 	}
-	h.lead(at4, p4.Addr.Addr(), via4)
-	h.lead(at6, p6.Addr.Addr(), via6)
+	h.held[k4], h.held[k6] = at, at
+	s := h.socket(at)
+	s.both, s.keys = true, 2
+	h.lead(at, p4.Addr.Addr(), via4)
+	h.lead(at, p6.Addr.Addr(), via6)
 	return nil
 }
 

@@ -135,7 +135,16 @@ func TestHoldEvery(t *testing.T) {
 			}
 			h.Release(p4)
 			h.Release(p4)
-			assert.Error(t, h.HoldEvery(protocol, number, netip.AddrPort{}, netip.AddrPort{}), "half of it is held")
+			require.NoError(t, h.HoldEvery(protocol, number, netip.AddrPort{}, netip.AddrPort{}), "half of it is held")
+			h.Release(p6)
+			require.NoError(t, h.Hold(p6, netip.AddrPort{}))
+			assert.Equal(t, files+1, openFiles(t))
+			h.Release(p6)
+			h.Release(p4)
+			require.NoError(t, h.Hold(p6, netip.AddrPort{}))
+			require.NoError(t, h.HoldEvery(protocol, number, netip.AddrPort{}, netip.AddrPort{}), "IPv6 is held by itself")
+			assert.Equal(t, files+2, openFiles(t))
+			h.Release(p4)
 			h.Release(p6)
 			assert.Equal(t, files, openFiles(t))
 			for _, p := range []Port{p4, p6} {
