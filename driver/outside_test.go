@@ -122,6 +122,18 @@ func (h *holder) Hold(p ports.Port, via netip.AddrPort) error {
 	return nil
 }
 
+func (h *holder) HoldEvery(protocol string, number uint16, via4, via6 netip.AddrPort) error {
+	p4 := ports.Port{Addr: netip.AddrPortFrom(netip.IPv4Unspecified(), number), Protocol: protocol}
+	err := h.Hold(p4, via4)
+	if err == nil {
+		err = h.Hold(ports.Port{Addr: netip.AddrPortFrom(netip.IPv6Unspecified(), number), Protocol: protocol}, via6)
+	}
+	if err != nil {
+		h.Release(p4)
+	}
+	return err
+}
+
 func (h *holder) Release(p ports.Port) {
 	h.mu.Lock()
 	defer h.mu.Unlock()

@@ -42,6 +42,8 @@ type Published struct {
 type Ports interface {
 	// Hold takes a port and passes on to via what the programs cannot translate; an error may be [ports.ErrInUse].
 	Hold(p ports.Port, via netip.AddrPort) error
+	// HoldEvery takes a port of every address of both families at once.
+	HoldEvery(protocol string, number uint16, via4, via6 netip.AddrPort) error
 	Release(p ports.Port)
 	// Free finds a port that is free on all of the addresses.
 	Free(protocol string, addrs []netip.Addr) (uint16, error)
@@ -221,6 +223,14 @@ func (e *Endpoint) has(protocol bpf.Protocol, hosts []netip.Addr, port uint16) b
 
 // take takes one port on all of the addresses, or none.
 func (m *Manager) take(e *Endpoint, b PortBinding, hosts []netip.Addr, port uint16) error {
+	if m.ports != nil && len(hosts) == 2 { // every address; if it fails, trying each tells which one is in the way
+		at4, at6 := netip.AddrPortFrom(hosts[0], port), netip.AddrPortFrom(hosts[1], port)
+		if m.ports.HoldEvery(transport(b.Protocol), port, e.via(at4, b.Port), e.via(at6, b.Port)) == nil {
+			e.add(Published{Protocol: b.Protocol, Host: at4, Port: b.Port, Count: 1})
+			e.add(Published{Protocol: b.Protocol, Host: at6, Port: b.Port, Count: 1})
+			return nil
+		}
+	}
 	var taken []Published
 	for _, host := range hosts {
 		p := Published{Protocol: b.Protocol, Host: netip.AddrPortFrom(host, port), Port: b.Port, Count: 1}

@@ -17,8 +17,8 @@ import (
 func portsCommand(e env) *cli.Command {
 	return verb{
 		name: "ports", usage: "list published ports",
-		about: "Published ports are let in before the host's firewall sees them: restrict who reaches them with the network's\n" +
-			"option publish_sources, or publish on 127.0.0.1. --audit says from where each is reached. A network with\n" +
+		about: "Published ports are let in before the host's firewall sees them: restrict who reaches them with the option\n" +
+			"publish_sources, or publish on 127.0.0.1. --audit says from where each is reached. A network with\n" +
 			"publish=gwbridge leaves its ports to Docker: they are listed by `docker ps`.",
 		flags: append(outputFlags(listForms), quietFlag("print addresses and ports only"),
 			&cli.StringFlag{Name: "network", Usage: "list those of the network `NAME|ID` only"},

@@ -56,10 +56,14 @@ func (h *Holder) receive(at int32) error {
 	}
 	var control [64]byte
 	n, controls, _, from, err := unix.Recvmsg(int(s.fd), packet, control[:], 0)
-	if err != nil || from == nil || s.via == (key{}) || h.own[keyOf(addrOf(from), true)] {
+	if err != nil || from == nil {
 		return nil // as any datagram, it may be lost
 	}
 	c := client{from: keyOf(addrOf(from), true), socket: at}
+	via := s.via[family(addrOf(from).Addr())]
+	if via == (key{}) || h.own[c.from] {
+		return nil
+	}
 	if six, ok := from.(*unix.SockaddrInet6); ok {
 		c.zone = six.ZoneId
 	}
@@ -67,7 +71,7 @@ func (h *Holder) receive(at int32) error {
 	c.to.addr, info = destination(control[:controls])
 	i, ok := fs.byClient[c]
 	if !ok {
-		if i, err = h.begin(c, s, from, info); err != nil {
+		if i, err = h.begin(c, via, from, info); err != nil {
 			return fmt.Errorf("pass a datagram to port %s on: %w", s.addrPort(), err)
 		}
 	}
@@ -78,16 +82,16 @@ func (h *Holder) receive(at int32) error {
 }
 
 // begin opens the socket of a flow.
-func (h *Holder) begin(c client, s *socket, from unix.Sockaddr, info []byte) (int32, error) {
+func (h *Holder) begin(c client, via key, from unix.Sockaddr, info []byte) (int32, error) {
 	fs := &h.flows
 	if len(fs.byClient) >= h.limits.flows {
 		h.makeRoom()
 	}
-	fd, err := open(Port{Addr: s.via.addrPort(), Protocol: "udp"})
+	fd, err := open(Port{Addr: via.addrPort(), Protocol: "udp"}, false)
 	if err != nil {
 		return 0, err
 	}
-	own, err := h.claim(fd, s.via)
+	own, err := h.claim(fd, via)
 	at, fresh := int32(len(fs.list)), true
 	if n := len(fs.free); n > 0 {
 		at, fresh = fs.free[n-1], false
@@ -100,7 +104,7 @@ func (h *Holder) begin(c client, s *socket, from unix.Sockaddr, info []byte) (in
 		unix.Close(fd)
 		return 0, err
 	}
-	f := &flow{client: c, via: s.via, fd: fd, gen: gen, own: own, back: from, info: info}
+	f := &flow{client: c, via: via, fd: fd, gen: gen, own: own, back: from, info: info}
 	if fresh {
 		fs.list = append(fs.list, f)
 	} else {
@@ -113,7 +117,7 @@ func (h *Holder) begin(c client, s *socket, from unix.Sockaddr, info []byte) (in
 	}
 	fs.byClient[c] = at
 	h.own[own] = true
-	s.flows++
+	h.socket(c.socket).flows++
 	return at, nil
 }
 

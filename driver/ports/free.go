@@ -55,7 +55,7 @@ func (*Holder) Free(protocol string, addrs []netip.Addr) (uint16, error) {
 
 // probe binds a socket. The hooks see it as anybody's, so that they refuse what is published.
 func probe(p Port) (int, error) {
-	fd, err := open(p)
+	fd, err := open(p, false)
 	if err != nil {
 		return 0, err
 	}

@@ -85,7 +85,9 @@ func (h *Holder) accept(s *socket) error {
 	if err != nil {
 		return nil // it has gone again
 	}
-	if s.via == (key{}) || h.own[keyOf(addrOf(from), false)] { // the hooks are off: it would go round and round
+	client := addrOf(from)
+	via := s.via[family(client.Addr())]
+	if via == (key{}) || h.own[keyOf(client, false)] { // the hooks are off: it would go round and round
 		unix.Close(fd)
 		return nil
 	}
@@ -94,7 +96,6 @@ func (h *Holder) accept(s *socket) error {
 		return fmt.Errorf("a connection to port %s is refused: %d are being passed on already", s.addrPort(), h.splices)
 	}
 	h.splices++
-	via := s.via
 	h.done.Go(func() {
 		h.splice(fd, via)
 		h.mu.Lock()

@@ -109,6 +109,9 @@ func TestConnectionsArePassedOn(t *testing.T) {
 		"IPv6":                   {"[::1]:0", any6, loop6},
 		"an IPv6 client to IPv4": {"127.0.0.1:0", any6, loop6},
 		"an IPv4 client to IPv6": {"[::1]:0", any4, loop4},
+		"both, from IPv4":        {"127.0.0.1:0", netip.Addr{}, netip.MustParseAddr("127.0.0.9")},
+		"both, from IPv6":        {"127.0.0.1:0", netip.Addr{}, loop6},
+		"both, to IPv6":          {"[::1]:0", netip.Addr{}, netip.MustParseAddr("127.0.0.9")},
 	} {
 		t.Run(name, func(t *testing.T) {
 			h := newHolder(t)

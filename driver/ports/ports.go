@@ -77,13 +77,23 @@ func (k key) addrPort() netip.AddrPort {
 	return netip.AddrPortFrom(netip.AddrFrom16(k.addr).Unmap(), k.port)
 }
 
-// socket is one that holds a port.
+// socket is one that holds a port, of one family or of both.
 type socket struct {
 	key
-	via   key // without an address: nowhere
+	via   [2]key // for clients of IPv4, IPv6; without an address: nowhere
 	fd    int32
 	gen   int32 // tells it from those that had its place before; 0: the place is free
 	flows int32
+	both  bool  // families
+	keys  uint8 // how many of held lead here
+}
+
+// family is the place of an address in socket.via.
+func family(a netip.Addr) int {
+	if a.Unmap().Is4() {
+		return 0
+	}
+	return 1
 }
 
 // page keeps sockets where they are while their number grows.
@@ -137,32 +147,97 @@ func (h *Holder) Hold(p Port, via netip.AddrPort) error {
 	k := keyOf(p.Addr, p.udp())
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if h.ctx.Err() != nil {
-		return fmt.Errorf("hold the port %s: %w", p, os.ErrClosed)
-	}
 	if at, ok := h.held[k]; ok {
-		if s := h.socket(at); s.via != viaOf(via, k.udp) {
-			h.endFlows(at)
-			s.via = viaOf(via, k.udp)
-		}
+		h.lead(at, p.Addr.Addr(), via)
 		return nil
 	}
-	fd, err := h.bind(p)
+	at, err := h.find(p)
 	if errors.Is(err, unix.EADDRINUSE) {
 		return inUse{p}
 	}
 	if err != nil {
 		return fmt.Errorf("hold the port %s: %w", p, err)
 	}
+	h.held[k] = at
+	h.socket(at).keys++
+	h.lead(at, p.Addr.Addr(), via)
+	return nil
+}
+
+// find is the socket of both families that has the port already, or a new one.
+func (h *Holder) find(p Port) (int32, error) {
+	other := Port{netip.AddrPortFrom(netip.IPv6Unspecified(), p.Addr.Port()), p.Protocol}
+	if p.Addr.Addr().Is6() {
+		other.Addr = netip.AddrPortFrom(netip.IPv4Unspecified(), p.Addr.Port())
+	}
+	if at, ok := h.held[keyOf(other.Addr, p.udp())]; ok && p.Addr.Addr().IsUnspecified() && h.socket(at).both {
+		return at, nil
+	}
+	return h.add(p, false)
+}
+
+// HoldEvery holds a port of every address of both families, as two calls of Hold would at twice the cost: a container
+// with a thousand ports waits for it. Each family is released by itself.
+func (h *Holder) HoldEvery(protocol string, number uint16, via4, via6 netip.AddrPort) error {
+	p4 := Port{netip.AddrPortFrom(netip.IPv4Unspecified(), number), protocol}
+	p6 := Port{netip.AddrPortFrom(netip.IPv6Unspecified(), number), protocol}
+	k4, k6 := keyOf(p4.Addr, p4.udp()), keyOf(p6.Addr, p6.udp())
+	h.mu.Lock()
+	_, had4 := h.held[k4]
+	_, had6 := h.held[k6]
+	if had4 || had6 {
+		h.mu.Unlock()
+		err := h.Hold(p4, via4)
+		if err == nil {
+			err = h.Hold(p6, via6)
+		}
+		if err != nil && !had4 {
+			h.Release(p4)
+		}
+		return err
+	}
+	defer h.mu.Unlock()
+	at, err := h.add(p6, true)
+	if errors.Is(err, unix.EADDRINUSE) {
+		return inUse{p4, p6}
+	}
+	if err != nil {
+		return fmt.Errorf("hold the port %d/%s: %w", number, strings.ToLower(protocol), err)
+	}
+	h.held[k4], h.held[k6] = at, at
+	s := h.socket(at)
+	s.both, s.keys = true, 2
+	h.lead(at, p4.Addr.Addr(), via4)
+	h.lead(at, p6.Addr.Addr(), via6)
+	return nil
+}
+
+// add binds a socket and finds a place for it.
+func (h *Holder) add(p Port, both bool) (int32, error) {
+	if h.ctx.Err() != nil {
+		return 0, os.ErrClosed
+	}
+	fd, err := h.bind(p, both)
+	if err != nil {
+		return 0, err
+	}
 	at, gen := h.place(), h.generation()
 	if err := h.await(fd, at, gen); err != nil {
 		unix.Close(fd)
 		h.free = append(h.free, at)
-		return fmt.Errorf("hold the port %s: %w", p, err)
+		return 0, err
 	}
-	*h.socket(at) = socket{key: k, via: viaOf(via, k.udp), fd: int32(fd), gen: gen}
-	h.held[k] = at
-	return nil
+	*h.socket(at) = socket{key: keyOf(p.Addr, p.udp()), fd: int32(fd), gen: gen}
+	return at, nil
+}
+
+// lead says where clients of an address's family are passed on to.
+func (h *Holder) lead(at int32, a netip.Addr, via netip.AddrPort) {
+	s := h.socket(at)
+	if k := viaOf(via, s.udp); s.via[family(a)] != k {
+		h.endFlows(at)
+		s.via[family(a)] = k
+	}
 }
 
 func viaOf(a netip.AddrPort, udp bool) key {
@@ -175,16 +250,25 @@ func viaOf(a netip.AddrPort, udp bool) key {
 // ErrInUse says that a process of the host has the port.
 var ErrInUse = errors.New("in use")
 
-// inUse looks for the process when somebody reads it: whoever tries a range of ports does not.
-type inUse struct{ Port }
+// inUse looks for the process when somebody reads it: whoever tries a range of ports does not. The process may have
+// any of the ports.
+type inUse []Port
 
 func (e inUse) Error() string {
-	return fmt.Sprintf("port %s is %v%s: stop it, or choose another port", e.Port, ErrInUse, by(e.Port))
+	in, whose := e[0], ""
+	for _, p := range e {
+		if whose = by(p); whose != "" {
+			in = p
+			break
+		}
+	}
+	return fmt.Sprintf("port %s is %v%s: stop it, or choose another port", in, ErrInUse, whose)
 }
 
 func (inUse) Unwrap() error { return ErrInUse }
 
-// Release undoes Hold. Connections that are being passed on go on.
+// Release undoes Hold, and one family of HoldEvery, which stays reserved until the other goes, too. Connections that are
+// being passed on go on.
 func (h *Holder) Release(p Port) {
 	k := keyOf(p.Addr, p.udp())
 	h.mu.Lock()
@@ -193,11 +277,15 @@ func (h *Holder) Release(p Port) {
 	if !ok {
 		return
 	}
-	s := h.socket(at)
+	delete(h.held, k)
 	h.endFlows(at)
+	s := h.socket(at)
+	if s.keys--; s.keys > 0 {
+		s.via[family(p.Addr.Addr())] = key{}
+		return
+	}
 	unix.Close(int(s.fd)) // which takes it out of the epoll instance
 	*s = socket{}
-	delete(h.held, k)
 	if len(h.held) == 0 { // a thousand ports are rarely followed by as many
 		h.held, h.pages, h.free = map[key]int32{}, nil, nil
 		return
@@ -216,7 +304,10 @@ func (h *Holder) Close() {
 	defer h.mu.Unlock()
 	for _, at := range h.held {
 		h.endFlows(at)
-		unix.Close(int(h.socket(at).fd))
+		if s := h.socket(at); s.gen != 0 {
+			unix.Close(int(s.fd))
+			s.gen = 0
+		}
 	}
 	h.held, h.pages, h.free = map[key]int32{}, nil, nil
 }

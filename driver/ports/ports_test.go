@@ -38,8 +38,14 @@ func newHolder(t testing.TB, set ...func(*limits)) *Holder {
 	return h
 }
 
-// hold holds a free port of all addrs, and returns its number.
+// hold holds a free port of all addrs, and returns its number. The zero Addr is every address of both families.
 func hold(t testing.TB, h *Holder, protocol string, via netip.AddrPort, addrs ...netip.Addr) uint16 {
+	if addrs[0] == (netip.Addr{}) {
+		number, err := h.Free(protocol, []netip.Addr{any4, any6})
+		require.NoError(t, err)
+		require.NoError(t, h.HoldEvery(protocol, number, via, via))
+		return number
+	}
 	number, err := h.Free(protocol, addrs)
 	require.NoError(t, err)
 	for _, a := range addrs {
@@ -104,8 +110,52 @@ func TestPlacesAreReused(t *testing.T) {
 	assert.Len(t, h.held, len(via))
 	for number, v := range via {
 		s := h.socket(h.held[keyOf(netip.AddrPortFrom(loop4, number), true)])
-		assert.Equal(t, v, s.via.addrPort())
+		assert.Equal(t, v, s.via[0].addrPort())
 		assert.Equal(t, number, s.port)
+	}
+}
+
+// TestHoldEvery holds both families by one socket, which goes with the second of them.
+func TestHoldEvery(t *testing.T) {
+	for _, protocol := range []string{"tcp", "UDP"} {
+		t.Run(protocol, func(t *testing.T) {
+			h := newHolder(t)
+			number, err := h.Free(protocol, []netip.Addr{any4, any6})
+			require.NoError(t, err)
+			p4, p6 := Port{netip.AddrPortFrom(any4, number), strings.ToLower(protocol)}, Port{netip.AddrPortFrom(any6, number), strings.ToLower(protocol)}
+			files := openFiles(t)
+			for range 2 {
+				require.NoError(t, h.HoldEvery(protocol, number, netip.AddrPort{}, netip.AddrPort{}))
+				require.NoError(t, h.Hold(p6, netip.AddrPort{}))
+				assert.Equal(t, files+1, openFiles(t))
+			}
+			for _, p := range []Port{p4, p6} {
+				_, err := take(p)
+				require.Error(t, err, p)
+			}
+			h.Release(p4)
+			h.Release(p4)
+			require.NoError(t, h.HoldEvery(protocol, number, netip.AddrPort{}, netip.AddrPort{}), "half of it is held")
+			h.Release(p6)
+			require.NoError(t, h.Hold(p6, netip.AddrPort{}))
+			assert.Equal(t, files+1, openFiles(t))
+			h.Release(p6)
+			h.Release(p4)
+			require.NoError(t, h.Hold(p6, netip.AddrPort{}))
+			require.NoError(t, h.HoldEvery(protocol, number, netip.AddrPort{}, netip.AddrPort{}), "IPv6 is held by itself")
+			assert.Equal(t, files+2, openFiles(t))
+			h.Release(p4)
+			h.Release(p6)
+			assert.Equal(t, files, openFiles(t))
+			for _, p := range []Port{p4, p6} {
+				other, err := take(p)
+				require.NoError(t, err)
+				err = h.HoldEvery(protocol, number, netip.AddrPort{}, netip.AddrPort{})
+				require.ErrorIs(t, err, ErrInUse)
+				assert.ErrorContains(t, err, fmt.Sprintf("(pid %d)", os.Getpid()))
+				other.Close()
+			}
+		})
 	}
 }
 
@@ -212,7 +262,7 @@ func TestCloseLeavesNothing(t *testing.T) {
 	for range 5 {
 		clients = append(clients,
 			exchange(t, "tcp", loop4, hold(t, h, "tcp", tcp, any4, any6)),
-			exchange(t, "udp", loop6, hold(t, h, "udp", udp, any4, any6)))
+			exchange(t, "udp", loop6, hold(t, h, "udp", udp, netip.Addr{})))
 	}
 	h.Close()
 	for _, c := range clients {
@@ -250,8 +300,9 @@ func BenchmarkHold(b *testing.B) {
 	for b.Loop() {
 		before := resident(b)
 		start := time.Now()
-		for _, p := range all {
-			if err := h.Hold(p, netip.AddrPortFrom(loop4, p.Addr.Port())); err != nil {
+		for i := range uint16(count) {
+			via := netip.AddrPortFrom(loop4, first+i)
+			if err := h.HoldEvery("tcp", first+i, via, via); err != nil {
 				b.Fatal(err)
 			}
 		}

@@ -12,9 +12,9 @@ import (
 // backlog is how many clients of a port may wait to be passed on.
 const backlog = 64
 
-// bind makes the socket that holds a port.
-func (h *Holder) bind(p Port) (int, error) {
-	fd, err := open(p)
+// bind makes the socket that holds a port, one of IPv6 for both families if both.
+func (h *Holder) bind(p Port, both bool) (int, error) {
+	fd, err := open(p, both)
 	if err != nil {
 		return 0, err
 	}
@@ -46,11 +46,14 @@ func (h *Holder) bind(p Port) (int, error) {
 	return fd, nil
 }
 
-// open makes a socket that can be bound to a port of its own family only.
-func open(p Port) (int, error) {
-	family, typ := unix.AF_INET, unix.SOCK_STREAM
+// open makes a socket that can be bound to a port of its own family only, or of both.
+func open(p Port, both bool) (int, error) {
+	family, only6, typ := unix.AF_INET, 1, unix.SOCK_STREAM
 	if p.Addr.Addr().Is6() {
 		family = unix.AF_INET6
+	}
+	if both {
+		only6 = 0
 	}
 	if p.udp() {
 		typ = unix.SOCK_DGRAM
@@ -60,7 +63,7 @@ func open(p Port) (int, error) {
 		return 0, err
 	}
 	if family == unix.AF_INET6 {
-		err = unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 1)
+		err = unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, only6)
 	}
 	if err == nil && !p.Addr.Addr().IsUnspecified() {
 		// an address that the host does not have yet, or any more, may be held all the same
