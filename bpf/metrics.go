@@ -80,8 +80,8 @@ type Fill struct {
 	Max     int
 }
 
-// Fill counts the entries of the maps that desired state fills. Caches, which make room by themselves,
-// are left out, and so are the host's own addresses, which no desired state has.
+// Fill counts the entries of the maps that desired state fills, and of masqueraded flows. Caches, which make
+// room by themselves, are left out, and so are the host's own addresses, which no desired state has.
 func (d *Datapath) Fill() ([]Fill, error) {
 	endpoints, err := d.Endpoints()
 	if err != nil {
@@ -94,7 +94,7 @@ func (d *Datapath) Fill() ([]Fill, error) {
 		}
 	}
 	var out []Fill
-	for _, name := range []string{"services", "backends", "endpoints", "interfaces", "sandboxes", "listeners"} {
+	for _, name := range []string{"services", "backends", "endpoints", "interfaces", "sandboxes", "listeners", "sources", "snat"} {
 		m := d.maps[name]
 		key := make([]byte, m.KeySize())
 		value := make([]byte, m.ValueSize())

@@ -215,6 +215,15 @@ func TestContainersAtTheirOwnAddress(t *testing.T) {
 			}
 			w.send(fromBackend(), tcp(w.backend, 5000, w.outside, 443, syn)).leftAs(func(p uint16) frame { return tcp(w.host, p, w.outside, 443, syn) })
 		}},
+		{"fragments for an open container follow their head, and its stray segments are the stack's", func(w *world) {
+			w.leaves(true)
+			open(w)
+			first, later := udp(w.outside, 5000, w.backend, 53, string(make([]byte, 64))).fragments(32)
+			w.send(fromOutside(), later).untouched()
+			w.send(fromOutside(), first).toBackend(first)
+			w.send(fromOutside(), later).toBackend(later)
+			w.send(fromOutside(), tcp(w.outside, 5000, w.backend, 22, data)).untouched()
+		}},
 		{"an open container's refusal reaches who asked", func(w *world) {
 			w.leaves(true)
 			open(w)

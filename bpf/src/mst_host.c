@@ -67,13 +67,15 @@ static __always_inline int unmasquerade_error(struct __sk_buff *skb,
 }
 
 /*
- * Is what no flow claims for a container nonetheless? All else at a
- * container's own address is the stack's to forward, and lxc_egress's to stop.
+ * Is what has no ports for a container nonetheless? All else at a container's
+ * own address is the stack's to forward, and lxc_egress's to stop.
  */
 static __always_inline bool is_open(const struct work *w)
 {
 	const struct mst_endpoint *dst;
 
+	if (w->p.t.proto == IPPROTO_TCP || w->p.t.proto == IPPROTO_UDP)
+		return false; /* publish() has judged */
 	dst = bpf_map_lookup_elem(&mst_endpoints_v1, &w->p.t.daddr);
 	if (!dst || dst->flags & MST_EP_HOST)
 		return false;
