@@ -281,8 +281,12 @@ __noinline int snat_out(struct __sk_buff *skb, const struct mst_uplink *uplink)
 		return snat_fragment(skb, w);
 	if (!w->p.frag && is_icmp_error(&w->p))
 		return snat_error(skb, w);
-	if (!snat_can(&w->p))
-		return snat_answers(&w->p) ? 0 : MST_REASON_NO_ROUTE;
+	if (!snat_can(&w->p)) {
+		if (!snat_answers(&w->p))
+			return MST_REASON_NO_ROUTE;
+		frag_remember(w, &w->p.t, 0);
+		return 0;
+	}
 	ct = snat_lookup(&w->p, MST_DIR_REQUEST);
 	addr = w->p.v6 ? &uplink->snat6 : &uplink->snat4;
 	/* a flow that began while another address was the uplink's is over */
