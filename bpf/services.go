@@ -26,12 +26,17 @@ func addrOf(a netip.Addr) (out mstAddr) {
 
 // ip is the address of a key or value; the zero value stands for none.
 func (a mstAddr) ip() netip.Addr {
+	if a == (mstAddr{}) {
+		return netip.Addr{}
+	}
+	return a.at()
+}
+
+// at is the address of a frontend: the zero value is :: there.
+func (a mstAddr) at() netip.Addr {
 	var b [16]byte
 	for i, w := range a.W {
 		binary.NativeEndian.PutUint32(b[4*i:], w)
-	}
-	if b == [16]byte{} {
-		return netip.Addr{}
 	}
 	return netip.AddrFrom16(b).Unmap()
 }
@@ -64,7 +69,7 @@ func (d *Datapath) Services() ([]Service, error) {
 	}
 	entries := d.maps["services"].Iterate()
 	for entries.Next(&key, &value) {
-		f := Frontend{Addr: key.Addr.ip(), Port: be(key.Port), Protocol: Protocol(key.Proto)}
+		f := Frontend{Addr: key.Addr.at(), Port: be(key.Port), Protocol: Protocol(key.Proto)}
 		if key.Slot > 0 {
 			if slots[f] == nil {
 				slots[f] = map[uint32]uint32{}
