@@ -52,6 +52,10 @@ func (f Frontend) key(slot uint32) mstServiceKey {
 	return mstServiceKey{Addr: addrOf(f.Addr), Port: be(f.Port), Proto: uint8(f.Protocol), Slot: slot}
 }
 
+func (k mstServiceKey) frontend() Frontend {
+	return Frontend{Addr: k.Addr.at(), Port: be(k.Port), Protocol: Protocol(k.Proto)}
+}
+
 // String gives proto:address:port, as listings and errors show it.
 func (f Frontend) String() string {
 	return fmt.Sprintf("%s:%s", f.Protocol, netip.AddrPortFrom(f.Addr, f.Port))
@@ -69,7 +73,7 @@ func (d *Datapath) Services() ([]Service, error) {
 	}
 	entries := d.maps["services"].Iterate()
 	for entries.Next(&key, &value) {
-		f := Frontend{Addr: key.Addr.at(), Port: be(key.Port), Protocol: Protocol(key.Proto)}
+		f := key.frontend()
 		if key.Slot > 0 {
 			if slots[f] == nil {
 				slots[f] = map[uint32]uint32{}
@@ -107,46 +111,97 @@ func (d *Datapath) Services() ([]Service, error) {
 // PutService writes the slots and sources, then the entry whose count and flags make them count, then removes
 // slots and sources that an earlier service left: at no moment does it let in whom neither would have.
 func (d *Datapath) PutService(s Service) error {
-	m := d.maps["services"]
-	key := s.Frontend.key(0)
-	var had mstService
-	if err := m.Lookup(&key, &had); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
-		return fmt.Errorf("read the service %s: %w", s.Frontend, err)
+	had, err := d.held(s.Frontend)
+	if err != nil {
+		return err
 	}
-	count, reserve := uint32(len(s.Slots)), uint32(len(s.Reserve))
-	for i, id := range slices.Concat(s.Slots, s.Reserve) {
-		k := s.Frontend.key(uint32(i) + 1)
-		if err := m.Put(&k, &mstService{Backend: id}); err != nil {
-			return fmt.Errorf("write slot %d of the service %s: %w", i+1, s.Frontend, full(err))
+	return d.PutServices([]Service{s}, []Held{had})
+}
+
+// Held is what the maps hold at a frontend; the zero value is nothing.
+type Held struct{ ID, Slots uint32 } // with those in reserve
+
+func (s Service) Held() Held { return Held{s.ID, uint32(len(s.Slots) + len(s.Reserve))} }
+
+func (d *Datapath) held(f Frontend) (Held, error) {
+	key := f.key(0)
+	var had mstService
+	if err := d.maps["services"].Lookup(&key, &had); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+		return Held{}, fmt.Errorf("read the service %s: %w", f, err)
+	}
+	return Held{had.Id, had.Count + had.Reserve}, nil
+}
+
+// PutServices writes many at once, each as PutService does and in the place of one in had, the entries in their
+// order. After an error any part of them may be written.
+func (d *Datapath) PutServices(list []Service, had []Held) error {
+	m := d.maps["services"]
+	var slots, entries puts[mstServiceKey, mstService]
+	for _, s := range list {
+		for i, id := range s.Slots {
+			slots.add(s.Frontend.key(uint32(i)+1), mstService{Backend: id})
+		}
+		for i, id := range s.Reserve {
+			slots.add(s.Frontend.key(uint32(len(s.Slots)+i)+1), mstService{Backend: id})
+		}
+		entries.add(s.Frontend.key(0), s.entry())
+	}
+	if key, err := slots.write(m); err != nil {
+		return fmt.Errorf("write slot %d of the service %s: %w", key.Slot, key.frontend(), full(err))
+	}
+	for _, s := range list {
+		if s.Sources == nil {
+			continue
+		}
+		if err := d.sources.add(d.maps["sources"], s.ID, s.Sources); err != nil {
+			return fmt.Errorf("write the sources of the service %s: %w", s.Frontend, err)
 		}
 	}
-	value := mstService{Id: s.ID, Network: s.Network, Count: count, Affinity: s.Affinity, Reserve: reserve}
+	if key, err := entries.write(m); err != nil {
+		return fmt.Errorf("write the service %s: %w", key.frontend(), full(err))
+	}
+	return d.clean(list, had)
+}
+
+// entry is what makes a service's slots and sources count.
+func (s Service) entry() mstService {
+	value := mstService{Id: s.ID, Network: s.Network, Count: uint32(len(s.Slots)), Affinity: s.Affinity, Reserve: uint32(len(s.Reserve))}
 	if s.Published {
 		value.Flags |= svcPublished
 	}
 	if s.Sources != nil {
 		value.Flags |= svcRestricted
-		if err := d.sources.add(d.maps["sources"], s.ID, s.Sources); err != nil {
-			return fmt.Errorf("write the sources of the service %s: %w", s.Frontend, err)
+	}
+	return value
+}
+
+// clean removes what services in had left that others have taken the place of.
+func (d *Datapath) clean(list []Service, had []Held) error {
+	var stale []mstServiceKey
+	for i, s := range list {
+		err := d.sources.keep(d.maps["sources"], s.ID, s.Sources)
+		if had[i].ID != s.ID {
+			err = errors.Join(err, d.sources.keep(d.maps["sources"], had[i].ID, nil))
 		}
-	}
-	if err := m.Put(&key, &value); err != nil {
-		return fmt.Errorf("write the service %s: %w", s.Frontend, full(err))
-	}
-	if (had.Flags|value.Flags)&svcRestricted != 0 {
-		if err := d.sources.keep(d.maps["sources"], s.ID, s.Sources); err != nil {
+		if err != nil {
 			return fmt.Errorf("remove sources of the service %s: %w", s.Frontend, err)
 		}
-	}
-	if had.Flags&svcRestricted != 0 && had.Id != s.ID {
-		if err := d.sources.keep(d.maps["sources"], had.Id, nil); err != nil {
-			return fmt.Errorf("remove sources of the service %s: %w", s.Frontend, err)
+		for slot := s.Held().Slots + 1; slot <= had[i].Slots; slot++ {
+			stale = append(stale, s.Frontend.key(slot))
 		}
 	}
-	if err := d.deleteSlots(s.Frontend, count+reserve, had.Count+had.Reserve); err != nil || s.Affinity == 0 {
-		return err
+	if err := removeAll(d.maps["services"], stale); err != nil {
+		return fmt.Errorf("remove slots of services: %w", err)
 	}
-	return d.endAffinity(s)
+	for _, s := range list {
+		if s.Affinity == 0 {
+			continue
+		}
+		if err := d.endAffinity(s); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // endAffinity makes clients choose anew whose backend the service has no slot for any more: it takes
@@ -163,31 +218,33 @@ func (d *Datapath) endAffinity(s Service) error {
 
 // DeleteService removes a frontend and its slots; a missing one is no error.
 func (d *Datapath) DeleteService(f Frontend) error {
-	m := d.maps["services"]
-	key := f.key(0)
-	var had mstService
-	if err := m.Lookup(&key, &had); errors.Is(err, ebpf.ErrKeyNotExist) {
-		return nil
-	} else if err != nil {
-		return fmt.Errorf("read the service %s: %w", f, err)
+	had, err := d.held(f)
+	if err != nil {
+		return err
 	}
-	if err := remove(m, &key); err != nil {
-		return fmt.Errorf("remove the service %s: %w", f, err)
+	return d.DeleteServices([]Frontend{f}, []Held{had})
+}
+
+// DeleteServices removes many at once, of which the maps hold had, the entries in their order and then the slots.
+// After an error any part of them may be gone.
+func (d *Datapath) DeleteServices(list []Frontend, had []Held) error {
+	var entries, slots []mstServiceKey
+	for i, f := range list {
+		entries = append(entries, f.key(0))
+		for slot := uint32(1); slot <= had[i].Slots; slot++ {
+			slots = append(slots, f.key(slot))
+		}
 	}
-	if had.Flags&svcRestricted != 0 {
-		if err := d.sources.keep(d.maps["sources"], had.Id, nil); err != nil {
+	if err := removeAll(d.maps["services"], entries); err != nil {
+		return fmt.Errorf("remove services: %w", err)
+	}
+	for i, f := range list {
+		if err := d.sources.keep(d.maps["sources"], had[i].ID, nil); err != nil {
 			return fmt.Errorf("remove the sources of the service %s: %w", f, err)
 		}
 	}
-	return d.deleteSlots(f, 0, had.Count+had.Reserve)
-}
-
-func (d *Datapath) deleteSlots(f Frontend, from, to uint32) error {
-	for slot := from + 1; slot <= to; slot++ {
-		k := f.key(slot)
-		if err := remove(d.maps["services"], &k); err != nil {
-			return fmt.Errorf("remove slot %d of the service %s: %w", slot, f, err)
-		}
+	if err := removeAll(d.maps["services"], slots); err != nil {
+		return fmt.Errorf("remove slots of services: %w", err)
 	}
 	return nil
 }
@@ -224,14 +281,6 @@ func (d *Datapath) DeleteBackend(id uint32) error {
 	return nil
 }
 
-// remove deletes a key that may be missing.
-func remove(m *ebpf.Map, key any) error {
-	if err := m.Delete(key); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
-		return err
-	}
-	return nil
-}
-
 // removeWhere deletes the entries for which match is true. In an LRU map the oldest entries may go while we
 // look; what is missed then expires by itself.
 func removeWhere[K, V any](m *ebpf.Map, match func(K, V) bool) error {
@@ -248,12 +297,7 @@ func removeWhere[K, V any](m *ebpf.Map, match func(K, V) bool) error {
 	if err := entries.Err(); err != nil && !(lru && errors.Is(err, ebpf.ErrIterationAborted)) {
 		return err
 	}
-	for i := range stale {
-		if err := remove(m, &stale[i]); err != nil {
-			return err
-		}
-	}
-	return nil
+	return removeAll(m, stale)
 }
 
 // full says what a map's E2BIG means.

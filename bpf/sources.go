@@ -84,6 +84,9 @@ func (s *sources) keep(m *ebpf.Map, id uint32, prefixes []netip.Prefix) error {
 	if err := s.load(m); err != nil {
 		return err
 	}
+	if len(s.held[id]) == 0 {
+		return nil
+	}
 	wanted := map[netip.Prefix]bool{}
 	for _, p := range prefixes {
 		wanted[canonical(p)] = true

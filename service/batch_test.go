@@ -24,6 +24,15 @@ func (b *batchMaps) PutService(s bpf.Service) error {
 	return b.fakeMaps.PutService(s)
 }
 
+func (b *batchMaps) PutServices(list []bpf.Service, _ []bpf.Held) error {
+	for _, s := range list {
+		if err := b.PutService(s); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 func (b *batchMaps) DeleteBackend(id uint32) error {
 	b.calls = append(b.calls, "delete backend")
 	return b.fakeMaps.DeleteBackend(id)

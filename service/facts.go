@@ -164,7 +164,11 @@ func (m *Manager) Gone(endpointID string) {
 	if ep == nil {
 		return
 	}
+	told := !ep.gone.IsZero()
 	ep.gone = m.now()
+	if told {
+		return
+	}
 	m.settle(ep)
 	m.strike(ep)
 	err := m.flush() // before anything that waits for a disk

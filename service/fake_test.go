@@ -78,6 +78,26 @@ func (f *fakeMaps) DeleteService(front bpf.Frontend) error {
 	return nil
 }
 
+func (f *fakeMaps) PutServices(list []bpf.Service, had []bpf.Held) error {
+	for i, s := range list {
+		require.Equal(f.t, f.services[s.Frontend].Held(), had[i], "what the maps have of %s", text(s.Frontend))
+		if err := f.PutService(s); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (f *fakeMaps) DeleteServices(list []bpf.Frontend, had []bpf.Held) error {
+	for i, front := range list {
+		require.Equal(f.t, f.services[front].Held(), had[i], "what the maps have of %s", text(front))
+		if err := f.DeleteService(front); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 func (f *fakeMaps) PutBackend(b bpf.Backend) error {
 	if err := f.write("put backend"); err != nil {
 		return err

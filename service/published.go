@@ -190,6 +190,10 @@ func (m *Manager) unpublish(ep *endpoint) {
 // backends are the members as a port of a family reaches them.
 func (p *published) backends(f bpf.Frontend) []member {
 	var out []member
+	port := p.port
+	if port == f.Port {
+		port = 0 // of the frontend: a thousand of them have one backend
+	}
 	for i, ep := range p.members {
 		if i > 0 && !p.members[0].shares(ep) {
 			continue // it is not known to be a replica, or known not to be one
@@ -199,7 +203,7 @@ func (p *published) backends(f bpf.Frontend) []member {
 			phase = PhaseReady // it is being started, and nobody has told of it yet
 		}
 		if a := ep.addr(familyOf(f.Addr)); a.IsValid() {
-			out = append(out, member{key: keyOf(a, p.port, ep.Cookie), phase: phase, weight: max(ep.options.weight, 1)})
+			out = append(out, member{key: keyOf(a, port, ep.Cookie), phase: phase, weight: max(ep.options.weight, 1)})
 		}
 	}
 	return out

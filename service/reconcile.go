@@ -14,6 +14,7 @@ import (
 // applied is what the maps hold for a frontend, as far as is known.
 type applied struct {
 	digest   uint64   // of the entry; 0 means it must be written
+	held     bpf.Held // wrong where it must be written
 	backends []uint32 // held for it: those in its slots and those that only keep their flows
 }
 
@@ -60,7 +61,7 @@ func (m *Manager) observe() ([]bpf.Service, error) {
 	before := m.applied
 	m.applied = make(map[bpf.Frontend]applied, len(services))
 	for _, s := range services {
-		a := applied{digest: digest(s), backends: unique(slices.Concat(s.Slots, s.Reserve))}
+		a := applied{digest: digest(s), held: s.Held(), backends: unique(slices.Concat(s.Slots, s.Reserve))}
 		for _, id := range a.backends {
 			if !m.backends.byID[id].written {
 				a.digest = 0 // a slot leads nowhere, or to something we did not mean
@@ -99,6 +100,7 @@ func (m *Manager) mark(f bpf.Frontend) { m.dirty[f] = struct{}{} }
 // plan is an entry to write, with the backends held for it.
 type plan struct {
 	service  bpf.Service
+	digest   uint64
 	backends []uint32
 }
 
@@ -107,20 +109,10 @@ type plan struct {
 func (m *Manager) flush() error {
 	var fails failures
 	plans, gone := m.plan()
-	clear(m.dirty)
+	m.dirty = map[bpf.Frontend]struct{}{} // cleared, it would stay as large as it was
 	missing := m.writeBackends(plans, &fails)
-	for _, p := range plans {
-		m.writeService(p, missing, &fails)
-	}
-	for _, f := range gone {
-		if err := m.maps.DeleteService(f); err != nil {
-			fails.add(fmt.Errorf("remove service %s from the maps: %w", text(f), err))
-			m.mark(f)
-			continue
-		}
-		m.backends.release(m.applied[f].backends)
-		delete(m.applied, f)
-	}
+	m.writeServices(slices.DeleteFunc(plans, func(p plan) bool { return m.stands(p, missing) }), &fails)
+	m.deleteServices(gone, &fails)
 	if b, ok := m.maps.(Batch); ok { // before backends go that it may still lead to
 		if err := b.Flush(); err != nil {
 			fails.add(err)
@@ -178,6 +170,7 @@ func (m *Manager) number(w desired) plan {
 			p.service.Slots = was
 		}
 	}
+	p.digest = digest(p.service)
 	return p
 }
 
@@ -220,30 +213,88 @@ func (m *Manager) writeBackends(plans []plan, fails *failures) map[uint32]bool {
 	return missing
 }
 
-// writeService writes an entry if it differs. An entry that could not be written may hold its old or
-// its new slots, so the backends of both stay held.
-func (m *Manager) writeService(p plan, missing map[uint32]bool, fails *failures) {
+// stands reports whether an entry is not to be written: it is there already, or cannot lead to a backend that
+// the maps lack.
+func (m *Manager) stands(p plan, missing map[uint32]bool) bool {
 	f := p.service.Frontend
 	if slices.ContainsFunc(p.backends, func(id uint32) bool { return missing[id] }) {
 		m.backends.release(p.backends)
 		m.mark(f)
-		return
+		return true
 	}
 	was := m.applied[f]
-	sum := digest(p.service)
-	if was.digest == sum {
-		m.backends.release(was.backends)
-		m.applied[f] = applied{sum, p.backends}
-		return
-	}
-	if err := m.maps.PutService(p.service); err != nil {
-		fails.add(fmt.Errorf("write service %s to the maps: %w", text(f), err))
-		m.applied[f] = applied{0, append(was.backends, p.backends...)}
-		m.mark(f)
-		return
+	if was.digest != p.digest {
+		return false
 	}
 	m.backends.release(was.backends)
-	m.applied[f] = applied{sum, p.backends}
+	m.applied[f] = applied{p.digest, p.service.Held(), p.backends}
+	return true
+}
+
+// writeServices writes entries. One that could not be written may hold its old or its new slots, so the backends
+// of both stay held.
+func (m *Manager) writeServices(plans []plan, fails *failures) {
+	done := m.putServices(plans)
+	for _, p := range plans {
+		f := p.service.Frontend
+		was := m.applied[f]
+		if !done {
+			if err := m.maps.PutService(p.service); err != nil {
+				fails.add(fmt.Errorf("write service %s to the maps: %w", text(f), err))
+				m.applied[f] = applied{0, was.held, append(was.backends, p.backends...)}
+				m.mark(f)
+				continue
+			}
+		}
+		m.backends.release(was.backends)
+		m.applied[f] = applied{p.digest, p.service.Held(), p.backends}
+	}
+}
+
+// putServices writes many entries at once, and reports whether all are written.
+func (m *Manager) putServices(plans []plan) bool {
+	bulk, ok := m.maps.(Bulk)
+	if !ok || len(plans) < 2 {
+		return false
+	}
+	services, frontends := make([]bpf.Service, len(plans)), make([]bpf.Frontend, len(plans))
+	for i, p := range plans {
+		services[i], frontends[i] = p.service, p.service.Frontend
+	}
+	held, known := m.held(frontends)
+	return known && bulk.PutServices(services, held) == nil
+}
+
+// held is what the maps hold at frontends, if it is known.
+func (m *Manager) held(frontends []bpf.Frontend) ([]bpf.Held, bool) {
+	out := make([]bpf.Held, len(frontends))
+	for i, f := range frontends {
+		a, there := m.applied[f]
+		if there && a.digest == 0 {
+			return nil, false
+		}
+		out[i] = a.held
+	}
+	return out, true
+}
+
+func (m *Manager) deleteServices(gone []bpf.Frontend, fails *failures) {
+	done := false
+	if bulk, ok := m.maps.(Bulk); ok && len(gone) > 1 {
+		held, known := m.held(gone)
+		done = known && bulk.DeleteServices(gone, held) == nil
+	}
+	for _, f := range gone {
+		if !done {
+			if err := m.maps.DeleteService(f); err != nil {
+				fails.add(fmt.Errorf("remove service %s from the maps: %w", text(f), err))
+				m.mark(f)
+				continue
+			}
+		}
+		m.backends.release(m.applied[f].backends)
+		delete(m.applied, f)
+	}
 }
 
 // deleteOrphans removes the backends that no entry needs any more.

@@ -32,6 +32,13 @@ type Maps interface {
 	DeleteBackend(id uint32) error
 }
 
+// Bulk is a [Maps] that writes or removes many services at once, in their order and knowing what it has of them.
+// An error does not tell which of them failed: each is then tried by itself.
+type Bulk interface {
+	PutServices([]bpf.Service, []bpf.Held) error
+	DeleteServices([]bpf.Frontend, []bpf.Held) error
+}
+
 // Batch is a [Maps] that keeps some changes until Flush; what failed is tried again by the next one.
 type Batch interface{ Flush() error }
 
