@@ -271,6 +271,21 @@ func TestEgressOfSlaves(t *testing.T) {
 				w.send(fromOutside(), tcp(w.outside, 443, w.host, p, synAck)).toSlave(tcp(w.outside, 443, w.backend, 5000, synAck))
 			}
 		}},
+		{"in fragments, too", func(w *world) {
+			w.slaves(true)
+			id := w.send(toHost(), asSlave(echoOf(w.backend, w.outside, 77, false))).leftAs(func(id uint16) frame { return echoOf(w.host, w.outside, id, false) })
+			in, out := echoOf(w.backend, w.outside, 77, false), echoOf(w.host, w.outside, id, false)
+			first, later := asSlave(in).fragments(8)
+			firstOut, laterOut := asSlave(out.hops(63)).fragments(8)
+			w.send(toHost(), first).is(verdictRedirect, firstOut.bytes())
+			// the slave's own program is not who translated the head
+			w.send(fromSlave(), later).untouched()
+			w.send(toHost(), later).is(verdictRedirect, laterOut.bytes())
+			first, later = echoOf(w.outside, w.host, id, true).fragments(8)
+			firstOut, laterOut = echoOf(w.outside, w.backend, 77, true).fragments(8)
+			w.send(fromOutside(), first).toSlave(firstOut)
+			w.send(fromOutside(), later).toSlave(laterOut)
+		}},
 		{"an error about what left reaches the slave that sent it", func(w *world) {
 			w.slaves(true)
 			p := w.send(toHost(), asSlave(tcp(w.backend, 5000, w.outside, 443, syn))).leftAs(func(p uint16) frame { return tcp(w.host, p, w.outside, 443, syn) })
