@@ -32,9 +32,9 @@ func entries(t *testing.T, name string) map[string][]byte {
 
 func TestServiceEntries(t *testing.T) {
 	clearMaps(t)
-	for _, vip := range []string{"10.96.0.10", "fd00:96::10"} {
-		f := Frontend{Addr: netip.MustParseAddr(vip), Port: 5201, Protocol: ProtocolTCP}
-		want := Service{Frontend: f, ID: 7, Network: 3, Affinity: 60}
+	for _, at := range []string{"10.96.0.10", "fd00:96::10", "0.0.0.0", "::"} { // the last are ports of all addresses
+		f := Frontend{Addr: netip.MustParseAddr(at), Port: 5201, Protocol: ProtocolTCP}
+		want := Service{Frontend: f, ID: 7, Network: 3, Affinity: 60, Published: f.Addr.IsUnspecified()}
 		for _, slots := range [][]uint32{{1, 2, 2}, {}, {9}, {1, 2, 3, 4, 5}, {5, 4}} { // grows and shrinks
 			want.Slots, want.Reserve = slots, nil
 			if len(slots) > 2 {

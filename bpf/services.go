@@ -26,12 +26,17 @@ func addrOf(a netip.Addr) (out mstAddr) {
 
 // ip is the address of a key or value; the zero value stands for none.
 func (a mstAddr) ip() netip.Addr {
+	if a == (mstAddr{}) {
+		return netip.Addr{}
+	}
+	return a.at()
+}
+
+// at is the address of a frontend: the zero value is :: there.
+func (a mstAddr) at() netip.Addr {
 	var b [16]byte
 	for i, w := range a.W {
 		binary.NativeEndian.PutUint32(b[4*i:], w)
-	}
-	if b == [16]byte{} {
-		return netip.Addr{}
 	}
 	return netip.AddrFrom16(b).Unmap()
 }
@@ -48,7 +53,7 @@ func (f Frontend) key(slot uint32) mstServiceKey {
 }
 
 func (k mstServiceKey) frontend() Frontend {
-	return Frontend{Addr: k.Addr.ip(), Port: be(k.Port), Protocol: Protocol(k.Proto)}
+	return Frontend{Addr: k.Addr.at(), Port: be(k.Port), Protocol: Protocol(k.Proto)}
 }
 
 // String gives proto:address:port, as listings and errors show it.

@@ -143,6 +143,25 @@ func TestPublishedOnSlaves(t *testing.T) {
 			w.send(toHost(), firstOut).leftByUplink()
 			w.send(toHost(), laterOut).leftByUplink()
 		}},
+		{"an answer that is too large for the device that its client comes by is told of, as the slave sent it", func(w *world) {
+			w.slaves(false)
+			w.publish(w.host, 53, ProtocolUDP)
+			w.send(fromOutside(), udp(w.outside, 5000, w.host, 53, "q")).toSlave(udp(w.outside, 5000, w.backend, 8080, "q"))
+			w.mtu(1400)
+			data := string(make([]byte, 1420))
+			sent, known := asSlave(udp(w.backend, 8080, w.outside, 5000, data)), udp(w.host, 53, w.outside, 5000, data)
+			told := w.tooBig(w.outside, w.backend, 1400, sent.quote())
+			w.send(toHost(), asSlave(known)).answered(told, "too-big")
+			// what ipvlan hands over is the slave's to learn of by the host's slave, too
+			w.send(fromParent(), known.macs(backendMAC, backendMAC)).answered(told, "too-big")
+			w.send(vouched(true), told).untouched()
+			w.send(hook{"lxc_egress", at(slaveIf, slaveIf)}, told.macs(backendMAC, hostSlaveMAC)).untouched()
+			first, later := asSlave(udp(w.host, 53, w.outside, 5000, string(make([]byte, 2800)))).fragments(1200)
+			w.send(toHost(), first).leftByUplink()
+			w.send(toHost(), later).dropped("too-big")
+			w.mtu(1500)
+			w.send(toHost(), asSlave(known)).leftByUplink()
+		}},
 		{"a fragment of an answer whose head was not seen is nobody's", func(w *world) {
 			w.slaves(true)
 			_, later := asSlave(udp(w.host, 53, w.outside, 5000, string(make([]byte, 64)))).fragments(32)
@@ -251,6 +270,21 @@ func TestEgressOfSlaves(t *testing.T) {
 				p := w.send(place, asSlave(tcp(w.backend, 5000, w.outside, 443, syn))).leftAs(func(p uint16) frame { return tcp(w.host, p, w.outside, 443, syn) })
 				w.send(fromOutside(), tcp(w.outside, 443, w.host, p, synAck)).toSlave(tcp(w.outside, 443, w.backend, 5000, synAck))
 			}
+		}},
+		{"in fragments, too", func(w *world) {
+			w.slaves(true)
+			id := w.send(toHost(), asSlave(echoOf(w.backend, w.outside, 77, false))).leftAs(func(id uint16) frame { return echoOf(w.host, w.outside, id, false) })
+			in, out := echoOf(w.backend, w.outside, 77, false), echoOf(w.host, w.outside, id, false)
+			first, later := asSlave(in).fragments(8)
+			firstOut, laterOut := asSlave(out.hops(63)).fragments(8)
+			w.send(toHost(), first).is(verdictRedirect, firstOut.bytes())
+			// the slave's own program is not who translated the head
+			w.send(fromSlave(), later).untouched()
+			w.send(toHost(), later).is(verdictRedirect, laterOut.bytes())
+			first, later = echoOf(w.outside, w.host, id, true).fragments(8)
+			firstOut, laterOut = echoOf(w.outside, w.backend, 77, true).fragments(8)
+			w.send(fromOutside(), first).toSlave(firstOut)
+			w.send(fromOutside(), later).toSlave(laterOut)
 		}},
 		{"an error about what left reaches the slave that sent it", func(w *world) {
 			w.slaves(true)

@@ -126,10 +126,7 @@ func sourceKey(id uint32, p netip.Prefix) mstSourceKey {
 // prefix is what the key lets in.
 func (k mstSourceKey) prefix() netip.Prefix {
 	bits := int(k.Prefixlen) - sourceServiceBits
-	a := k.Addr.ip()
-	if !a.IsValid() {
-		a = netip.IPv6Unspecified()
-	}
+	a := k.Addr.at()
 	if a.Is4() {
 		bits -= 96
 	}

@@ -186,11 +186,19 @@ func (s slave) lower(n *Network) error {
 	return errors.Join(s.links.Delete(s.host(n), n.ID), s.links.Delete(s.parent(n), n.ID))
 }
 
-func (s slave) connect(n *Network, e *Endpoint, mac net.HardwareAddr, _ int) (link.Device, error) {
+func (s slave) connect(n *Network, e *Endpoint, mac net.HardwareAddr, mtu int) (link.Device, error) {
 	dev := link.Device{Index: e.Index, MAC: mac}
 	if e.Sandbox == "" { // afterwards the engine has it
+		d := s.device(n, e.ID, e.PeerIf, mac)
+		if n.Options.Parent == "" { // which has the MTU that the uplink had when the network was made
+			parent, err := s.links.Find(s.parent(n))
+			if err != nil {
+				return dev, err
+			}
+			d.MTU = min(mtu, parent.MTU)
+		}
 		var err error
-		if dev, err = s.links.CreateSlave(s.device(n, e.ID, e.PeerIf, mac)); err != nil {
+		if dev, err = s.links.CreateSlave(d); err != nil {
 			return dev, err
 		}
 		if n.Options.Mode == ModeMacvlan {

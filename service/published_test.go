@@ -4,7 +4,9 @@ package service
 
 import (
 	"net/netip"
+	"slices"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -108,4 +110,93 @@ func TestPortsAtAnEndpointsOwnAddress(t *testing.T) {
 	ep, _ = replica(4, PhaseReady, "third")
 	ep.Ports = []Port{{Host: netip.MustParseAddrPort("0.0.0.0:8080"), Protocol: bpf.ProtocolTCP, Port: 81}}
 	require.ErrorContains(t, w.PutEndpoint(ep), "is published by the container box-1 already")
+}
+
+// led are the addresses that port 8080 of all addresses leads to.
+func (w *world) led(t *testing.T) []netip.Addr {
+	t.Helper()
+	s, ok := w.maps.services[bpf.Frontend{Addr: netip.IPv4Unspecified(), Port: 8080, Protocol: bpf.ProtocolTCP}]
+	require.True(t, ok)
+	out := []netip.Addr{}
+	for _, id := range s.Slots {
+		out = append(out, w.maps.backends[id].Addr)
+	}
+	slices.SortFunc(out, netip.Addr.Compare)
+	return out
+}
+
+func TestWhoSharesAPort(t *testing.T) {
+	const taken = "is published by the container box-1 already: choose another, or stop it"
+	begin := func(t *testing.T, alias string) (*world, Endpoint) {
+		w := newWorld(t)
+		_, err := w.AddNetwork(shop)
+		require.NoError(t, err)
+		ep, c := publishing(1)
+		ep.PortsSince = time.Unix(2, 0)
+		if alias == "" {
+			c.Aliases[ep.ID] = nil
+		}
+		w.run(t, ep, c)
+		require.Equal(t, []netip.Addr{ep.IPv4}, w.led(t))
+		return w, ep
+	}
+	t.Run("replicas do, as soon as they are known to be some", func(t *testing.T) {
+		w, first := begin(t, "web")
+		ep, c := publishing(0) // its id comes first, and it comes second
+		ep.PortsSince = time.Unix(3, 0)
+		require.NoError(t, w.PutEndpoint(ep))
+		require.Equal(t, []netip.Addr{first.IPv4}, w.led(t))
+		w.PutContainer(c)
+		require.ElementsMatch(t, []netip.Addr{ep.IPv4, first.IPv4}, w.led(t))
+		w.Gone(first.ID)
+		require.Equal(t, []netip.Addr{ep.IPv4}, w.led(t))
+		require.NoError(t, w.Unpublish(first.ID))
+		require.NoError(t, w.Unpublish(first.ID), "again")
+		require.Equal(t, []netip.Addr{ep.IPv4}, w.led(t))
+		require.NoError(t, w.Unpublish(ep.ID))
+		require.NotContains(t, w.maps.services, bpf.Frontend{Addr: netip.IPv4Unspecified(), Port: 8080, Protocol: bpf.ProtocolTCP})
+	})
+	t.Run("one that turns out to be no replica gets nothing, and the log says so", func(t *testing.T) {
+		w, first := begin(t, "web")
+		ep, c := publishing(0)
+		ep.PortsSince = time.Unix(3, 0)
+		c.Aliases[ep.ID] = []string{"api"}
+		w.run(t, ep, c)
+		require.Equal(t, []netip.Addr{first.IPv4}, w.led(t))
+		require.Contains(t, w.logged(), "leads to it alone")
+		w.Gone(first.ID)
+		require.NoError(t, w.Unpublish(first.ID))
+		require.Equal(t, []netip.Addr{ep.IPv4}, w.led(t), "it is the first now")
+	})
+	t.Run("nobody does with a container that has no service name", func(t *testing.T) {
+		w, _ := begin(t, "")
+		ep, _ := publishing(2)
+		require.ErrorContains(t, w.PutEndpoint(ep), taken)
+	})
+	for _, test := range []struct {
+		name   string
+		change func(*Endpoint)
+	}{
+		{"another network", func(e *Endpoint) { e.Network = "other" }},
+		{"another port of the container", func(e *Endpoint) { e.Ports[0].Port = 81 }},
+		{"one address of all", func(e *Endpoint) { e.Ports[0].Host = netip.MustParseAddrPort("127.0.0.1:8080") }},
+	} {
+		t.Run("not with "+test.name, func(t *testing.T) {
+			w, first := begin(t, "web")
+			ep, _ := publishing(2)
+			test.change(&ep)
+			require.ErrorContains(t, w.PutEndpoint(ep), taken)
+			require.Equal(t, []netip.Addr{first.IPv4}, w.led(t))
+		})
+	}
+	t.Run("other protocols, families and ports are other ports", func(t *testing.T) {
+		w, _ := begin(t, "web")
+		ep, _ := publishing(2)
+		ep.Ports = []Port{
+			{Host: netip.MustParseAddrPort("0.0.0.0:8080"), Protocol: bpf.ProtocolUDP, Port: 81},
+			{Host: netip.MustParseAddrPort("[::]:8080"), Protocol: bpf.ProtocolTCP, Port: 81},
+			{Host: netip.MustParseAddrPort("0.0.0.0:8081"), Protocol: bpf.ProtocolTCP, Port: 81},
+		}
+		require.NoError(t, w.PutEndpoint(ep))
+	})
 }

@@ -183,20 +183,21 @@ static __always_inline __u32 ct_direct(struct work *w)
 }
 
 /* The key of the fragments of w->p, in memory that is not the stack's. */
-static __always_inline struct mst_frag_key *frag_key(struct work *w)
+static __always_inline struct mst_frag_key *frag_key(struct work *w,
+						     __u32 leaves)
 {
 	struct mst_frag_key *key = &w->frag_key;
 
 	key->saddr = w->p.t.saddr;
 	key->daddr = w->p.t.daddr;
 	key->id = w->p.frag_id;
-	key->proto = w->p.t.proto;
+	key->proto = w->p.t.proto | leaves;
 	return key;
 }
 
-/* Later fragments of the packet w->p, as it arrived, go the way of now. */
-static __always_inline void
-frag_remember(struct work *w, const struct mst_tuple *now, __u32 uplink)
+static __always_inline void frag_enter(struct work *w,
+				       const struct mst_tuple *now,
+				       __u32 uplink, __u32 leaves)
 {
 	struct mst_frag *f = &w->frag;
 
@@ -205,12 +206,19 @@ frag_remember(struct work *w, const struct mst_tuple *now, __u32 uplink)
 	f->saddr = now->saddr;
 	f->daddr = now->daddr;
 	f->uplink = uplink;
-	bpf_map_update_elem(&mst_frags_v1, frag_key(w), f, BPF_ANY);
+	bpf_map_update_elem(&mst_frags_v1, frag_key(w, leaves), f, BPF_ANY);
+}
+
+/* Later fragments of the packet w->p, as it arrived, go the way of now. */
+static __always_inline void
+frag_remember(struct work *w, const struct mst_tuple *now, __u32 uplink)
+{
+	frag_enter(w, now, uplink, 0);
 }
 
 static __always_inline const struct mst_frag *frag_lookup(struct work *w)
 {
-	return bpf_map_lookup_elem(&mst_frags_v1, frag_key(w));
+	return bpf_map_lookup_elem(&mst_frags_v1, frag_key(w, 0));
 }
 
 #endif /* MST_CT_H */

@@ -37,14 +37,33 @@ static __always_inline bool hop(struct __sk_buff *skb, const struct pkt *p)
 	return bpf_skb_store_bytes(skb, off, &less, sizeof(less), 0) == 0;
 }
 
-/* Refuses what cannot go on, in the name of the gateway. */
+/*
+ * Makes an answer that was translated what its container sent: it knows the
+ * flow by no other name, so an error must quote that. Errors and later
+ * fragments are not answered and stay as they are.
+ */
+static __always_inline int untranslate(struct __sk_buff *skb, struct work *w,
+				       const struct mst_tuple *came)
+{
+	if (w->p.frag == FRAG_LATER || is_icmp_error(&w->p))
+		return 0;
+	w->now = *came;
+	return nat_tuple(skb);
+}
+
+/*
+ * Refuses what cannot go on, in the name of the gateway. (What is too large
+ * is not cut here, even where it may be: its sender does that from then on.)
+ */
 static __always_inline int stop(struct __sk_buff *skb, struct work *w,
-				const struct mst_interface *iface, __u32 reason,
-				__u32 how)
+				const struct mst_interface *iface,
+				bool translated, __u32 reason, __u32 how)
 {
 	const struct mst_addr *gateway = w->p.v6 ? &iface->gateway6
 						 : &iface->gateway4;
 
+	if (translated && untranslate(skb, w, &w->came))
+		return drop(skb, MST_REASON_NAT_FAILED, MST_FROM_CONTAINER);
 	if (!addr_zero(gateway))
 		w->p.t.daddr = *gateway;
 	return refuse(skb, reason, how);
@@ -97,10 +116,12 @@ static __always_inline int egress(struct __sk_buff *skb, struct work *w,
 	case BPF_FIB_LKUP_RET_UNREACHABLE:
 	case BPF_FIB_LKUP_RET_PROHIBIT:
 	case BPF_FIB_LKUP_RET_BLACKHOLE:
-		return refuse(skb, MST_REASON_NO_ROUTE, UNREACH_HOST);
+		return stop(skb, w, iface, translated, MST_REASON_NO_ROUTE,
+			    UNREACH_HOST);
 	case BPF_FIB_LKUP_RET_FRAG_NEEDED:
 		w->mtu = fib.mtu_result;
-		return stop(skb, w, iface, MST_REASON_TOO_BIG, UNREACH_TOO_BIG);
+		return stop(skb, w, iface, translated, MST_REASON_TOO_BIG,
+			    UNREACH_TOO_BIG);
 	default:
 		return EGRESS_STACK;
 	}
@@ -115,7 +136,8 @@ static __always_inline int egress(struct __sk_buff *skb, struct work *w,
 	if (!uplink)
 		return EGRESS_STACK;
 	if (!hop(skb, p))
-		return stop(skb, w, iface, MST_REASON_TTL, UNREACH_TTL);
+		return stop(skb, w, iface, translated, MST_REASON_TTL,
+			    UNREACH_TTL);
 	if (iface->flags & masquerade && !translated) {
 		reason = snat_out(skb, uplink);
 		if (reason)

@@ -210,8 +210,11 @@ struct mst_frag_key {
 	struct mst_addr saddr;
 	struct mst_addr daddr;
 	__be32 id;
-	__u32 proto;
+	__u32 proto; /* and MST_FRAG_LEAVES */
 };
+
+/* Of what leaves the host: a slave's own program must not follow that. */
+#define MST_FRAG_LEAVES 0x100
 
 struct mst_frag {
 	struct mst_addr saddr;

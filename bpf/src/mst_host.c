@@ -127,8 +127,11 @@ int host_ingress(struct __sk_buff *skb)
 	}
 	if (verdict >= 0)
 		return verdict;
-	if (verdict == SVC_UNTOUCHED && !is_open(w))
-		return TC_PASS;
+	if (verdict == SVC_UNTOUCHED) {
+		if (!is_open(w))
+			return TC_PASS;
+		frag_remember(w, &w->p.t, 0);
+	}
 	return enter(skb, w);
 }
 

@@ -110,6 +110,30 @@ __noinline int nat_tuple(struct __sk_buff *skb)
 	return 0;
 }
 
+/* Gives the packet that an ICMP error quotes the ports, or the id, of now. */
+static __always_inline int nat_quoted_ports(struct __sk_buff *skb,
+					    const struct pkt *p,
+					    const struct pkt *inner,
+					    const struct mst_tuple *now)
+{
+	__u32 from = inner->t.sport | (__u32)inner->t.dport << 16;
+	__u32 to = now->sport | (__u32)now->dport << 16;
+	__be16 id;
+
+	if (is_icmp(inner)) {
+		id = now->sport | now->dport;
+		if (bpf_l4_csum_replace(skb, p->l4 + 2,
+					inner->t.sport | inner->t.dport, id,
+					sizeof(id)))
+			return -1;
+		return bpf_skb_store_bytes(skb, inner->l4 + 4, &id, sizeof(id),
+					   0);
+	}
+	if (bpf_l4_csum_replace(skb, p->l4 + 2, from, to, sizeof(to)))
+		return -1;
+	return bpf_skb_store_bytes(skb, inner->l4, &to, sizeof(to), 0);
+}
+
 /*
  * Translates an ICMP error: its addresses become those of w->now, the tuple
  * of the packet it quotes, w->inner, becomes w->known.
@@ -119,7 +143,7 @@ __noinline int nat_icmp_error(struct __sk_buff *skb)
 	struct work *w = work();
 	const struct mst_tuple *outer, *quoted;
 	struct pkt *p, *inner;
-	__u32 from, to, csum;
+	__u32 csum;
 	__s64 diff = 0;
 
 	if (!w)
@@ -135,10 +159,7 @@ __noinline int nat_icmp_error(struct __sk_buff *skb)
 	/* in IPv4 the quoted header's checksum balances its addresses */
 	if (p->v6 && bpf_l4_csum_replace(skb, csum, 0, diff, 0))
 		return -1;
-	from = inner->t.sport | (__u32)inner->t.dport << 16;
-	to = quoted->sport | (__u32)quoted->dport << 16;
-	if (bpf_l4_csum_replace(skb, csum, from, to, sizeof(to)) ||
-	    bpf_skb_store_bytes(skb, inner->l4, &to, sizeof(to), 0))
+	if (nat_quoted_ports(skb, p, inner, quoted))
 		return -1;
 	if (nat_addrs(skb, p->l3, p->v6, &p->t.saddr, &outer->saddr, &diff))
 		return -1;

@@ -115,6 +115,7 @@ struct work {
 	struct mst_frag frag;
 	struct unreach_msg msg;
 	struct mst_addr sender; /* source of p as it came */
+	struct mst_tuple came;	/* p as it came, when it was translated */
 	__u32 network;		/* of the sender; 0: no endpoint of one */
 	__u32 place;		/* enum place */
 	__u32 mtu;		/* of the way out, for too large packets */
@@ -220,9 +221,10 @@ static __always_inline __u32 parse6(struct __sk_buff *skb, struct pkt *p)
 	return 0;
 }
 
+/* A ping, or the head of one in fragments. */
 static __always_inline bool is_echo(const struct pkt *p)
 {
-	if (p->frag)
+	if (p->frag == FRAG_LATER)
 		return false;
 	return p->v6 ? p->t.proto == IPPROTO_ICMPV6 &&
 			       p->icmp_type == ICMP6_ECHO
@@ -231,6 +233,8 @@ static __always_inline bool is_echo(const struct pkt *p)
 
 static __always_inline bool is_echo_reply(const struct pkt *p)
 {
+	if (p->frag == FRAG_LATER)
+		return false;
 	return p->v6 ? p->t.proto == IPPROTO_ICMPV6 &&
 			       p->icmp_type == ICMP6_ECHO_REPLY
 		     : p->t.proto == IPPROTO_ICMP &&
@@ -323,15 +327,50 @@ static __always_inline bool is_icmp_error(const struct pkt *p)
 		p->icmp_type == ICMP4_PARAM);
 }
 
+/* Reads the ports of a quoted packet; false if it has none, or no id. */
+static __always_inline bool quoted_ports(struct __sk_buff *skb,
+					 const struct pkt *p, struct pkt *inner)
+{
+	__be16 l4[4];
+
+	/* beyond the packet is what Ethernet padded it with */
+	if (inner->l4 + sizeof(l4) > p->end ||
+	    bpf_skb_load_bytes(skb, inner->l4, l4, sizeof(l4)))
+		return false;
+	switch (inner->t.proto) {
+	case IPPROTO_TCP:
+	case IPPROTO_UDP:
+		inner->t.sport = l4[0];
+		inner->t.dport = l4[1];
+		return true;
+	case IPPROTO_ICMP:
+	case IPPROTO_ICMPV6:
+		inner->icmp_type = (__u8)(bpf_ntohs(l4[0]) >> 8);
+		if (is_echo(inner))
+			inner->t.sport = l4[2];
+		else if (is_echo_reply(inner))
+			inner->t.dport = l4[2];
+		else
+			return false;
+		return true;
+	}
+	return false;
+}
+
 /* Reads the packet that an ICMP error quotes; false if it is no flow of ours.
  */
 static __always_inline bool quoted(struct __sk_buff *skb, struct work *w)
 {
 	const struct pkt *p = &w->p;
 	struct pkt *inner = &w->inner;
-	__be16 ports[2];
 	struct iphdr ip4;
 	struct ipv6hdr ip6;
+	struct {
+		__u8 next;
+		__u8 pad;
+		__be16 off;
+		__be32 id;
+	} frag;
 
 	__builtin_memset(inner, 0, sizeof(*inner));
 	inner->l3 = p->l4 + 8;
@@ -344,6 +383,14 @@ static __always_inline bool quoted(struct __sk_buff *skb, struct work *w)
 		__builtin_memcpy(&inner->t.daddr, &ip6.daddr, 16);
 		inner->t.proto = ip6.nexthdr;
 		inner->l4 = inner->l3 + sizeof(ip6);
+		if (ip6.nexthdr == IPPROTO_FRAGMENT) {
+			if (bpf_skb_load_bytes(skb, inner->l4, &frag,
+					       sizeof(frag)) ||
+			    frag.off & bpf_htons(IP6_OFFSET))
+				return false;
+			inner->t.proto = frag.next;
+			inner->l4 += sizeof(frag);
+		}
 	} else {
 		if (bpf_skb_load_bytes(skb, inner->l3, &ip4, sizeof(ip4)) ||
 		    ip4.version != 4 || ip4.ihl < 5 ||
@@ -354,15 +401,7 @@ static __always_inline bool quoted(struct __sk_buff *skb, struct work *w)
 		inner->t.proto = ip4.protocol;
 		inner->l4 = inner->l3 + ip4.ihl * 4;
 	}
-	if (inner->t.proto != IPPROTO_TCP && inner->t.proto != IPPROTO_UDP)
-		return false;
-	/* beyond the packet is what Ethernet padded it with */
-	if (inner->l4 + sizeof(ports) > p->end ||
-	    bpf_skb_load_bytes(skb, inner->l4, ports, sizeof(ports)))
-		return false;
-	inner->t.sport = ports[0];
-	inner->t.dport = ports[1];
-	return true;
+	return quoted_ports(skb, p, inner);
 }
 
 #endif /* MST_PARSE_H */

@@ -10,6 +10,7 @@
 #define MST_SLAVE_H
 
 #include "deliver.h"
+#include "egress.h"
 #include "svc.h"
 
 /* Remembers by which device the client of the flow to a slave, w->p, comes. */
@@ -71,12 +72,48 @@ static __always_inline const struct mst_ct *answered(struct __sk_buff *skb,
 	return ct;
 }
 
+/*
+ * Tells the slave whose answer w->p is that it is too large for the way out,
+ * about the packet that it sent: ct is the flow as its client began it.
+ */
+static __always_inline int answer_too_big(struct __sk_buff *skb, struct work *w,
+					  const struct mst_ct *ct)
+{
+	const struct mst_endpoint *src;
+
+	if (ct && w->p.frag != FRAG_LATER && !is_icmp_error(&w->p)) {
+		w->came.saddr = ct->daddr;
+		w->came.daddr = ct->saddr;
+		w->came.sport = ct->dport;
+		w->came.dport = ct->sport;
+		src = bpf_map_lookup_elem(&mst_endpoints_v1, &ct->daddr);
+		if (!src || untranslate(skb, w, &w->came))
+			return drop(skb, MST_REASON_NAT_FAILED,
+				    MST_FROM_CONTAINER);
+		w->place = PLACE_SLAVE; /* also if a parent brought it */
+		w->via = src->via;
+	}
+	return refuse(skb, MST_REASON_TOO_BIG, UNREACH_TOO_BIG);
+}
+
+/* Does w->p fit the device? Leaves its MTU in w->mtu. */
+static __always_inline bool fits(struct __sk_buff *skb, struct work *w,
+				 __u32 ifindex)
+{
+	__u32 mtu = 0;
+
+	/* whatever it says of the packet: GSO always fits for it */
+	bpf_check_mtu(skb, ifindex, &mtu, 0, 0);
+	w->mtu = mtu;
+	return !mtu || wire_len(skb, &w->p) <= mtu;
+}
+
 /* Sends an answer to its client; SVC_UNTOUCHED if w->p is none. */
 static __always_inline int answer_out(struct __sk_buff *skb, struct work *w)
 {
 	const struct mst_endpoint *dst;
+	const struct mst_ct *ct = NULL;
 	const struct mst_frag *f;
-	const struct mst_ct *ct;
 	__u32 uplink;
 
 	if (w->p.frag == FRAG_LATER) {
@@ -96,6 +133,8 @@ static __always_inline int answer_out(struct __sk_buff *skb, struct work *w)
 		return deliver(skb, w->place, dst);
 	if (!uplink)
 		return SVC_UNTOUCHED;
+	if (!fits(skb, w, uplink))
+		return answer_too_big(skb, w, ct);
 	return bpf_redirect_neigh(uplink, NULL, 0, 0);
 }
 

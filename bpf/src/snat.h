@@ -258,8 +258,9 @@ static __always_inline __u32 snat_error(struct __sk_buff *skb, struct work *w)
 static __always_inline __u32 snat_fragment(struct __sk_buff *skb,
 					   struct work *w)
 {
-	const struct mst_frag *f = frag_lookup(w);
+	const struct mst_frag *f;
 
+	f = bpf_map_lookup_elem(&mst_frags_v1, frag_key(w, MST_FRAG_LEAVES));
 	if (!f)
 		return MST_REASON_NO_FRAGMENT_HEAD;
 	w->now.saddr = f->saddr;
@@ -281,8 +282,12 @@ __noinline int snat_out(struct __sk_buff *skb, const struct mst_uplink *uplink)
 		return snat_fragment(skb, w);
 	if (!w->p.frag && is_icmp_error(&w->p))
 		return snat_error(skb, w);
-	if (!snat_can(&w->p))
-		return snat_answers(&w->p) ? 0 : MST_REASON_NO_ROUTE;
+	if (!snat_can(&w->p)) {
+		if (!snat_answers(&w->p))
+			return MST_REASON_NO_ROUTE;
+		frag_enter(w, &w->p.t, 0, MST_FRAG_LEAVES);
+		return 0;
+	}
 	ct = snat_lookup(&w->p, MST_DIR_REQUEST);
 	addr = w->p.v6 ? &uplink->snat6 : &uplink->snat4;
 	/* a flow that began while another address was the uplink's is over */
@@ -299,7 +304,7 @@ __noinline int snat_out(struct __sk_buff *skb, const struct mst_uplink *uplink)
 		if (reason)
 			return reason;
 	}
-	frag_remember(w, &w->now, 0);
+	frag_enter(w, &w->now, 0, MST_FRAG_LEAVES);
 	return nat_tuple(skb) ? MST_REASON_NAT_FAILED : 0;
 }
 

@@ -65,6 +65,7 @@ static __always_inline int svc_translate(struct __sk_buff *skb, struct work *w,
 	w->now.sport = ct->sport;
 	w->now.dport = ct->dport;
 	w->uplink = ct->uplink;
+	w->came = w->p.t;
 	frag_remember(w, &w->now, ct->uplink);
 	if (nat_tuple(skb))
 		return drop(skb, MST_REASON_NAT_FAILED, MST_FROM_CONTAINER);
@@ -202,7 +203,7 @@ __noinline int svc_request(struct __sk_buff *skb)
 	}
 	if (head->network && head->network != w->network)
 		return refuse(skb, MST_REASON_NOT_MEMBER, UNREACH_HOST);
-	if (is_echo(&w->p))
+	if (is_echo(&w->p) && !w->p.frag)
 		return answer_echo(skb);
 	if (w->p.frag == FRAG_LATER)
 		return drop(skb, MST_REASON_NO_FRAGMENT_HEAD,
