@@ -295,9 +295,7 @@ func (e *Endpoint) ports() []service.Port {
 		if !slices.ContainsFunc(e.addrs(), func(a netip.Addr) bool { return a.Is6() == p.Host.Addr().Is6() }) {
 			continue
 		}
-		p.each(func(host netip.AddrPort, port uint16) {
-			out = append(out, service.Port{Host: host, Protocol: p.Protocol, Port: port})
-		})
+		out = append(out, service.Port{Host: p.Host, Protocol: p.Protocol, Port: p.Port, Count: p.Count})
 	}
 	return out
 }

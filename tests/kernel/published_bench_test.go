@@ -98,10 +98,8 @@ func inUse() uint64 {
 
 func thousand() []service.Port {
 	var out []service.Port
-	for port := uint16(20000); port < 21000; port++ {
-		for _, a := range []netip.Addr{netip.IPv4Unspecified(), netip.IPv6Unspecified()} {
-			out = append(out, service.Port{Host: netip.AddrPortFrom(a, port), Protocol: bpf.ProtocolTCP, Port: port})
-		}
+	for _, a := range []netip.Addr{netip.IPv4Unspecified(), netip.IPv6Unspecified()} {
+		out = append(out, service.Port{Host: netip.AddrPortFrom(a, 20000), Protocol: bpf.ProtocolTCP, Port: 20000, Count: 1000})
 	}
 	return out
 }
