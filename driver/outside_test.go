@@ -107,6 +107,7 @@ type holder struct {
 	taken map[ports.Port]string // by processes of the host
 	mu    sync.Mutex
 	held  map[ports.Port]netip.AddrPort
+	both  int // calls that held both families
 }
 
 func (h *holder) Hold(p ports.Port, via netip.AddrPort) error {
@@ -130,8 +131,10 @@ func (h *holder) HoldEvery(protocol string, number uint16, via4, via6 netip.Addr
 	}
 	if err != nil {
 		h.Release(p4)
+		return err
 	}
-	return err
+	h.both++
+	return nil
 }
 
 func (h *holder) Release(p ports.Port) {

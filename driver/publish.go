@@ -28,6 +28,9 @@ type PortBinding struct {
 	HostPortEnd uint16       // last; 0: HostPort
 }
 
+// one tells whether the binding is of one port of the host's alone.
+func (b PortBinding) one() bool { return b.HostPort > 0 && b.HostPortEnd <= b.HostPort }
+
 // Published are ports of the host's in a row that lead to an endpoint's, one to one.
 type Published struct {
 	Protocol bpf.Protocol   `json:"protocol"`
@@ -82,8 +85,9 @@ func (m *Manager) publish(n *Network, e *Endpoint, want []PortBinding) error {
 	want = slices.Clone(want)
 	e.PublishedAt = time.Now()
 	slices.SortFunc(want, func(a, b PortBinding) int {
-		return cmp.Or(cmp.Compare(a.Protocol, b.Protocol), a.Host.Compare(b.Host), cmp.Compare(a.HostPort, b.HostPort))
+		return cmp.Or(cmp.Compare(a.Protocol, b.Protocol), a.Host.Compare(b.Host), cmp.Compare(a.HostPort, b.HostPort), cmp.Compare(a.Port, b.Port))
 	})
+	want = slices.CompactFunc(want, func(a, b PortBinding) bool { return a == b && b.one() }) // given twice
 	for _, b := range want {
 		if err := m.checkBinding(b); err != nil {
 			return err
@@ -116,15 +120,18 @@ func (m *Manager) choose(n *Network, e *Endpoint, b PortBinding) error {
 	if len(hosts) == 0 {
 		return nil // routed only
 	}
-	last := max(b.HostPortEnd, b.HostPort)
-	if b.HostPort > 0 && last == b.HostPort {
+	if b.one() {
+		if e.has(b.Protocol, hosts, b.HostPort) { // where there are more, another is chosen
+			return fmt.Errorf("the container asks for the host's port %d twice: on every address and on one of them, or for two of its ports: "+
+				"leave one of both away, or choose another port", b.HostPort)
+		}
 		return m.take(e, b, hosts, b.HostPort)
 	}
 	if b.HostPort == 0 {
 		return m.takeAny(e, b, hosts)
 	}
-	for port := int(b.HostPort); port <= int(last); port++ {
-		if m.publisher(e, b.Protocol, hosts, uint16(port)) != nil {
+	for port := int(b.HostPort); port <= int(b.HostPortEnd); port++ {
+		if e.has(b.Protocol, hosts, uint16(port)) || m.publisher(e, b.Protocol, hosts, uint16(port)) != nil {
 			continue
 		}
 		err := m.take(e, b, hosts, uint16(port))
@@ -132,7 +139,7 @@ func (m *Manager) choose(n *Network, e *Endpoint, b PortBinding) error {
 			return err
 		}
 	}
-	return fmt.Errorf("every port from %d to %d is taken: see `mustang ports` and `ss -lntu`, and give a wider range", b.HostPort, last)
+	return fmt.Errorf("every port from %d to %d is taken: see `mustang ports` and `ss -lntu`, and give a wider range", b.HostPort, b.HostPortEnd)
 }
 
 // anyTries is how often another may take a port that was free a moment ago.
@@ -211,10 +218,11 @@ func (m *Manager) publisher(e *Endpoint, protocol bpf.Protocol, hosts []netip.Ad
 	return nil
 }
 
+// has tells whether the endpoint has the port of the host's on one of the addresses.
 func (e *Endpoint) has(protocol bpf.Protocol, hosts []netip.Addr, port uint16) bool {
 	return slices.ContainsFunc(e.Published, func(p Published) bool {
 		a := p.Host.Addr()
-		return p.Protocol == protocol && port >= p.Host.Port() && port-p.Host.Port() < p.Count &&
+		return !p.Routed && p.Protocol == protocol && port >= p.Host.Port() && port-p.Host.Port() < p.Count &&
 			slices.ContainsFunc(hosts, func(h netip.Addr) bool {
 				return a == h || a.Is6() == h.Is6() && (a.IsUnspecified() || h.IsUnspecified())
 			})
@@ -223,18 +231,16 @@ func (e *Endpoint) has(protocol bpf.Protocol, hosts []netip.Addr, port uint16) b
 
 // take takes one port on all of the addresses, or none.
 func (m *Manager) take(e *Endpoint, b PortBinding, hosts []netip.Addr, port uint16) error {
-	if m.ports != nil && len(hosts) == 2 { // every address; if it fails, trying each tells which one is in the way
-		at4, at6 := netip.AddrPortFrom(hosts[0], port), netip.AddrPortFrom(hosts[1], port)
-		if m.ports.HoldEvery(transport(b.Protocol), port, e.via(at4, b.Port), e.via(at6, b.Port)) == nil {
-			e.add(Published{Protocol: b.Protocol, Host: at4, Port: b.Port, Count: 1})
-			e.add(Published{Protocol: b.Protocol, Host: at6, Port: b.Port, Count: 1})
-			return nil
+	if len(hosts) == 2 && m.holdBoth(e, b.Protocol, port, b.Port) == nil { // if it fails, trying each tells which one is in the way
+		for _, host := range hosts {
+			e.add(Published{Protocol: b.Protocol, Host: netip.AddrPortFrom(host, port), Port: b.Port, Count: 1})
 		}
+		return nil
 	}
 	var taken []Published
 	for _, host := range hosts {
 		p := Published{Protocol: b.Protocol, Host: netip.AddrPortFrom(host, port), Port: b.Port, Count: 1}
-		err := m.hold(e, p)
+		err := m.hold(e, p.Protocol, p.Host, p.Port)
 		if errors.Is(err, unix.EAFNOSUPPORT) && !b.Host.IsValid() {
 			continue // a host without IPv6
 		}
@@ -242,9 +248,7 @@ func (m *Manager) take(e *Endpoint, b PortBinding, hosts []netip.Addr, port uint
 			err = nil // held for another endpoint at other addresses: services refuse it by its name
 		}
 		if err != nil {
-			for _, p := range taken {
-				m.letGo(e, p)
-			}
+			m.letGo(e, taken)
 			return err
 		}
 		taken = append(taken, p)
@@ -275,52 +279,14 @@ func (p Published) each(fn func(host netip.AddrPort, port uint16)) {
 	}
 }
 
+// on are the same ports at another address of the host's.
+func (p Published) on(host netip.Addr) Published {
+	p.Host = netip.AddrPortFrom(host, p.Host.Port())
+	return p
+}
+
 // transport is the protocol as sockets and people write it: tcp or udp.
 func transport(p bpf.Protocol) string { return strings.ToLower(p.String()) }
-
-// hold keeps the ports from others on the host, where there is a daemon to do so.
-func (m *Manager) hold(e *Endpoint, p Published) (err error) {
-	if m.ports == nil || p.Routed {
-		return nil
-	}
-	p.each(func(host netip.AddrPort, port uint16) {
-		if err == nil {
-			err = m.ports.Hold(ports.Port{Addr: host, Protocol: transport(p.Protocol)}, e.via(host, port))
-		}
-	})
-	return err
-}
-
-// letGo undoes hold, unless another endpoint has published the same ports.
-func (m *Manager) letGo(e *Endpoint, p Published) {
-	if m.ports == nil || p.Routed {
-		return
-	}
-	p.each(func(host netip.AddrPort, _ uint16) {
-		if m.publisher(e, p.Protocol, []netip.Addr{host.Addr()}, host.Port()) == nil {
-			m.ports.Release(ports.Port{Addr: host, Protocol: transport(p.Protocol)})
-		}
-	})
-}
-
-// via is where a socket of the host's is translated for a port: the port itself, or the endpoint where that has
-// no address of the family.
-func (e *Endpoint) via(host netip.AddrPort, port uint16) netip.AddrPort {
-	own := e.addrs()
-	if !slices.ContainsFunc(own, func(a netip.Addr) bool { return a.Is6() == host.Addr().Is6() }) {
-		if host.Addr().IsUnspecified() && own[0].Is4() {
-			return netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), host.Port())
-		}
-		return netip.AddrPortFrom(own[0], port)
-	}
-	switch {
-	case !host.Addr().IsUnspecified():
-		return host
-	case host.Addr().Is6():
-		return netip.AddrPortFrom(netip.IPv6Loopback(), host.Port())
-	}
-	return netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), host.Port())
-}
 
 // ports are the endpoint's published ports of the families it has, as services know them.
 func (e *Endpoint) ports() []service.Port {
@@ -329,9 +295,7 @@ func (e *Endpoint) ports() []service.Port {
 		if !slices.ContainsFunc(e.addrs(), func(a netip.Addr) bool { return a.Is6() == p.Host.Addr().Is6() }) {
 			continue
 		}
-		p.each(func(host netip.AddrPort, port uint16) {
-			out = append(out, service.Port{Host: host, Protocol: p.Protocol, Port: port})
-		})
+		out = append(out, service.Port{Host: p.Host, Protocol: p.Protocol, Port: p.Port, Count: p.Count})
 	}
 	return out
 }
@@ -357,9 +321,7 @@ func (m *Manager) unpublish(e *Endpoint) error {
 		e.Published = had
 		return fmt.Errorf("take back the ports of the endpoint %s: %w", e.ID, err)
 	}
-	for _, p := range had {
-		m.letGo(e, p)
-	}
+	m.letGo(e, had)
 	if e.Partial {
 		return nil // its record goes next
 	}

@@ -3,6 +3,7 @@
 package driver
 
 import (
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -98,6 +99,40 @@ func TestPublishedPorts(t *testing.T) {
 	}
 }
 
+func TestPortsThatAContainerAsksForTwice(t *testing.T) {
+	local := PortBinding{Protocol: bpf.ProtocolTCP, Port: 80, Host: netip.MustParseAddr("127.0.0.1"), HostPort: 8080}
+	twice := "publish the port 80/tcp: the container asks for the host's port 8080 twice"
+	for _, test := range []struct {
+		name string
+		want []PortBinding
+		held int
+		err  string
+	}{
+		{"the same", []PortBinding{tcp(80, 8080, 8080), tcp(80, 8080, 8080)}, 2, ""},
+		{"the same on one address", []PortBinding{local, local}, 1, ""},
+		{"on every address and on one", []PortBinding{local, tcp(80, 8080, 8080)}, 0, twice},
+		{"for two of its ports", []PortBinding{tcp(79, 8080, 8080), tcp(80, 8080, 8080)}, 0, twice},
+		{"of a range, the next one", []PortBinding{tcp(79, 8080, 8082), tcp(80, 8080, 8082)}, 4, ""},
+		{"any two", []PortBinding{tcp(80, 0, 0), tcp(80, 0, 0)}, 4, ""},
+		{"by TCP and UDP", []PortBinding{tcp(80, 8080, 8080), {Protocol: bpf.ProtocolUDP, Port: 80, HostPort: 8080}}, 4, ""},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			w := publishing(t)
+			before := w.lines()
+			err := w.Publish(ctx, net1, ep1, test.want)
+			require.Len(t, w.ports.held, test.held)
+			if test.err != "" {
+				require.ErrorContains(t, err, test.err)
+				require.NotErrorIs(t, err, ports.ErrInUse, "nobody else has it")
+			} else {
+				require.NoError(t, err)
+				require.NoError(t, w.Unpublish(ctx, net1, ep1))
+			}
+			require.Empty(t, cmp.Diff(before, w.lines()))
+		})
+	}
+}
+
 func TestPortsThatCannotBePublished(t *testing.T) {
 	for _, test := range []struct {
 		name, option, err string
@@ -137,6 +172,35 @@ func TestAPortStaysHeldWhileAReplicaHasIt(t *testing.T) {
 	require.Empty(t, w.ports.held)
 }
 
+func TestAHeldPortLeadsToTheReplicaThatIsLeft(t *testing.T) {
+	w := newWorld(t)
+	w.createNetwork(net1, 1)
+	replicas := []string{"e3e3e3e3e3e3e3e3", "e4e4e4e4e4e4e4e4", "e5e5e5e5e5e5e5e5"}
+	for i, id := range replicas {
+		ep := endpoint(id, net1, 1, 3+i)
+		ep.IPv6 = netip.Prefix{}
+		_, err := w.CreateEndpoint(ctx, ep)
+		require.NoError(t, err)
+		require.NoError(t, w.Publish(ctx, net1, id, []PortBinding{{Protocol: bpf.ProtocolTCP, Port: 80, Host: netip.MustParseAddr("::1"), HostPort: 8080}}))
+	}
+	at := ports.Port{Addr: netip.MustParseAddrPort("[::1]:8080"), Protocol: "tcp"}
+	for i, id := range replicas[:2] {
+		require.NoError(t, w.Unpublish(ctx, net1, id))
+		require.Equal(t, netip.AddrPortFrom(w.endpoints[replicas[i+1]].IPv4.Addr(), 80), w.ports.held[at])
+	}
+	require.NoError(t, w.Unpublish(ctx, net1, replicas[2]))
+	require.Empty(t, w.ports.held)
+}
+
+func TestAPortAtAContainersOwnAddressIsNotTheHosts(t *testing.T) {
+	w := publishing(t, "com.docker.network.bridge.gateway_mode_ipv4=routed")
+	require.NoError(t, w.Publish(ctx, net1, ep1, []PortBinding{tcp(80, 8080, 8080)}))
+	require.NoError(t, w.Publish(ctx, net2, ep2, []PortBinding{tcp(81, 80, 81)}))
+	require.Contains(t, w.portLines(), "port 0.0.0.0:80/tcp held via 127.0.0.1:80", "the first of the range")
+	require.NoError(t, w.Unpublish(ctx, net2, ep2))
+	require.Len(t, w.ports.held, 1, "of the other endpoint, of IPv6")
+}
+
 func TestARangeIsOfReplicasOnTheirOwn(t *testing.T) {
 	w := publishing(t)
 	w.createEndpoint("e3e3e3e3e3e3e3e3", net1, 1, 3)
@@ -159,6 +223,10 @@ func TestManyPortsAreOneRecord(t *testing.T) {
 	require.Len(t, list, 2)
 	require.EqualValues(t, 1000, list[0].Count)
 	require.Len(t, w.ports.held, 2000)
+	held := maps.Clone(w.ports.held)
+	w.restart()
+	require.Equal(t, held, w.ports.held)
+	require.Equal(t, 1000, w.ports.both, "as many sockets as before")
 }
 
 func TestUplinksAreFollowed(t *testing.T) {

@@ -63,10 +63,8 @@ func (m *Manager) restoreEndpoint(e *Endpoint) error {
 			return err
 		}
 	}
-	for _, p := range e.Published {
-		if err := m.hold(e, p); err != nil { // the programs lead there all the same
-			m.log.WithError(err).WithField("endpoint", e.ID).Warn("keep a published port from others")
-		}
+	if err := m.holdAgain(e); err != nil {
+		m.log.WithError(err).WithField("endpoint", e.ID).Warn("keep published ports from others")
 	}
 	if e.Sandbox == "" {
 		return nil

@@ -254,7 +254,9 @@ func (w *world) lines() []string {
 	}
 	for id, e := range w.services.endpoints {
 		for _, p := range e.Ports {
-			add("port %s/%s of %s leads to %d", p.Host, transport(p.Protocol), id, p.Port)
+			for i := range p.Count {
+				add("port %s/%s of %s leads to %d", netip.AddrPortFrom(p.Host.Addr(), p.Host.Port()+i), transport(p.Protocol), id, p.Port+i)
+			}
 		}
 	}
 	for _, e := range w.tables.ends {

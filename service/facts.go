@@ -86,7 +86,7 @@ func (m *Manager) PutEndpoint(e Endpoint) error {
 	ep.gone = time.Time{}
 	m.index(ep)
 	m.settle(ep)
-	return m.finish(m.commit(0, nil))
+	return m.finish(m.commit(e.backends(), nil))
 }
 
 func (m *Manager) checkEndpointAddr(a netip.Addr) error {

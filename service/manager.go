@@ -61,13 +61,13 @@ type Manager struct {
 	networks   map[string]*network     // by Network.ID
 	nameVIPs   map[netip.Addr]*named   // services of names by VIP
 	published  map[bpf.Frontend]*published
-	numbers    map[number][]bpf.Frontend // of published, by what they have in common
-	endpoints  map[string]*endpoint      // by Endpoint.ID
-	byAddr     map[netip.Addr]*endpoint  // the last endpoint put with the address
-	byCookie   map[uint64][]*endpoint    // endpoints of a sandbox
-	containers map[string]*container     // by Container.ID
-	byEndpoint map[string]*container     // by Endpoint.ID, known before the endpoint or after
-	drained    map[string]bool           // Container.ID → drained by the user
+	portAddrs  map[netip.Addr]int       // addresses of the host's in published, with how many ranges are at each
+	endpoints  map[string]*endpoint     // by Endpoint.ID
+	byAddr     map[netip.Addr]*endpoint // the last endpoint put with the address
+	byCookie   map[uint64][]*endpoint   // endpoints of a sandbox
+	containers map[string]*container    // by Container.ID
+	byEndpoint map[string]*container    // by Endpoint.ID, known before the endpoint or after
+	drained    map[string]bool          // Container.ID → drained by the user
 
 	// Ids.
 	ids      map[uint32]struct{}     // service ids in use
@@ -128,7 +128,7 @@ func newManager() *Manager {
 		networks:   map[string]*network{},
 		nameVIPs:   map[netip.Addr]*named{},
 		published:  map[bpf.Frontend]*published{},
-		numbers:    map[number][]bpf.Frontend{},
+		portAddrs:  map[netip.Addr]int{},
 		endpoints:  map[string]*endpoint{},
 		byAddr:     map[netip.Addr]*endpoint{},
 		byCookie:   map[uint64][]*endpoint{},

@@ -4,6 +4,7 @@ package service
 
 import (
 	"cmp"
+	"iter"
 	"net/netip"
 	"slices"
 	"strings"
@@ -11,43 +12,57 @@ import (
 	"github.com/mustang-net/mustang/bpf"
 )
 
-// Port is a port of the host's that leads to one of an endpoint's.
+// Port is one or more ports of the host's in a row that lead to an endpoint's, one to one.
 type Port struct {
-	Host     netip.AddrPort // the unspecified address stands for every address of its family
+	Host     netip.AddrPort // the first; the unspecified address stands for every address of its family
 	Protocol bpf.Protocol   // TCP or UDP
-	Port     uint16         // of the endpoint
+	Port     uint16         // of the endpoint, the first
+	Count    uint16         // 0 for one
 }
 
-func (p Port) frontend() bpf.Frontend {
-	return bpf.Frontend{Addr: p.Host.Addr().Unmap(), Port: p.Host.Port(), Protocol: p.Protocol}
+// frontends are the ports that lead to the endpoint, each with its own.
+func (e Endpoint) frontends() iter.Seq2[bpf.Frontend, uint16] {
+	return func(yield func(bpf.Frontend, uint16) bool) {
+		for _, p := range e.Ports {
+			for i := range max(p.Count, 1) {
+				f := bpf.Frontend{Addr: p.Host.Addr().Unmap(), Port: p.Host.Port() + i, Protocol: p.Protocol}
+				if !yield(f, p.Port+i) {
+					return
+				}
+			}
+		}
+	}
+}
+
+// backends is how many ports are other ones than the frontend's, and have a backend of their own.
+func (e Endpoint) backends() int {
+	n := 0
+	for _, p := range e.Ports {
+		if p.Host.Port() != p.Port {
+			n += int(max(p.Count, 1))
+		}
+	}
+	return n
 }
 
 // published is the service of a port of the host's. The endpoints that share it are replicas of one another:
 // of one network, behind one port, with a name in common.
 type published struct {
 	id      uint32
-	net     *network
 	port    uint16
 	members []*endpoint // by when they were published: the first has the port, the others share it
-}
-
-// number is a port of the host's, whatever its address.
-type number struct {
-	port     uint16
-	protocol bpf.Protocol
 }
 
 // checkPorts refuses ports that endpoints which are no replicas of this one have, on the same address or on all.
 func (m *Manager) checkPorts(e Endpoint) error {
 	fresh := &endpoint{Endpoint: e, container: m.byEndpoint[e.ID]}
-	for _, port := range e.Ports {
-		f := port.frontend()
+	for f, port := range e.frontends() {
 		for _, other := range m.others(f, e) {
 			p := m.published[other]
 			if len(p.members) == 1 && p.members[0].ID == e.ID {
 				continue
 			}
-			if first := p.members[0]; other != f || first.Network != e.Network || p.port != port.Port || !first.mayShare(fresh) {
+			if first := p.members[0]; other != f || first.Network != e.Network || p.port != port || !first.mayShare(fresh) {
 				return conflictf("port %s is published by %s already: choose another, or stop it", text(other), first.label())
 			}
 			for _, member := range p.members {
@@ -68,13 +83,33 @@ func (m *Manager) others(f bpf.Frontend, e Endpoint) []bpf.Frontend {
 		return nil
 	}
 	var out []bpf.Frontend
-	for _, other := range m.numbers[number{f.Port, f.Protocol}] {
-		all := familyOf(other.Addr) == familyOf(f.Addr) && (other.Addr.IsUnspecified() || f.Addr.IsUnspecified())
-		if other.Addr == f.Addr || all && m.byAddr[other.Addr] == nil {
+	try := func(a netip.Addr) {
+		other := f
+		other.Addr = a
+		if m.published[other] != nil {
 			out = append(out, other)
 		}
 	}
+	try(f.Addr)
+	for a := range m.portAddrs {
+		if familyOf(a) == familyOf(f.Addr) && a != f.Addr && (a.IsUnspecified() || f.Addr.IsUnspecified()) {
+			try(a)
+		}
+	}
 	return out
+}
+
+// countAddrs counts the ranges that the endpoint has published at addresses of the host's, one more or one less.
+func (m *Manager) countAddrs(ep *endpoint, by int) {
+	for _, p := range ep.Ports {
+		a := p.Host.Addr().Unmap()
+		if a == ep.IPv4 || a == ep.IPv6 {
+			continue // routed: there is no other on it
+		}
+		if m.portAddrs[a] += by; m.portAddrs[a] == 0 {
+			delete(m.portAddrs, a)
+		}
+	}
 }
 
 // mayShare tells whether an endpoint could be a replica: names of containers that are being started are not
@@ -133,14 +168,12 @@ func (ep *endpoint) label() string {
 
 // publish makes an endpoint a member of the services of its ports; unpublish undoes it.
 func (m *Manager) publish(ep *endpoint) {
-	for _, port := range ep.Ports {
-		f := port.frontend()
+	m.countAddrs(ep, 1)
+	for f, port := range ep.frontends() {
 		p := m.published[f]
 		if p == nil {
-			p = &published{id: m.newID(f), net: ep.net, port: port.Port}
+			p = &published{id: m.newID(f), port: port}
 			m.published[f] = p
-			n := number{f.Port, f.Protocol}
-			m.numbers[n] = append(m.numbers[n], f)
 		}
 		if at, is := slices.BinarySearchFunc(p.members, ep, comparePublished); !is {
 			p.members = slices.Insert(p.members, at, ep)
@@ -167,8 +200,8 @@ func (m *Manager) Unpublish(endpointID string) error {
 }
 
 func (m *Manager) unpublish(ep *endpoint) {
-	for _, port := range ep.Ports {
-		f := port.frontend()
+	m.countAddrs(ep, -1)
+	for f := range ep.frontends() {
 		p := m.published[f]
 		if p == nil {
 			continue
@@ -177,11 +210,6 @@ func (m *Manager) unpublish(ep *endpoint) {
 		if len(p.members) == 0 {
 			delete(m.published, f)
 			delete(m.ids, p.id)
-			n := number{f.Port, f.Protocol}
-			left := slices.DeleteFunc(m.numbers[n], func(other bpf.Frontend) bool { return other == f })
-			if m.numbers[n] = left; len(left) == 0 {
-				delete(m.numbers, n)
-			}
 		}
 		m.mark(f)
 	}
@@ -223,8 +251,7 @@ func (p *published) strict() bool {
 
 // settlePorts marks the ports of an endpoint, and tells of those that it cannot have, once its names are known.
 func (m *Manager) settlePorts(ep *endpoint) {
-	for _, port := range ep.Ports {
-		f := port.frontend()
+	for f := range ep.frontends() {
 		m.mark(f)
 		p := m.published[f]
 		if p == nil || ep.container == nil || len(p.members) == 0 {

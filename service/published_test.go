@@ -200,3 +200,65 @@ func TestWhoSharesAPort(t *testing.T) {
 		require.NoError(t, w.PutEndpoint(ep))
 	})
 }
+
+func TestAThousandPorts(t *testing.T) {
+	for _, test := range []struct {
+		name     string
+		port     uint16
+		backends int
+	}{
+		{"kept, have one backend", 20000, 1},
+		{"translated, have one each", 30000, 1000},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			w := newWorld(t)
+			_, err := w.AddNetwork(shop)
+			require.NoError(t, err)
+			ep, c := replica(1, PhaseReady)
+			ep.Ports = []Port{{Host: netip.MustParseAddrPort("0.0.0.0:20000"), Protocol: bpf.ProtocolTCP, Port: test.port, Count: 1000}}
+			w.run(t, ep, c)
+			require.Len(t, w.maps.services, 1000)
+			require.Len(t, w.maps.backends, test.backends)
+			last := w.maps.services[bpf.Frontend{Addr: netip.IPv4Unspecified(), Port: 20999, Protocol: bpf.ProtocolTCP}]
+			require.Contains(t, []uint16{0, test.port + 999}, w.maps.backends[last.Slots[0]].Port)
+			require.Less(t, w.backends.next, w.reserved, "every id is remembered as given")
+
+			other, _ := replica(2, PhaseReady)
+			other.Ports = []Port{{Host: netip.MustParseAddrPort("127.0.0.1:20999"), Protocol: bpf.ProtocolTCP, Port: 80}}
+			require.ErrorContains(t, w.PutEndpoint(other), "port tcp:0.0.0.0:20999 is published by the container box-1 already")
+
+			w.Gone(ep.ID)
+			writes := w.maps.writes
+			w.Gone(ep.ID)
+			require.Equal(t, writes, w.maps.writes, "told again")
+			require.NoError(t, w.Unpublish(ep.ID))
+			require.NoError(t, w.PutEndpoint(other), "nothing is left of them")
+			require.NoError(t, w.RemoveEndpoint(other.ID))
+			require.NoError(t, w.RemoveEndpoint(ep.ID))
+			require.Empty(t, w.maps.services)
+			require.Empty(t, w.maps.backends)
+			require.Empty(t, w.portAddrs)
+		})
+	}
+	t.Run("some of which the maps refuse at first", func(t *testing.T) {
+		w := newWorld(t)
+		_, err := w.AddNetwork(shop)
+		require.NoError(t, err)
+		ep, _ := replica(1, PhaseReady)
+		ep.Ports = []Port{{Host: netip.MustParseAddrPort("0.0.0.0:20000"), Protocol: bpf.ProtocolTCP, Port: 20000, Count: 1000}}
+		for _, op := range []string{"put service", "delete service"} {
+			calls := 0
+			w.maps.fail = func(what string) bool { calls++; return what == op && calls%3 == 0 }
+			if op == "put service" {
+				require.ErrorIs(t, w.PutEndpoint(ep), errInjected)
+				require.ErrorContains(t, w.PutEndpoint(ep), "more)")
+			} else {
+				require.ErrorIs(t, w.Unpublish(ep.ID), errInjected)
+			}
+			require.NotEmpty(t, w.maps.services)
+			w.maps.fail = nil
+			require.NoError(t, w.Reconcile())
+		}
+		require.Empty(t, w.maps.services)
+	})
+}
