@@ -16,7 +16,9 @@ func (m *Manager) hold(e *Endpoint, protocol bpf.Protocol, host netip.AddrPort, 
 	if m.ports == nil {
 		return nil
 	}
-	return m.ports.Hold(ports.Port{Addr: host, Protocol: transport(protocol)}, e.via(host, port))
+	p := ports.Port{Addr: host, Protocol: transport(protocol)}
+	m.ports.Restrict(p, m.sources(e))
+	return m.ports.Hold(p, e.via(host, port))
 }
 
 // holdBoth keeps a port of every address of both families, at half the time of two of hold.
@@ -25,6 +27,9 @@ func (m *Manager) holdBoth(e *Endpoint, protocol bpf.Protocol, number, port uint
 		return nil
 	}
 	at4, at6 := netip.AddrPortFrom(netip.IPv4Unspecified(), number), netip.AddrPortFrom(netip.IPv6Unspecified(), number)
+	for _, at := range []netip.AddrPort{at4, at6} {
+		m.ports.Restrict(ports.Port{Addr: at, Protocol: transport(protocol)}, m.sources(e))
+	}
 	return m.ports.HoldEvery(transport(protocol), number, e.via(at4, port), e.via(at6, port))
 }
 

@@ -103,11 +103,12 @@ func (d *datapath) Uplinks() ([]bpf.Uplink, error) {
 
 // holder is a daemon's sockets; they end with it.
 type holder struct {
-	fault *fault
-	taken map[ports.Port]string // by processes of the host
-	mu    sync.Mutex
-	held  map[ports.Port]netip.AddrPort
-	both  int // calls that held both families
+	fault   *fault
+	taken   map[ports.Port]string // by processes of the host
+	mu      sync.Mutex
+	held    map[ports.Port]netip.AddrPort
+	sources map[ports.Port][]netip.Prefix
+	both    int // calls that held both families
 }
 
 func (h *holder) Hold(p ports.Port, via netip.AddrPort) error {
@@ -135,6 +136,12 @@ func (h *holder) HoldEvery(protocol string, number uint16, via4, via6 netip.Addr
 	}
 	h.both++
 	return nil
+}
+
+func (h *holder) Restrict(p ports.Port, sources []netip.Prefix) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.sources[p] = sources
 }
 
 func (h *holder) Release(p ports.Port) {

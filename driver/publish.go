@@ -47,6 +47,8 @@ type Ports interface {
 	Hold(p ports.Port, via netip.AddrPort) error
 	// HoldEvery takes a port of every address of both families at once.
 	HoldEvery(protocol string, number uint16, via4, via6 netip.AddrPort) error
+	// Restrict lets only some sources be passed on, nil everybody; Release undoes it.
+	Restrict(p ports.Port, sources []netip.Prefix)
 	Release(p ports.Port)
 	// Free finds a port that is free on all of the addresses.
 	Free(protocol string, addrs []netip.Addr) (uint16, error)

@@ -177,7 +177,7 @@ func (w *world) startAgain() {
 		w.Close()
 	}
 	w.services.endpoints, w.services.gone = map[string]service.Endpoint{}, map[string]bool{}
-	w.ports = &holder{fault: w.fault, taken: map[ports.Port]string{}, held: map[ports.Port]netip.AddrPort{}}
+	w.ports = &holder{fault: w.fault, taken: map[ports.Port]string{}, held: map[ports.Port]netip.AddrPort{}, sources: map[ports.Port][]netip.Prefix{}}
 	w.resolver = &resolver{fault: w.fault, at: map[uint64]string{}}
 	log, hook := test.NewNullLogger()
 	log.SetLevel(logrus.DebugLevel)

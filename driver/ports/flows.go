@@ -61,7 +61,7 @@ func (h *Holder) receive(at int32) error {
 	}
 	c := client{from: keyOf(addrOf(from), true), socket: at}
 	via := s.via[family(addrOf(from).Addr())]
-	if via == (key{}) || h.own[c.from] {
+	if via == (key{}) || h.own[c.from] || !h.admits(s, addrOf(from).Addr()) {
 		return nil
 	}
 	if six, ok := from.(*unix.SockaddrInet6); ok {

@@ -87,7 +87,7 @@ func (h *Holder) accept(s *socket) error {
 	}
 	client := addrOf(from)
 	via := s.via[family(client.Addr())]
-	if via == (key{}) || h.own[keyOf(client, false)] { // the hooks are off: it would go round and round
+	if via == (key{}) || h.own[keyOf(client, false)] || !h.admits(s, client.Addr()) { // the hooks are off: it would go round and round
 		unix.Close(fd)
 		return nil
 	}

@@ -51,7 +51,8 @@ type Holder struct {
 	free  []int32 // places
 	last  int32   // generation given
 
-	own     map[key]bool // where connections of our own come from
+	own     map[key]bool           // where connections of our own come from
+	sources map[key][]netip.Prefix // that are passed on, of ports which not everybody may reach
 	splices int
 	flows   flows
 }
@@ -129,7 +130,7 @@ func New(exempt func(fd int) error, log logrus.FieldLogger) (*Holder, error) {
 	}
 	h := &Holder{
 		exempt: exempt, log: log, limits: limits{maxSplices, maxFlows, flowIdle}, poll: os.NewFile(uintptr(fd), "epoll"), epoll: fd,
-		held: map[key]int32{}, own: map[key]bool{},
+		held: map[key]int32{}, own: map[key]bool{}, sources: map[key][]netip.Prefix{},
 	}
 	h.ctx, h.stop = context.WithCancel(context.Background())
 	wait, err := h.poll.SyscallConn()
@@ -273,6 +274,7 @@ func (h *Holder) Release(p Port) {
 	k := keyOf(p.Addr, p.udp())
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	delete(h.sources, k)
 	at, ok := h.held[k]
 	if !ok {
 		return

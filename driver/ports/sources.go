@@ -1,0 +1,45 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package ports
+
+import (
+	"net"
+	"net/netip"
+	"slices"
+)
+
+// Restrict lets only some sources be passed on from a port that is held, or will be; nil lets everybody. The host
+// itself always is.
+func (h *Holder) Restrict(p Port, sources []netip.Prefix) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if sources == nil {
+		delete(h.sources, keyOf(p.Addr, p.udp()))
+		return
+	}
+	h.sources[keyOf(p.Addr, p.udp())] = sources
+}
+
+// admits tells whether a client may be passed on. It is called with the lock held.
+func (h *Holder) admits(s *socket, client netip.Addr) bool {
+	k := s.key
+	if s.both {
+		k.addr = netip.IPv6Unspecified().As16()
+		if family(client) == 0 {
+			k.addr = netip.IPv4Unspecified().As16()
+		}
+	}
+	sources, restricted := h.sources[k]
+	client = client.Unmap().WithZone("")
+	return !restricted || client.IsLoopback() || isHost(client) ||
+		slices.ContainsFunc(sources, func(p netip.Prefix) bool { return p.Contains(client) })
+}
+
+// isHost tells whether an address is one of the host's own.
+func isHost(a netip.Addr) bool {
+	addrs, err := net.InterfaceAddrs()
+	return err == nil && slices.ContainsFunc(addrs, func(own net.Addr) bool {
+		p, err := netip.ParsePrefix(own.String())
+		return err == nil && p.Addr().WithZone("") == a
+	})
+}
