@@ -69,7 +69,7 @@ func (d *Datapath) AttachSock(cgroup string) error {
 	for name, at := range sockHooks {
 		prog := d.sock.Programs[name]
 		pin := filepath.Join(d.dir, "mst_link_"+name)
-		if replaced, err := replace(pin, prog, id); err != nil {
+		if replaced, err := replace(pin, prog, target{cgroup: id}); err != nil {
 			return err
 		} else if replaced {
 			continue
@@ -134,7 +134,7 @@ func (d *Datapath) AttachLXC(ifname string, ifindex int, end End) error {
 	for name, at := range lxcHooks[end] {
 		prog := d.program(name)
 		pin := d.lxcPin(ifname, name)
-		if replaced, err := replace(pin, prog, 0); err != nil {
+		if replaced, err := replace(pin, prog, target{ifindex: ifindex}); err != nil {
 			return err
 		} else if replaced {
 			continue
@@ -172,9 +172,22 @@ func attachDevice(ifindex int, prog *ebpf.Program, at ebpf.AttachType) (link.Lin
 // ErrNoTCX says that the kernel has no TCX links (they came with 6.6).
 var ErrNoTCX = errors.New("this kernel has no TCX links")
 
+// RenameLXC keeps the links of a device that has another name now: the kernel takes no program twice.
+func (d *Datapath) RenameLXC(from, to string) error {
+	for _, name := range lxcPrograms {
+		if err := os.Rename(d.lxcPin(from, name), d.lxcPin(to, name)); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return fmt.Errorf("keep %s on %s, which was %s: %w", name, to, from, err)
+		}
+	}
+	return nil
+}
+
+// lxcPrograms may all be on a device.
+var lxcPrograms = []string{"lxc_ingress", "lxc_netkit", "lxc_egress", "host_ingress", "slave_ingress"}
+
 // DetachLXC undoes AttachLXC; nothing attached is no error.
 func (d *Datapath) DetachLXC(ifname string) error {
-	for _, name := range []string{"lxc_ingress", "lxc_netkit", "lxc_egress", "host_ingress", "slave_ingress"} {
+	for _, name := range lxcPrograms {
 		if err := os.Remove(d.lxcPin(ifname, name)); err != nil && !errors.Is(err, os.ErrNotExist) {
 			return fmt.Errorf("detach %s from %s: %w", name, ifname, err)
 		}
@@ -204,9 +217,15 @@ func (d *Datapath) lxcPin(ifname, program string) string {
 	return filepath.Join(d.dir, "mst_link_"+program+"-"+strings.ReplaceAll(ifname, ".", "%"))
 }
 
+// target is what a link is wanted at: a cgroup or a device.
+type target struct {
+	cgroup  uint64
+	ifindex int
+}
+
 // replace updates the program of a pinned link. A pin whose device or cgroup is gone, or that is attached
-// to another cgroup than wanted (0: any), is removed.
-func replace(pin string, prog *ebpf.Program, cgroup uint64) (bool, error) {
+// elsewhere than wanted (a device may have been renamed), is removed.
+func replace(pin string, prog *ebpf.Program, at target) (bool, error) {
 	l, err := link.LoadPinnedLink(pin, nil)
 	if errors.Is(err, os.ErrNotExist) {
 		return false, nil
@@ -215,7 +234,7 @@ func replace(pin string, prog *ebpf.Program, cgroup uint64) (bool, error) {
 		return false, fmt.Errorf("open the pinned link %s: %w", pin, err)
 	}
 	defer l.Close()
-	stale, err := elsewhere(l, cgroup)
+	stale, err := elsewhere(l, at)
 	if err != nil {
 		return false, fmt.Errorf("look at the pinned link %s: %w", pin, err)
 	}
@@ -235,17 +254,17 @@ func replace(pin string, prog *ebpf.Program, cgroup uint64) (bool, error) {
 	return true, nil
 }
 
-// elsewhere tells whether a link is attached to another cgroup.
-func elsewhere(l link.Link, cgroup uint64) (bool, error) {
-	if cgroup == 0 {
-		return false, nil
-	}
+// elsewhere tells whether a link is attached to another cgroup or device.
+func elsewhere(l link.Link, wanted target) (bool, error) {
 	info, err := l.Info()
 	if err != nil {
 		return false, err
 	}
-	at := info.Cgroup()
-	return at != nil && at.CgroupId != cgroup, nil
+	if at := info.Cgroup(); at != nil {
+		return at.CgroupId != wanted.cgroup, nil
+	}
+	at := info.TCX() // of a device that is gone it has none
+	return at != nil && int(at.Ifindex) != wanted.ifindex, nil
 }
 
 // cgroupID is the kernel's id of a cgroup, which is the inode of its directory (cgroup_id, kernfs).

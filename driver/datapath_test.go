@@ -5,6 +5,7 @@ package driver
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"maps"
 	"net/netip"
 	"slices"
@@ -183,7 +184,25 @@ func (d *datapath) AttachLXC(name string, index int, _ bpf.End) error {
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	for other, at := range d.attached {
+		if at == index && other != name {
+			return fmt.Errorf("attach to %s: %w: by %s", name, fs.ErrExist, other)
+		}
+	}
 	d.attached[name] = index
+	return nil
+}
+
+func (d *datapath) RenameLXC(from, to string) error {
+	if err := d.fault.hit("rename"); err != nil {
+		return err
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if index, ok := d.attached[from]; ok {
+		d.attached[to] = index
+		delete(d.attached, from)
+	}
 	return nil
 }
 

@@ -41,7 +41,7 @@ type Links interface {
 	Unrefuse(netip.Prefix) error
 	Refused() ([]netip.Prefix, error)
 	UplinkMTU() int
-	Uplinks(names []string) ([]link.Uplink, error)
+	Uplinks(names []string) (uplinks []link.Uplink, unfit []string, err error)
 	HostAddrs() ([]netip.Addr, error)
 	Route(name string) error
 	OnLink() ([]netip.Prefix, error)
@@ -84,6 +84,7 @@ type Datapath interface {
 	Sandboxes() (map[uint64][]uint32, error)
 	Sandbox(cookie uint64) (bpf.Sandbox, bool, error)
 	AttachLXC(ifname string, ifindex int, end bpf.End) error
+	RenameLXC(from, to string) error
 	DetachLXC(ifname string) error
 	AttachedLXC() ([]string, error)
 	ProgramFD(name string) int
@@ -128,6 +129,7 @@ type Manager struct {
 	noTCX     bool // the kernel has none, as an attempt showed
 	waits     sync.WaitGroup
 	uplinks   map[string]bpf.Uplink     // by name
+	unfit     []string                  // what would be one, and why it is not, as it was told
 	hostAddrs map[netip.Addr]bool       // the host's own, as the datapath knows them
 	lanAddrs  map[string][]netip.Prefix // of parents, as the host's slaves of networks know them
 	missing   map[string]bool           // networks and endpoints that the engine did not know at the last Collect

@@ -17,9 +17,9 @@ import (
 // What is outside of the host, and what of the host's is seen from there, in miniature.
 
 // Uplinks are foreign devices with addresses that the host sends from.
-func (k *kernel) Uplinks([]string) ([]link.Uplink, error) {
+func (k *kernel) Uplinks([]string) ([]link.Uplink, []string, error) {
 	if err := k.fault.hit("uplinks"); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -29,7 +29,7 @@ func (k *kernel) Uplinks([]string) ([]link.Uplink, error) {
 			out = append(out, link.Uplink{Device: link.Device{Name: name, Index: d.index}, Addr4: d.sends})
 		}
 	}
-	return out, nil
+	return out, nil, nil
 }
 
 func (k *kernel) HostAddrs() ([]netip.Addr, error) {

@@ -254,3 +254,18 @@ func TestUplinksAreFollowed(t *testing.T) {
 	require.Equal(t, []string{"programs of lan1 on lan1", "uplink lan1 as 192.0.2.4"}, of())
 	require.NotContains(t, w.datapath.endpoints, netip.MustParseAddr("192.0.2.2"), "it is not the host's any more")
 }
+
+func TestUplinksThatChangeNames(t *testing.T) {
+	w := newWorld(t)
+	w.kernel.addUplink("eth0", "192.0.2.2")
+	w.kernel.addUplink("wlan0", "192.0.2.3")
+	require.NoError(t, w.SyncUplinks())
+	d := w.kernel.devices
+	d["eth0"], d["wlan0"] = d["wlan0"], d["eth0"]
+	require.NoError(t, w.SyncUplinks())
+	require.Equal(t, map[string]int{"eth0": d["eth0"].index, "wlan0": d["wlan0"].index}, w.datapath.attached)
+	d["lan1"], d["eth0"] = d["eth0"], d["wlan0"]
+	delete(d, "wlan0")
+	require.NoError(t, w.SyncUplinks())
+	require.Equal(t, map[string]int{"eth0": d["eth0"].index, "lan1": d["lan1"].index}, w.datapath.attached)
+}

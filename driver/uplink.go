@@ -5,7 +5,9 @@ package driver
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
+	"slices"
 
 	"github.com/mustang-net/mustang/bpf"
 	"github.com/mustang-net/mustang/driver/link"
@@ -24,10 +26,16 @@ func (m *Manager) syncUplinks() error {
 	if err != nil {
 		return err
 	}
-	uplinks, err := m.links.Uplinks(m.uplinkNames)
+	uplinks, unfit, err := m.links.Uplinks(m.uplinkNames)
 	if err != nil {
 		return err
 	}
+	for _, why := range unfit {
+		if !slices.Contains(m.unfit, why) {
+			m.log.Warnf("%s, so that it is no uplink: what comes and leaves by it is left to the host's stack", why)
+		}
+	}
+	m.unfit = unfit
 	return errors.Join(m.syncAddrs(addrs), m.setUplinks(uplinks))
 }
 
@@ -58,13 +66,13 @@ func (m *Manager) syncAddrs(addrs []netip.Addr) error {
 	return errors.Join(errs...)
 }
 
-// setUplinks guards what leads out, and nothing else. Programs go before they come, as a device may have been renamed.
+// setUplinks guards what leads out, and nothing else.
 func (m *Manager) setUplinks(uplinks []link.Uplink) error {
-	names, indexes := map[string]bool{}, map[int]bool{}
+	names, indexes := map[string]bool{}, map[int]string{}
 	for _, u := range uplinks {
-		names[u.Name], indexes[u.Index] = true, true
+		names[u.Name], indexes[u.Index] = true, u.Name
 	}
-	var errs []error
+	errs := []error{m.renameUplinks(indexes)}
 	for name, u := range m.uplinks {
 		if names[name] {
 			continue
@@ -74,10 +82,7 @@ func (m *Manager) setUplinks(uplinks []link.Uplink) error {
 			continue
 		}
 		errs = append(errs, m.datapath.DetachLXC(name))
-		if m.noTCX && indexes[u.IfIndex] {
-			continue // renamed: filters stay with the device
-		}
-		if m.noTCX {
+		if m.noTCX && indexes[u.IfIndex] == "" { // of a renamed device filters stay
 			errs = append(errs, m.links.DetachClsact(name))
 		}
 		delete(m.uplinks, name)
@@ -85,7 +90,7 @@ func (m *Manager) setUplinks(uplinks []link.Uplink) error {
 	had, err := m.datapath.Uplinks()
 	errs = append(errs, err)
 	for _, u := range had {
-		if !indexes[u.IfIndex] {
+		if indexes[u.IfIndex] == "" {
 			errs = append(errs, m.datapath.DeleteUplink(u.IfIndex))
 		}
 	}
@@ -97,18 +102,41 @@ func (m *Manager) setUplinks(uplinks []link.Uplink) error {
 	return errors.Join(errs...)
 }
 
+// renameUplinks keeps the programs of devices that have another name now, so that they miss no packet. Where the name
+// was another uplink's, both are guarded anew.
+func (m *Manager) renameUplinks(names map[int]string) error {
+	var errs []error
+	for name, u := range maps.Clone(m.uplinks) {
+		now := names[u.IfIndex]
+		if _, known := m.uplinks[name]; !known || now == "" || now == name {
+			continue
+		}
+		if _, taken := m.uplinks[now]; taken {
+			errs = append(errs, m.datapath.DetachLXC(name), m.datapath.DetachLXC(now))
+			delete(m.uplinks, now)
+		} else if err := m.datapath.RenameLXC(name, now); err != nil {
+			errs = append(errs, err)
+			continue
+		} else {
+			m.uplinks[now] = u
+		}
+		delete(m.uplinks, name)
+	}
+	return errors.Join(errs...)
+}
+
 func (m *Manager) setUplink(u link.Uplink) error {
 	now := bpf.Uplink{IfIndex: u.Index, SNAT4: u.Addr4, SNAT6: u.Addr6}
 	if m.uplinks[u.Name] == now {
 		return nil
 	}
-	if err := m.datapath.PutUplink(now); err != nil {
-		return err
-	}
-	if m.uplinks[u.Name].IfIndex != now.IfIndex {
+	if m.uplinks[u.Name].IfIndex != now.IfIndex { // who knows the answers comes before anything leaves
 		if err := m.attachDevice(u.Name, u.Device, bpf.UplinkEnd); err != nil {
 			return err
 		}
+	}
+	if err := m.datapath.PutUplink(now); err != nil {
+		return err
 	}
 	m.uplinks[u.Name] = now
 	m.log.WithField("uplink", u.Name).Infof("leading out by %s as %s", u.Name, addrsText(u.Addr4, u.Addr6))

@@ -105,7 +105,7 @@ func (h *host) Networks(context.Context) ([]api.Network, error) {
 
 // Ports implements [api.Host].
 func (h *host) Ports(context.Context) ([]api.Port, error) {
-	uplinks, err := h.links.Uplinks(h.cfg.Uplinks)
+	uplinks, _, err := h.links.Uplinks(h.cfg.Uplinks)
 	if err != nil {
 		return nil, err
 	}

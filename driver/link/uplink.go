@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/vishvananda/netlink"
@@ -24,41 +25,64 @@ type Uplink struct {
 }
 
 // Uplinks are the devices with these names, or, without any, those that default routes lead to, by ifindex.
-// A name that the host does not have is no error: the device may come.
-func (Host) Uplinks(names []string) ([]Uplink, error) {
-	found := map[int]*Uplink{}
+// A name that the host does not have is no error: the device may come. Unfit says of others why our programs
+// do not lead out by them.
+func (Host) Uplinks(names []string) (uplinks []Uplink, unfit []string, err error) {
+	found := map[int]netlink.Link{}
 	for _, name := range names {
 		l, err := netlink.LinkByName(name)
 		if isNotFound(err) {
 			continue
 		}
 		if err != nil {
-			return nil, fmt.Errorf("find the uplink %s: %w", name, err)
+			return nil, nil, fmt.Errorf("find the uplink %s: %w", name, err)
 		}
-		found[l.Attrs().Index] = &Uplink{Device: device(l)}
+		found[l.Attrs().Index] = l
 	}
-	if len(names) == 0 {
-		if err := defaultUplinks(found); err != nil {
-			return nil, err
+	sources, err := defaultUplinks(found, len(names) == 0)
+	if err != nil {
+		return nil, nil, err
+	}
+	for index, l := range found {
+		if why := unfitUplink(l); why != "" {
+			unfit = append(unfit, l.Attrs().Name+" "+why)
+			continue
 		}
-	}
-	out := make([]Uplink, 0, len(found))
-	for _, u := range found {
+		u := Uplink{Device: device(l)}
+		for _, a := range sources[index] {
+			u.take(a)
+		}
 		if err := u.findAddrs(); err != nil {
-			return nil, err
+			return nil, nil, err
 		}
-		out = append(out, *u)
+		uplinks = append(uplinks, u)
 	}
-	slices.SortFunc(out, func(a, b Uplink) int { return cmp.Compare(a.Index, b.Index) })
-	return out, nil
+	slices.Sort(unfit)
+	slices.SortFunc(uplinks, func(a, b Uplink) int { return cmp.Compare(a.Index, b.Index) })
+	return uplinks, unfit, nil
 }
 
-// defaultUplinks finds the devices of default routes and what these want as source.
-func defaultUplinks(found map[int]*Uplink) error {
+// unfitUplink says why a device is none for our programs. They read frames of Ethernet, which tunnels (tun, WireGuard)
+// and modems (PPP) do not have: these stay the host's, whose stack forwards and filters what containers send there
+// with their own addresses. Our own devices lead to containers.
+func unfitUplink(l netlink.Link) string {
+	a := l.Attrs()
+	switch {
+	case strings.HasPrefix(a.Alias, alias) || a.Group == group:
+		return "is a device of mustang's own"
+	case a.EncapType != "ether":
+		return "has no Ethernet header"
+	}
+	return ""
+}
+
+// defaultUplinks finds what default routes want as source, by the device that they lead to, and with add these devices.
+func defaultUplinks(found map[int]netlink.Link, add bool) (map[int][]netip.Addr, error) {
+	sources := map[int][]netip.Addr{}
 	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
 		routes, err := routesOf(family)
 		if err != nil {
-			return fmt.Errorf("list the routes: %w", err)
+			return nil, fmt.Errorf("list the routes: %w", err)
 		}
 		for _, r := range routes {
 			if p, ok := prefixOf(r.Dst); ok && p.Bits() > 0 || r.Type != unix.RTN_UNICAST {
@@ -69,7 +93,10 @@ func defaultUplinks(found map[int]*Uplink) error {
 				hops = append(hops, hop.LinkIndex)
 			}
 			for _, index := range hops {
-				if index == 0 {
+				if src, ok := netip.AddrFromSlice(r.Src); ok {
+					sources[index] = append(sources[index], src.Unmap())
+				}
+				if !add || index == 0 || found[index] != nil {
 					continue
 				}
 				l, err := netlink.LinkByIndex(index)
@@ -77,18 +104,13 @@ func defaultUplinks(found map[int]*Uplink) error {
 					continue
 				}
 				if err != nil {
-					return fmt.Errorf("find the device of a default route: %w", err)
+					return nil, fmt.Errorf("find the device of a default route: %w", err)
 				}
-				if found[index] == nil {
-					found[index] = &Uplink{Device: device(l)}
-				}
-				if src, ok := netip.AddrFromSlice(r.Src); ok {
-					found[index].take(src.Unmap())
-				}
+				found[index] = l
 			}
 		}
 	}
-	return nil
+	return sources, nil
 }
 
 // take keeps the first address of each family.
