@@ -98,6 +98,8 @@ type Services interface {
 	RemoveEndpoint(id string) error
 	Gone(endpointID string)
 	Unpublish(endpointID string) error
+	// Label is what people call an endpoint.
+	Label(endpointID string) string
 }
 
 // Resolver answers names inside sandboxes; nil if no daemon runs to answer.

@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"hash/fnv"
 	"net/netip"
 	"slices"
 	"strings"
@@ -26,6 +27,7 @@ type PortBinding struct {
 	Host        netip.Addr   // of the host; the zero Addr for what the network says, or every one
 	HostPort    uint16       // first that may be taken; 0: any
 	HostPortEnd uint16       // last; 0: HostPort
+	IPv4Only    bool         // another endpoint of the container leads out by IPv6
 }
 
 // one tells whether the binding is of one port of the host's alone.
@@ -54,8 +56,8 @@ type Ports interface {
 	Free(protocol string, addrs []netip.Addr) (uint16, error)
 }
 
-// Publish makes ports of the host's lead to an endpoint, until [Manager.Unpublish] or Leave. Publishing again
-// changes nothing. A port that another endpoint or a process of the host has is refused, with its holder named.
+// Publish makes ports of the host's lead to an endpoint, until [Manager.Unpublish] or Leave. Publishing the same again
+// changes nothing, and others take the place of those before. A port that another endpoint or a process of the host has is refused, with its holder named.
 func (m *Manager) Publish(_ context.Context, _, id string, want []PortBinding) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -67,8 +69,12 @@ func (m *Manager) Publish(_ context.Context, _, id string, want []PortBinding) e
 	if !ok {
 		return fmt.Errorf("network %s of the endpoint %s: %w", e.NetworkID, id, ErrNotFound)
 	}
-	if len(want) == 0 || n.Options.Publish == PublishGWBridge || e.Published != nil {
+	asked := digest(want)
+	if len(want) == 0 || n.Options.Publish == PublishGWBridge || e.Published != nil && e.Asked == asked {
 		return nil
+	}
+	if err := m.unpublish(e); err != nil {
+		return err
 	}
 	if why := n.Options.unpublishable(); why != "" && n.Options.Publish == PublishOff {
 		return fmt.Errorf("the network %s publishes no ports, since %s: leave -p away, its containers are reached at their own addresses", cmp.Or(n.Name, n.ID), why)
@@ -76,11 +82,19 @@ func (m *Manager) Publish(_ context.Context, _, id string, want []PortBinding) e
 	if n.Options.Publish == PublishOff {
 		return fmt.Errorf("the network %s has publish=%s: leave -p away, or use another network", cmp.Or(n.Name, n.ID), PublishOff)
 	}
+	e.Asked = asked
 	err := m.publish(n, e, want)
 	if err != nil {
 		err = errors.Join(err, m.unpublish(e))
 	}
 	return err
+}
+
+// digest tells whether ports that are asked for are those of before.
+func digest(want []PortBinding) uint64 {
+	h := fnv.New64a()
+	fmt.Fprint(h, want) // a hash never fails
+	return h.Sum64()
 }
 
 func (m *Manager) publish(n *Network, e *Endpoint, want []PortBinding) error {
@@ -118,9 +132,9 @@ func (m *Manager) checkBinding(b PortBinding) error {
 
 // choose takes the first host port that can be had.
 func (m *Manager) choose(n *Network, e *Endpoint, b PortBinding) error {
-	hosts := m.hostsOf(n, e, b)
-	if len(hosts) == 0 {
-		return nil // routed only
+	hosts, err := m.leaveToSiblings(e, b, m.hostsOf(n, e, b))
+	if err != nil || len(hosts) == 0 {
+		return err
 	}
 	if b.one() {
 		if e.has(b.Protocol, hosts, b.HostPort) { // where there are more, another is chosen
@@ -175,6 +189,9 @@ func (m *Manager) hostsOf(n *Network, e *Endpoint, b PortBinding) []netip.Addr {
 		}
 	}
 	return slices.DeleteFunc(hosts, func(host netip.Addr) bool {
+		if b.IPv4Only && host.Is6() {
+			return true
+		}
 		if !n.Options.routed(host.Is6()) {
 			return false
 		}
@@ -185,6 +202,48 @@ func (m *Manager) hostsOf(n *Network, e *Endpoint, b PortBinding) []netip.Addr {
 		}
 		return true
 	})
+}
+
+// leaveToSiblings leaves out addresses at which another endpoint of the same container has published the port: it leads
+// out by one family, and this one by the other. The engine tells only the one for IPv4 so, which may come second.
+func (m *Manager) leaveToSiblings(e *Endpoint, b PortBinding, hosts []netip.Addr) ([]netip.Addr, error) {
+	var left []netip.Addr
+	for _, host := range hosts {
+		other := m.publisher(e, b.Protocol, []netip.Addr{host}, b.HostPort)
+		if other == nil || !b.one() || e.Sandbox == "" || other.Sandbox != e.Sandbox {
+			left = append(left, host)
+			continue
+		}
+		if !b.IPv4Only {
+			e.Asked = 0 // the engine may ask again when the other is gone
+			continue
+		}
+		if err := m.giveUp(other, host.Is6()); err != nil {
+			return nil, err
+		}
+		left = append(left, host)
+	}
+	return left, nil
+}
+
+// giveUp takes back the ports of one family.
+func (m *Manager) giveUp(e *Endpoint, v6 bool) error {
+	had := e.Published
+	var kept, gone []Published
+	for _, p := range had {
+		if p.Host.Addr().Is6() == v6 && !p.Routed {
+			gone = append(gone, p)
+		} else {
+			kept = append(kept, p)
+		}
+	}
+	e.Published, e.Asked = kept, 0
+	if err := m.services.PutEndpoint(m.service(e)); err != nil {
+		e.Published = had
+		return err
+	}
+	m.letGo(e, gone)
+	return m.put(bucketEndpoints, e.ID, e)
 }
 
 func (o Options) gatewayMode(v6 bool) string {
@@ -231,8 +290,31 @@ func (e *Endpoint) has(protocol bpf.Protocol, hosts []netip.Addr, port uint16) b
 	})
 }
 
+// refuseTaken refuses a port that another endpoint has, unless that could be a replica, as services know.
+func (m *Manager) refuseTaken(e *Endpoint, b PortBinding, hosts []netip.Addr, port uint16) error {
+	for _, other := range m.endpoints {
+		if other == e || !other.has(b.Protocol, hosts, port) {
+			continue
+		}
+		may := other.NetworkID == e.NetworkID
+		for _, p := range other.Published {
+			at := port - p.Host.Port()
+			if !p.Routed && p.Protocol == b.Protocol && port >= p.Host.Port() && at < p.Count {
+				may = may && p.Port+at == b.Port
+			}
+		}
+		if !may {
+			return fmt.Errorf("port %d/%s is published by %s already: choose another, or stop it", port, transport(b.Protocol), m.services.Label(other.ID))
+		}
+	}
+	return nil
+}
+
 // take takes one port on all of the addresses, or none.
 func (m *Manager) take(e *Endpoint, b PortBinding, hosts []netip.Addr, port uint16) error {
+	if err := m.refuseTaken(e, b, hosts, port); err != nil {
+		return err
+	}
 	if len(hosts) == 2 && m.holdBoth(e, b.Protocol, port, b.Port) == nil { // if it fails, trying each tells which one is in the way
 		for _, host := range hosts {
 			e.add(Published{Protocol: b.Protocol, Host: netip.AddrPortFrom(host, port), Port: b.Port, Count: 1})

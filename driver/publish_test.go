@@ -269,3 +269,66 @@ func TestUplinksThatChangeNames(t *testing.T) {
 	require.NoError(t, w.SyncUplinks())
 	require.Equal(t, map[string]int{"eth0": d["eth0"].index, "lan1": d["lan1"].index}, w.datapath.attached)
 }
+
+func TestAContainerWithAGatewayForEachFamily(t *testing.T) {
+	only4 := tcp(80, 8080, 8080)
+	only4.IPv4Only = true
+	for _, first := range []string{ep1, ep2} {
+		w := publishing(t)
+		w.kernel.addNetns(box)
+		w.join(ep1, box)
+		w.join(ep2, box)
+		before := w.lines()
+		asked := map[string]PortBinding{ep1: only4, ep2: tcp(80, 8080, 8080)} // an engine tells only the one for IPv4
+		second := map[string]string{ep1: ep2, ep2: ep1}[first]
+		for _, id := range []string{first, second} {
+			require.NoError(t, w.Publish(ctx, "", id, []PortBinding{asked[id]}))
+		}
+		require.Empty(t, cmp.Diff([]string{
+			"port 0.0.0.0:8080/tcp held via 127.0.0.1:8080", "port 0.0.0.0:8080/tcp of " + ep1 + " leads to 80",
+			"port [::]:8080/tcp held via [::1]:8080", "port [::]:8080/tcp of " + ep2 + " leads to 80",
+		}, w.portLines()), "%s first", first)
+		require.NoError(t, w.Unpublish(ctx, "", ep1))
+		require.NoError(t, w.Publish(ctx, "", ep2, []PortBinding{asked[ep2]}), "it is the only gateway now")
+		require.Len(t, w.Ports(), 2)
+		require.Equal(t, ep2, w.Ports()[0].Endpoint)
+		require.NoError(t, w.Unpublish(ctx, "", ep2))
+		require.Empty(t, cmp.Diff(before, w.lines()))
+	}
+}
+
+func TestOtherPortsTakeThePlaceOfThoseBefore(t *testing.T) {
+	w := publishing(t, "com.docker.network.bridge.host_binding_ipv4=127.0.0.1")
+	require.NoError(t, w.Publish(ctx, net1, ep1, []PortBinding{tcp(80, 8080, 8080)}))
+	require.NoError(t, w.Publish(ctx, net1, ep1, []PortBinding{tcp(80, 8081, 8081)}))
+	require.Equal(t, []string{"port 127.0.0.1:8081/tcp held via 127.0.0.1:8081", "port 127.0.0.1:8081/tcp of " + ep1 + " leads to 80"}, w.portLines())
+}
+
+func TestAPortOfAFamilyThatItsEndpointLacksIsTakenAllTheSame(t *testing.T) {
+	w := publishing(t)
+	four := network("net4", 4, nil)
+	four.IPv6 = nil
+	require.NoError(t, w.CreateNetwork(ctx, four))
+	cfg := endpoint("e4e4e4e4e4e4e4e4", "net4", 4, 2)
+	cfg.IPv6 = netip.Prefix{}
+	_, err := w.CreateEndpoint(ctx, cfg)
+	require.NoError(t, err)
+	require.NoError(t, w.Publish(ctx, "net4", "e4e4e4e4e4e4e4e4", []PortBinding{tcp(80, 8080, 8080)}))
+	before := w.lines()
+	six := tcp(80, 8080, 8080)
+	six.Host = netip.IPv6Unspecified()
+	require.ErrorContains(t, w.Publish(ctx, net1, ep1, []PortBinding{six}), "port 8080/tcp is published by the endpoint e4e4e4e4e4e4e4e4 already")
+	require.Empty(t, cmp.Diff(before, w.lines()))
+}
+
+func TestSourcesAreKeptWhereTheDaemonPassesOn(t *testing.T) {
+	lan := []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}
+	w := publishing(t, "publish_sources=192.0.2.0/24")
+	require.NoError(t, w.Publish(ctx, net1, ep1, []PortBinding{tcp(80, 8080, 8080)}))
+	for range 2 {
+		for _, at := range []string{"0.0.0.0:8080", "[::]:8080"} {
+			require.Equal(t, lan, w.ports.sources[ports.Port{Addr: netip.MustParseAddrPort(at), Protocol: "tcp"}], at)
+		}
+		w.restart()
+	}
+}

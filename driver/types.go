@@ -55,6 +55,7 @@ type Endpoint struct {
 	Options     map[string]string `json:"options,omitempty"`
 	Published   []Published       `json:"published,omitempty"` // ports of the host's that lead to it
 	PublishedAt time.Time         `json:"published_at,omitzero"`
+	Asked       uint64            `json:"asked,omitempty"` // digest of what Published was made from
 	// Partial says that it is half made or half removed, and nobody's: nobody asks for its removal any more.
 	Partial bool `json:"partial,omitempty"`
 }

@@ -97,6 +97,8 @@ func (s *services) Unpublish(id string) error {
 	return nil
 }
 
+func (s *services) Label(id string) string { return "the endpoint " + id }
+
 func (s *services) Gone(id string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -166,6 +166,16 @@ func (ep *endpoint) label() string {
 	return "the endpoint " + ep.ID
 }
 
+// Label is what people call an endpoint: by its container, as far as that is known.
+func (m *Manager) Label(endpointID string) string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if ep := m.endpoints[endpointID]; ep != nil {
+		return ep.label()
+	}
+	return "the endpoint " + endpointID
+}
+
 // publish makes an endpoint a member of the services of its ports; unpublish undoes it.
 func (m *Manager) publish(ep *endpoint) {
 	m.countAddrs(ep, 1)

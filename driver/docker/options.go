@@ -23,12 +23,14 @@ const (
 	keyEnableIPv4 = "com.docker.network.enable_ipv4"
 	keyEnableIPv6 = "com.docker.network.enable_ipv6"
 	keyPortMap    = "com.docker.network.portmap"
-	keyExposed    = "com.docker.network.endpoint.exposedports"
-	keyMAC        = "com.docker.network.endpoint.macaddress" // the bytes of Interface.MacAddress once more
-	keySysctls    = "com.docker.network.endpoint.sysctls"    // set by the engine itself
-	keyOwner      = "com.docker.network.endpoint.name"
-	keyAddrType   = "RequestAddressType"
-	addrGateway   = "com.docker.network.gateway"
+	// keyOnly4 says that another endpoint is the container's gateway for IPv6 (engine 29).
+	keyOnly4    = "com.docker.network.driver.private.no_proxy_6to4"
+	keyExposed  = "com.docker.network.endpoint.exposedports"
+	keyMAC      = "com.docker.network.endpoint.macaddress" // the bytes of Interface.MacAddress once more
+	keySysctls  = "com.docker.network.endpoint.sysctls"    // set by the engine itself
+	keyOwner    = "com.docker.network.endpoint.name"
+	keyAddrType = "RequestAddressType"
+	addrGateway = "com.docker.network.gateway"
 )
 
 // networkOptions are the engine's options of a network, read.
@@ -122,7 +124,7 @@ func endpointOptions(o options) (map[string]string, error) {
 	out := make(map[string]string)
 	for key, raw := range o {
 		switch key {
-		case keyPortMap, keyExposed, keyMAC, keySysctls:
+		case keyPortMap, keyExposed, keyMAC, keySysctls, keyOnly4:
 			continue
 		}
 		s, err := text(key, raw)
@@ -148,12 +150,14 @@ func portMap(o options) ([]driver.PortBinding, error) {
 	if err := json.Unmarshal(raw, &entries); err != nil {
 		return nil, fmt.Errorf("option %s: want a list of port bindings: %w", keyPortMap, err)
 	}
+	only4 := string(o[keyOnly4]) == "true"
 	ports := make([]driver.PortBinding, 0, len(entries))
 	for _, e := range entries {
 		port, err := e.parse()
 		if err != nil {
 			return nil, err
 		}
+		port.IPv4Only = only4
 		ports = append(ports, port)
 	}
 	return ports, nil
