@@ -26,7 +26,7 @@ func (k *kernel) Uplinks([]string) ([]link.Uplink, []string, error) {
 	var out []link.Uplink
 	for name, d := range k.devices {
 		if d.sends.IsValid() {
-			out = append(out, link.Uplink{Device: link.Device{Name: name, Index: d.index}, Addr4: d.sends})
+			out = append(out, link.Uplink{Device: link.Device{Name: name, Index: d.index}, Addrs: []netip.Addr{d.sends}})
 		}
 	}
 	return out, nil, nil

@@ -89,13 +89,15 @@ func (m *Manager) setUplinks(uplinks []link.Uplink) error {
 	}
 	had, err := m.datapath.Uplinks()
 	errs = append(errs, err)
+	before := map[int]bpf.Uplink{}
 	for _, u := range had {
+		before[u.IfIndex] = u
 		if indexes[u.IfIndex] == "" {
 			errs = append(errs, m.datapath.DeleteUplink(u.IfIndex))
 		}
 	}
 	for _, u := range uplinks {
-		if err := m.setUplink(u); err != nil {
+		if err := m.setUplink(u, before[u.Index]); err != nil {
 			errs = append(errs, fmt.Errorf("lead out by %s: %w", u.Name, err))
 		}
 	}
@@ -125,8 +127,8 @@ func (m *Manager) renameUplinks(names map[int]string) error {
 	return errors.Join(errs...)
 }
 
-func (m *Manager) setUplink(u link.Uplink) error {
-	now := bpf.Uplink{IfIndex: u.Index, SNAT4: u.Addr4, SNAT6: u.Addr6}
+func (m *Manager) setUplink(u link.Uplink, was bpf.Uplink) error {
+	now := bpf.Uplink{IfIndex: u.Index, SNAT4: steady(u, was.SNAT4, false), SNAT6: steady(u, was.SNAT6, true)}
 	if m.uplinks[u.Name] == now {
 		return nil
 	}
@@ -139,8 +141,16 @@ func (m *Manager) setUplink(u link.Uplink) error {
 		return err
 	}
 	m.uplinks[u.Name] = now
-	m.log.WithField("uplink", u.Name).Infof("leading out by %s as %s", u.Name, addrsText(u.Addr4, u.Addr6))
+	m.log.WithField("uplink", u.Name).Infof("leading out by %s as %s", u.Name, addrsText(now.SNAT4, now.SNAT6))
 	return nil
+}
+
+// steady is the address of the uplink's that flows leave with: the one that they have had, as long as it is there.
+func steady(u link.Uplink, had netip.Addr, v6 bool) netip.Addr {
+	if slices.Contains(u.Addrs, had) {
+		return had
+	}
+	return u.Addr(v6)
 }
 
 func addrsText(addrs ...netip.Addr) string {

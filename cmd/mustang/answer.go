@@ -154,10 +154,7 @@ func frontendOf(p driver.PublishedPort) bpf.Frontend {
 func reachedBy(a netip.Addr, uplinks []link.Uplink) []string {
 	names := []string{}
 	for _, u := range uplinks {
-		own := u.Addr4
-		if a.Is6() {
-			own = u.Addr6
-		}
+		own := u.Addr(a.Is6())
 		switch {
 		case !a.IsUnspecified():
 			names = append(names, u.Name)

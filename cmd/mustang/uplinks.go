@@ -21,12 +21,15 @@ func (h *host) followUplinks(ctx context.Context) error {
 		return err
 	}
 	for {
+		var again <-chan time.Time
 		if err := h.driver.SyncUplinks(); err != nil {
 			h.log.WithError(err).Warn("follow the uplinks")
+			again = time.After(retryEvery) // on a quiet host nothing else would
 		}
 		select {
 		case <-ctx.Done():
 			return nil
+		case <-again:
 		case _, ok := <-changes:
 			if !ok {
 				return nil

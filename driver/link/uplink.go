@@ -20,8 +20,17 @@ import (
 // Uplink is a device of the host that leads out.
 type Uplink struct {
 	Device
-	Addr4 netip.Addr // what the host sends from there; the zero Addr for none
-	Addr6 netip.Addr
+	Addrs []netip.Addr // that the host may send from there, the best of each family first
+}
+
+// Addr is the best address of a family, or the zero Addr.
+func (u Uplink) Addr(v6 bool) netip.Addr {
+	for _, a := range u.Addrs {
+		if a.Is6() == v6 {
+			return a
+		}
+	}
+	return netip.Addr{}
 }
 
 // Uplinks are the devices with these names, or, without any, those that default routes lead to, by ifindex.
@@ -48,14 +57,11 @@ func (Host) Uplinks(names []string) (uplinks []Uplink, unfit []string, err error
 			unfit = append(unfit, l.Attrs().Name+" "+why)
 			continue
 		}
-		u := Uplink{Device: device(l)}
-		for _, a := range sources[index] {
-			u.take(a)
-		}
-		if err := u.findAddrs(); err != nil {
+		addrs, err := sourcesOf(l)
+		if err != nil {
 			return nil, nil, err
 		}
-		uplinks = append(uplinks, u)
+		uplinks = append(uplinks, Uplink{Device: device(l), Addrs: append(sources[index], addrs...)})
 	}
 	slices.Sort(unfit)
 	slices.SortFunc(uplinks, func(a, b Uplink) int { return cmp.Compare(a.Index, b.Index) })
@@ -113,24 +119,35 @@ func defaultUplinks(found map[int]netlink.Link, add bool) (map[int][]netip.Addr,
 	return sources, nil
 }
 
-// take keeps the first address of each family.
-func (u *Uplink) take(a netip.Addr) {
-	if a.Is4() && !u.Addr4.IsValid() {
-		u.Addr4 = a
-	} else if a.Is6() && !u.Addr6.IsValid() {
-		u.Addr6 = a
-	}
-}
+// unsteady are addresses that are not ready, or will go: what leaves with them would be cut off.
+const unsteady = unix.IFA_F_TENTATIVE | unix.IFA_F_DADFAILED | unix.IFA_F_DEPRECATED | unix.IFA_F_TEMPORARY
 
-func (u *Uplink) findAddrs() error {
-	addrs, err := (Host{}).Addrs(u.Name)
+// sourcesOf are the addresses of a device that the host may send from, those of the whole world before unique local ones
+// (RFC 6724, 3.1 and 5).
+func sourcesOf(l netlink.Link) ([]netip.Addr, error) {
+	addrs, err := whole(func() ([]netlink.Addr, error) { return netlink.AddrList(l, netlink.FAMILY_ALL) })
 	if err != nil {
-		return err
+		return nil, fmt.Errorf("list the addresses of %s: %w", l.Attrs().Name, err)
 	}
-	for _, p := range addrs {
-		u.take(p.Addr())
+	var out []netip.Addr
+	for _, a := range addrs {
+		// of IPv4 the same bit as of temporary ones is that of secondary ones (IFA_F_SECONDARY), which come last anyway
+		is, ok := netip.AddrFromSlice(a.IP)
+		if is = is.Unmap(); !ok || a.Scope != unix.RT_SCOPE_UNIVERSE || is.Is6() && a.Flags&unsteady != 0 {
+			continue
+		}
+		out = append(out, is)
 	}
-	return nil
+	slices.SortStableFunc(out, func(a, b netip.Addr) int {
+		local := func(a netip.Addr) int {
+			if a.Is6() && a.IsPrivate() {
+				return 1
+			}
+			return 0
+		}
+		return cmp.Compare(local(a), local(b))
+	})
+	return out, nil
 }
 
 // HostAddrs lists the host's own addresses, without those of loopback and of single links.
