@@ -44,7 +44,7 @@ func (t *Tables) load() error {
 
 // reaches tells whether members of a sandbox may use a service.
 func (b *box) reaches(s bpf.Service) bool {
-	return s.Network == 0 || slices.Contains(b.Networks, s.Network)
+	return !s.Published && (s.Network == 0 || slices.Contains(b.Networks, s.Network))
 }
 
 func (t *Tables) frontend(s bpf.Service) frontend {
@@ -86,7 +86,7 @@ func (t *Tables) settle(b *box) error {
 func (t *Tables) PutService(s bpf.Service) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if len(t.boxes) == 0 {
+	if len(t.boxes) == 0 || s.Published { // that is the host's
 		return nil
 	}
 	if err := t.load(); err != nil {

@@ -21,6 +21,7 @@ func TestASandboxHasTheServicesOfItsNetworksAndThoseOfNone(t *testing.T) {
 		{Frontend: vip(1), ID: 1, Network: 7, Slots: []uint32{2, 3, 3}},
 		{Frontend: vip(2), ID: 2, Network: 8, Slots: []uint32{2}},
 		{Frontend: vip(3), ID: 3, Slots: []uint32{3}, Affinity: 60},
+		{Frontend: vip(4), ID: 4, Slots: []uint32{3}, Published: true}, // the host's, and none of a sandbox's
 	}
 	require.NoError(t, w.PutService(w.source.services[0]))
 	require.NoError(t, w.Flush())
@@ -44,6 +45,7 @@ func TestAChangeIsWrittenWhereItMatters(t *testing.T) {
 	w.put(2, 0, 8)
 	require.NoError(t, w.PutBackend(backend(2)))
 	require.NoError(t, w.PutService(bpf.Service{Frontend: vip(1), ID: 1, Network: 7, Slots: []uint32{2}}))
+	require.NoError(t, w.PutService(bpf.Service{Frontend: vip(4), ID: 4, Slots: []uint32{2}, Published: true}))
 	require.NoError(t, w.Flush())
 	require.Equal(t, []string{"NONE:10.96.1.1:0 [10.0.0.2:0] hand false affinity false"}, w.one.lines())
 	require.Empty(t, w.two.lines())
