@@ -121,6 +121,7 @@ func (d *Datapath) PutService(s Service) error {
 // Held is what the maps hold at a frontend; the zero value is nothing.
 type Held struct{ ID, Slots uint32 } // with those in reserve
 
+// Held is what the maps hold once the service is written.
 func (s Service) Held() Held { return Held{s.ID, uint32(len(s.Slots) + len(s.Reserve))} }
 
 func (d *Datapath) held(f Frontend) (Held, error) {

@@ -22,6 +22,7 @@ type endpoint struct {
 	warned    string   // what the log was told of its options
 	denied    bool     // of a port, as the log was told
 	names     []*named // whose member it is
+	settled   portFacts
 }
 
 func (ep *endpoint) addr(family int) netip.Addr {

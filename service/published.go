@@ -259,10 +259,32 @@ func (p *published) strict() bool {
 	return slices.ContainsFunc(p.members, func(ep *endpoint) bool { return ep.options.strict })
 }
 
-// settlePorts marks the ports of an endpoint, and tells of those that it cannot have, once its names are known.
+// portFacts are what the entries of an endpoint's ports depend on, besides what [Manager.publish] marks them for.
+type portFacts struct {
+	phase        Phase
+	known, alive bool // its container; itself
+	weight       uint32
+	strict       bool
+	names        string
+}
+
+func (ep *endpoint) portFacts() portFacts {
+	return portFacts{ep.phase(), ep.container != nil, ep.gone.IsZero(), ep.options.weight, ep.options.strict, strings.Join(ep.claims(), ",")}
+}
+
+// settlePorts marks the ports of an endpoint if anything changed for them: there may be thousands, and engines tell
+// much. It tells of those that the endpoint cannot have, once its names are known.
 func (m *Manager) settlePorts(ep *endpoint) {
+	if len(ep.Ports) == 0 {
+		return
+	}
+	facts := ep.portFacts()
+	changed := facts != ep.settled
+	ep.settled = facts
 	for f := range ep.frontends() {
-		m.mark(f)
+		if changed {
+			m.mark(f)
+		}
 		p := m.published[f]
 		if p == nil || ep.container == nil || len(p.members) == 0 {
 			continue

@@ -104,6 +104,10 @@ type plan struct {
 	backends []uint32
 }
 
+// bulk is how many entries are written or removed in one call: enough for that call to cost little, and few enough
+// for what it takes to be little.
+const bulk = 256
+
 // flush makes the entries of the marked frontends as wanted. New backends come first and orphans go
 // last, so that at no moment a slot leads to a missing backend; what fails stays marked.
 func (m *Manager) flush() error {
@@ -111,8 +115,13 @@ func (m *Manager) flush() error {
 	plans, gone := m.plan()
 	m.dirty = map[bpf.Frontend]struct{}{} // cleared, it would stay as large as it was
 	missing := m.writeBackends(plans, &fails)
-	m.writeServices(slices.DeleteFunc(plans, func(p plan) bool { return m.stands(p, missing) }), &fails)
-	m.deleteServices(gone, &fails)
+	plans = slices.DeleteFunc(plans, func(p plan) bool { return m.stands(p, missing) })
+	for some := range slices.Chunk(plans, bulk) {
+		m.writeServices(some, &fails)
+	}
+	for some := range slices.Chunk(gone, bulk) {
+		m.deleteServices(some, &fails)
+	}
 	if b, ok := m.maps.(Batch); ok { // before backends go that it may still lead to
 		if err := b.Flush(); err != nil {
 			fails.add(err)
@@ -131,6 +140,9 @@ func (m *Manager) plan() (plans []plan, gone []bpf.Frontend) {
 				gone = append(gone, f)
 			}
 			continue
+		}
+		if plans == nil {
+			plans = make([]plan, 0, len(m.dirty))
 		}
 		plans = append(plans, m.number(want))
 	}
@@ -253,7 +265,7 @@ func (m *Manager) writeServices(plans []plan, fails *failures) {
 
 // putServices writes many entries at once, and reports whether all are written.
 func (m *Manager) putServices(plans []plan) bool {
-	bulk, ok := m.maps.(Bulk)
+	maps, ok := m.maps.(Bulk)
 	if !ok || len(plans) < 2 {
 		return false
 	}
@@ -262,7 +274,7 @@ func (m *Manager) putServices(plans []plan) bool {
 		services[i], frontends[i] = p.service, p.service.Frontend
 	}
 	held, known := m.held(frontends)
-	return known && bulk.PutServices(services, held) == nil
+	return known && maps.PutServices(services, held) == nil
 }
 
 // held is what the maps hold at frontends, if it is known.
@@ -280,9 +292,9 @@ func (m *Manager) held(frontends []bpf.Frontend) ([]bpf.Held, bool) {
 
 func (m *Manager) deleteServices(gone []bpf.Frontend, fails *failures) {
 	done := false
-	if bulk, ok := m.maps.(Bulk); ok && len(gone) > 1 {
+	if maps, ok := m.maps.(Bulk); ok && len(gone) > 1 {
 		held, known := m.held(gone)
-		done = known && bulk.DeleteServices(gone, held) == nil
+		done = known && maps.DeleteServices(gone, held) == nil
 	}
 	for _, f := range gone {
 		if !done {

@@ -61,6 +61,7 @@ func BenchmarkThousandPorts(b *testing.B) {
 		})
 		timed("publish", func() { require.NoError(b, m.PutEndpoint(ep)) })
 		timed("facts", func() { m.PutContainer(c) })
+		timed("facts-again", func() { m.PutContainer(c) })
 		c.Phase = service.PhaseDraining
 		timed("kill", func() { m.PutContainer(c) })
 		timed("gone", func() { m.Gone("e1") })
