@@ -292,6 +292,15 @@ func TestEgressOfSlaves(t *testing.T) {
 			sent, got := tcp(w.host, p, w.outside, 443, syn).hops(60), tcp(w.backend, 5000, w.outside, 443, syn).hops(60)
 			w.send(fromOutside(), unreachable(w.router, w.host, true, sent.quote())).toSlave(unreachable(w.router, w.backend, true, got.quote()))
 		}},
+		{"nor does a LAN's container get past who judges what is for the host", func(w *world) {
+			w.slaves(false)
+			for _, f := range evasions(w.backend2, w.host) {
+				w.send(toHost(), f.macs(hostSlaveMAC, backend2MAC)).dropped("malformed")
+			}
+			for _, f := range evasions(w.backend2, w.router) {
+				w.send(toHost(), f.macs(hostSlaveMAC, backend2MAC)).untouched()
+			}
+		}},
 		{"on a LAN the host leads nobody out", func(w *world) {
 			w.slaves(false)
 			w.send(toHost(), asSlave(tcp(w.backend, 5000, w.outside, 443, syn))).untouched()

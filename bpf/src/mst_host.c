@@ -96,6 +96,7 @@ SEC("host-ingress")
 int host_ingress(struct __sk_buff *skb)
 {
 	struct work *w = work();
+	__u32 reason;
 	int verdict;
 
 	if (!w || skb->vlan_present ||
@@ -104,8 +105,10 @@ int host_ingress(struct __sk_buff *skb)
 		return TC_PASS;
 	w->place = PLACE_UPLINK;
 	w->network = 0;
-	if (parse(skb))
-		return TC_PASS;
+	reason = parse(skb);
+	if (reason)
+		return evades(w) ? drop(skb, reason, MST_TO_CONTAINER)
+				 : TC_PASS;
 	w->sender = w->p.t.saddr;
 	if (lb_in_pool(&w->p.t.daddr) || is_martian(w))
 		return drop(skb, MST_REASON_OFF_HOST, MST_TO_CONTAINER);
@@ -247,7 +250,7 @@ int slave_ingress(struct __sk_buff *skb)
 	w->network = iface->network;
 	reason = parse(skb);
 	if (reason)
-		return iface->flags & MST_IF_PRIVATE
+		return iface->flags & MST_IF_PRIVATE || evades(w)
 			       ? drop(skb, reason, MST_FROM_CONTAINER)
 			       : TC_PASS;
 	w->sender = w->p.t.saddr;

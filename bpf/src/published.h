@@ -28,6 +28,16 @@ static __always_inline bool is_inside(const struct mst_addr *addr)
 		      (ep->via && !ep->parent));
 }
 
+/*
+ * Is a packet that parse() refused for the host? Its stack may make more of
+ * it: it puts fragments together whose head has no ports (RFC 1858), and looks
+ * through more headers. What comes of that nobody has judged.
+ */
+static __always_inline bool evades(const struct work *w)
+{
+	return lb_is_host(&w->p.t.daddr);
+}
+
 /* Begins a flow to svc, or without one to where it goes; 0 or a reason. */
 static __always_inline __u32 published_flow(struct __sk_buff *skb,
 					    struct work *w,
