@@ -301,6 +301,20 @@ func TestEgressOfSlaves(t *testing.T) {
 				w.send(toHost(), f.macs(hostSlaveMAC, backend2MAC)).untouched()
 			}
 		}},
+		{"the host's loopback is not reached", func(w *world) {
+			loop := netip.MustParseAddr("127.0.0.1")
+			if w.v6 {
+				loop = netip.IPv6Loopback()
+			}
+			w.slaves(false)
+			w.publish(loop, 80, ProtocolTCP)
+			w.send(toHost(), asSlave(tcp(w.backend, 5000, loop, 80, syn))).dropped("off-host")
+			w.send(toHost(), asSlave(udp(loop, 5000, w.host, 53, "q"))).dropped("off-host")
+			w.slaves(true)
+			in := asSlave(udp(w.backend, 5000, loop, 53, "q"))
+			w.send(toHost(), in).answered(unreachable(loop, w.backend, false, in.quote()), "no-route")
+			w.send(toHost(), asSlave(udp(loop, 5000, w.host, 53, "q"))).dropped("spoofed")
+		}},
 		{"on a LAN the host leads nobody out", func(w *world) {
 			w.slaves(false)
 			w.send(toHost(), asSlave(tcp(w.backend, 5000, w.outside, 443, syn))).untouched()

@@ -254,6 +254,9 @@ int slave_ingress(struct __sk_buff *skb)
 			       ? drop(skb, reason, MST_FROM_CONTAINER)
 			       : TC_PASS;
 	w->sender = w->p.t.saddr;
+	/* a private parent's are judged as all that it may not send */
+	if (!(iface->flags & MST_IF_PRIVATE) && is_martian(w))
+		return drop(skb, MST_REASON_OFF_HOST, MST_FROM_CONTAINER);
 	verdict = SVC_UNTOUCHED;
 	if (!is_multicast(&w->p) && !on_link_only(&w->p.t.saddr))
 		verdict = from_slave(skb, w, iface);
