@@ -355,6 +355,14 @@ func TestEgressOfSlaves(t *testing.T) {
 				IfIndex: clientIf, Network: network1, Strict: true, MAC: hostSlaveMAC, Via: clientIf, Private: true,
 				Gateway4: four.gateway, Gateway6: six.gateway,
 			}))
+			other := addressesOf(!w.v6)
+			w.publish(everywhere(&world{addresses: other}), 80, ProtocolTCP)
+			w.send(toHost(), asSlave(tcp(w.backend, 5000, w.gateway, 80, syn))).dropped("isolated")
+			if w.v6 {
+				near, host := netip.MustParseAddr("fe80::2"), netip.MustParseAddr("fe80::1")
+				w.send(toHost(), asSlave(tcp(near, 5000, host, 80, syn))).dropped("isolated")
+				w.send(toHost(), asSlave(tcp(near, 5000, host, 22, syn))).untouched()
+			}
 			w.send(toHost(), asSlave(tcp(w.backend, 5000, w.gateway, 22, syn))).untouched()
 			w.send(toHost(), asSlave(tcp(w.backend, 5000, w.host, 22, syn))).dropped("isolated")
 			in := asSlave(udp(w.backend, 5000, w.outside, 53, "q"))
