@@ -94,6 +94,20 @@ func TestPublishedToContainers(t *testing.T) {
 			}
 			w.send(fromClient(), tcp(w.client, 5000, w.gateway, 81, syn)).untouched()
 		}},
+		{"nor one that is published in the other family alone, which the host holds in both", func(w *world) {
+			w.leaves(true)
+			w.shut()
+			require.NoError(w, testDP.PutEndpoint(Endpoint{Addr: w.gateway, Host: true}))
+			other := addressesOf(!w.v6)
+			w.publish(everywhere(&world{addresses: other}), 80, ProtocolTCP)
+			w.publish(other.host, 81, ProtocolTCP)
+			w.send(fromClient(), tcp(w.client, 5000, w.gateway, 80, syn)).dropped("isolated")
+			for _, f := range []frame{
+				udp(w.client, 5000, w.gateway, 80, "q"), tcp(w.client, 5000, w.gateway, 81, syn), echo(w.client, w.gateway, false, "ping"),
+			} {
+				w.send(fromClient(), f).untouched()
+			}
+		}},
 		{"nor one that a container in another network has at its own address", func(w *world) {
 			w.leaves(true)
 			w.movesOut()

@@ -82,6 +82,21 @@ func TestPublishedPorts(t *testing.T) {
 			sent, got := tcp(w.host, 80, w.outside, 5000, synAck), tcp(w.backend, 8080, w.outside, 5000, synAck)
 			w.send(fromOutside(), unreachable(w.router, w.host, false, sent.quote())).toBackend(unreachable(w.router, w.backend, false, got.quote()))
 		}},
+		{"what the host's stack could make a request of, and nobody can judge here, is dropped", func(w *world) {
+			w.leaves(true)
+			s := w.publish(everywhere(w), 80, ProtocolTCP)
+			s.Sources = []netip.Prefix{}
+			require.NoError(w, testDP.PutService(s))
+			for dst, drops := range map[netip.Addr]bool{w.host: true, w.router: false} {
+				for _, f := range evasions(w.outside, dst) {
+					if r := w.send(fromOutside(), f); drops {
+						r.dropped("malformed to-container")
+					} else {
+						r.untouched()
+					}
+				}
+			}
+		}},
 		{"tagged frames pass as they are", func(w *world) {
 			w.leaves(true)
 			w.publish(w.host, 80, ProtocolTCP)
@@ -90,4 +105,24 @@ func TestPublishedPorts(t *testing.T) {
 			w.sendRaw(fromOutside(), in).untouched()
 		}},
 	})
+}
+
+// evasions are requests that the stack understands once it has put them together, or looked far enough.
+func evasions(src, dst netip.Addr) []frame {
+	long := syn
+	long.offset, long.data = 15, string(make([]byte, 40))
+	short, _ := tcp(src, 5000, dst, 80, syn).fragments(8)
+	cut, _ := tcp(src, 5000, dst, 80, long).fragments(24)
+	list := []frame{short, cut}
+	if !dst.Is6() {
+		return list
+	}
+	chain, hidden := tcp(src, 5000, dst, 80, syn), tcp(src, 5000, dst, 80, syn)
+	for range 7 {
+		chain.ext = append(chain.ext, []byte{extDestination, 0, 1, 4, 0, 0, 0, 0})
+	}
+	// the first fragment ends with options that the ports come after
+	hidden.proto, hidden.hasFragment, hidden.fragment = extDestination, true, 1
+	hidden.body = func(netip.Addr, netip.Addr) []byte { return []byte{protoTCP, 0, 1, 4, 0, 0, 0, 0} }
+	return append(list, chain, hidden)
 }

@@ -292,6 +292,29 @@ func TestEgressOfSlaves(t *testing.T) {
 			sent, got := tcp(w.host, p, w.outside, 443, syn).hops(60), tcp(w.backend, 5000, w.outside, 443, syn).hops(60)
 			w.send(fromOutside(), unreachable(w.router, w.host, true, sent.quote())).toSlave(unreachable(w.router, w.backend, true, got.quote()))
 		}},
+		{"nor does a LAN's container get past who judges what is for the host", func(w *world) {
+			w.slaves(false)
+			for _, f := range evasions(w.backend2, w.host) {
+				w.send(toHost(), f.macs(hostSlaveMAC, backend2MAC)).dropped("malformed")
+			}
+			for _, f := range evasions(w.backend2, w.router) {
+				w.send(toHost(), f.macs(hostSlaveMAC, backend2MAC)).untouched()
+			}
+		}},
+		{"the host's loopback is not reached", func(w *world) {
+			loop := netip.MustParseAddr("127.0.0.1")
+			if w.v6 {
+				loop = netip.IPv6Loopback()
+			}
+			w.slaves(false)
+			w.publish(loop, 80, ProtocolTCP)
+			w.send(toHost(), asSlave(tcp(w.backend, 5000, loop, 80, syn))).dropped("off-host")
+			w.send(toHost(), asSlave(udp(loop, 5000, w.host, 53, "q"))).dropped("off-host")
+			w.slaves(true)
+			in := asSlave(udp(w.backend, 5000, loop, 53, "q"))
+			w.send(toHost(), in).answered(unreachable(loop, w.backend, false, in.quote()), "no-route")
+			w.send(toHost(), asSlave(udp(loop, 5000, w.host, 53, "q"))).dropped("spoofed")
+		}},
 		{"on a LAN the host leads nobody out", func(w *world) {
 			w.slaves(false)
 			w.send(toHost(), asSlave(tcp(w.backend, 5000, w.outside, 443, syn))).untouched()
@@ -332,6 +355,14 @@ func TestEgressOfSlaves(t *testing.T) {
 				IfIndex: clientIf, Network: network1, Strict: true, MAC: hostSlaveMAC, Via: clientIf, Private: true,
 				Gateway4: four.gateway, Gateway6: six.gateway,
 			}))
+			other := addressesOf(!w.v6)
+			w.publish(everywhere(&world{addresses: other}), 80, ProtocolTCP)
+			w.send(toHost(), asSlave(tcp(w.backend, 5000, w.gateway, 80, syn))).dropped("isolated")
+			if w.v6 {
+				near, host := netip.MustParseAddr("fe80::2"), netip.MustParseAddr("fe80::1")
+				w.send(toHost(), asSlave(tcp(near, 5000, host, 80, syn))).dropped("isolated")
+				w.send(toHost(), asSlave(tcp(near, 5000, host, 22, syn))).untouched()
+			}
 			w.send(toHost(), asSlave(tcp(w.backend, 5000, w.gateway, 22, syn))).untouched()
 			w.send(toHost(), asSlave(tcp(w.backend, 5000, w.host, 22, syn))).dropped("isolated")
 			in := asSlave(udp(w.backend, 5000, w.outside, 53, "q"))

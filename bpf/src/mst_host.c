@@ -96,6 +96,7 @@ SEC("host-ingress")
 int host_ingress(struct __sk_buff *skb)
 {
 	struct work *w = work();
+	__u32 reason;
 	int verdict;
 
 	if (!w || skb->vlan_present ||
@@ -104,8 +105,10 @@ int host_ingress(struct __sk_buff *skb)
 		return TC_PASS;
 	w->place = PLACE_UPLINK;
 	w->network = 0;
-	if (parse(skb))
-		return TC_PASS;
+	reason = parse(skb);
+	if (reason)
+		return evades(w) ? drop(skb, reason, MST_TO_CONTAINER)
+				 : TC_PASS;
 	w->sender = w->p.t.saddr;
 	if (lb_in_pool(&w->p.t.daddr) || is_martian(w))
 		return drop(skb, MST_REASON_OFF_HOST, MST_TO_CONTAINER);
@@ -185,7 +188,7 @@ static __always_inline int leave(struct __sk_buff *skb, struct work *w,
 	const struct mst_endpoint *dst;
 
 	dst = bpf_map_lookup_elem(&mst_endpoints_v1, &w->p.t.daddr);
-	if (dst && dst->flags & MST_EP_HOST ? shut_in(w, iface, gateway)
+	if (dst && dst->flags & MST_EP_HOST ? shut_in(skb, w, iface, gateway)
 					    : dst && dst->network != w->network)
 		return drop(skb, MST_REASON_ISOLATED, MST_FROM_CONTAINER);
 	if (dst)
@@ -247,10 +250,17 @@ int slave_ingress(struct __sk_buff *skb)
 	w->network = iface->network;
 	reason = parse(skb);
 	if (reason)
-		return iface->flags & MST_IF_PRIVATE
+		return iface->flags & MST_IF_PRIVATE || evades(w)
 			       ? drop(skb, reason, MST_FROM_CONTAINER)
 			       : TC_PASS;
 	w->sender = w->p.t.saddr;
+	/* a private parent's are judged as all that it may not send */
+	if (!(iface->flags & MST_IF_PRIVATE) && is_martian(w))
+		return drop(skb, MST_REASON_OFF_HOST, MST_FROM_CONTAINER);
+	/* what is for the link alone is the stack's, but not by a port */
+	if (on_link_only(&w->p.t.saddr) && iface->flags & MST_IF_PRIVATE &&
+	    !(iface->flags & MST_IF_EGRESS) && published_at_all(skb))
+		return drop(skb, MST_REASON_ISOLATED, MST_FROM_CONTAINER);
 	verdict = SVC_UNTOUCHED;
 	if (!is_multicast(&w->p) && !on_link_only(&w->p.t.saddr))
 		verdict = from_slave(skb, w, iface);

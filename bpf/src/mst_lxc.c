@@ -124,7 +124,7 @@ static __always_inline int forward(struct __sk_buff *skb, struct work *w,
 	}
 	gateway = iface ? p->v6 ? &iface->gateway6 : &iface->gateway4 : NULL;
 	if (dst && dst->flags & MST_EP_HOST) {
-		if (strict && shut_in(w, iface, gateway))
+		if (strict && shut_in(skb, w, iface, gateway))
 			return drop(skb, MST_REASON_ISOLATED,
 				    MST_FROM_CONTAINER);
 	} else if (dst) {

@@ -28,6 +28,16 @@ static __always_inline bool is_inside(const struct mst_addr *addr)
 		      (ep->via && !ep->parent));
 }
 
+/*
+ * Is a packet that parse() refused for the host? Its stack may make more of
+ * it: it puts fragments together whose head has no ports (RFC 1858), and looks
+ * through more headers. What comes of that nobody has judged.
+ */
+static __always_inline bool evades(const struct work *w)
+{
+	return lb_is_host(&w->p.t.daddr);
+}
+
 /* Begins a flow to svc, or without one to where it goes; 0 or a reason. */
 static __always_inline __u32 published_flow(struct __sk_buff *skb,
 					    struct work *w,
@@ -86,19 +96,38 @@ __noinline int publish(struct __sk_buff *skb)
 	return SVC_TRANSLATED;
 }
 
+/*
+ * Has anybody published the port that w->p is for, at its address or at all of
+ * either family's? One family alone holds the port in the other, too, where a
+ * socket of the host's passes on what comes.
+ */
+__noinline int published_at_all(struct __sk_buff *skb)
+{
+	struct work *w = work();
+	const struct mst_tuple *t;
+
+	if (!w || !skb)
+		return false;
+	t = &w->p.t;
+	if (lb_published(&w->service, &t->daddr, t->dport, t->proto, true))
+		return true;
+	w->now.daddr = addr4(0);
+	if (addr_is4(&t->daddr))
+		__builtin_memset(&w->now.daddr, 0, sizeof(w->now.daddr));
+	return lb_published(&w->service, &w->now.daddr, t->dport, t->proto,
+			    false) != NULL;
+}
+
 /* Does the host's address dst stay shut? The gateway's does for published
  * ports only.
  */
-static __always_inline bool shut_in(struct work *w,
+static __always_inline bool shut_in(struct __sk_buff *skb, struct work *w,
 				    const struct mst_interface *iface,
 				    const struct mst_addr *gateway)
 {
-	const struct mst_tuple *t = &w->p.t;
-
 	if (iface->flags & MST_IF_EGRESS)
 		return false;
-	return !addr_eq(&t->daddr, gateway) ||
-	       lb_published(&w->service, &t->daddr, t->dport, t->proto, true);
+	return !addr_eq(&w->p.t.daddr, gateway) || published_at_all(skb);
 }
 
 #endif /* MST_PUBLISHED_H */
