@@ -192,6 +192,12 @@ func TestPublishedOnSlaves(t *testing.T) {
 				w.send(fromSlave(), answer).toStack(tcp(w.host, 80, w.backend2, 5000, synAck))
 			}
 		}},
+		{"and is told where there is no backend", func(w *world) {
+			w.slaves(false)
+			w.withoutBackend(w.publish(w.host, 80, ProtocolTCP))
+			w.send(toHost(), asSlave(tcp(w.backend, 5000, w.host, 80, syn))).
+				answered(tcp(w.host, 80, w.backend, 5000, segment{flags: flagRST | flagACK, ack: 1001}), "no-backend")
+		}},
 		{"and its own port", func(w *world) {
 			w.slaves(true)
 			w.publish(w.host, 80, ProtocolTCP)
