@@ -155,6 +155,29 @@ func TestEgress(t *testing.T) {
 			w.web()
 			w.send(fromOutside(), tcp(w.outside, 443, w.vip, 80, syn)).dropped("off-host to-container")
 		}},
+		{"a VIP whose backend is outside answers as itself", func(w *world) {
+			w.leaves(true)
+			id := w.backendAt(w.outside, 9000)
+			w.service(w.vip, 80, ProtocolTCP, id)
+			w.service(w.vip, 53, ProtocolUDP, id)
+			p := w.send(fromClient(), w.request(syn)).leftAs(func(p uint16) frame { return tcp(w.host, p, w.outside, 9000, syn) })
+			w.send(fromOutside(), tcp(w.outside, 9000, w.host, p, synAck)).toClient(tcp(w.vip, 80, w.client, 5000, synAck))
+			sent, got := tcp(w.host, p, w.outside, 9000, syn).hops(60), w.request(syn).hops(60)
+			w.send(fromOutside(), unreachable(w.router, w.host, false, sent.quote())).
+				toClient(unreachable(w.router, w.client, false, got.quote()))
+			p = w.send(fromClient(), udp(w.client, 5000, w.vip, 53, "q")).leftAs(func(p uint16) frame { return udp(w.host, p, w.outside, 9000, "q") })
+			first, later := udp(w.outside, 9000, w.host, p, string(make([]byte, 64))).fragments(32)
+			firstOut, laterOut := udp(w.vip, 53, w.client, 5000, string(make([]byte, 64))).fragments(32)
+			w.send(fromOutside(), first).toClient(firstOut)
+			w.send(fromOutside(), later).toClient(laterOut)
+		}},
+		{"the backend outside answers as itself to who asked it so", func(w *world) {
+			w.leaves(true)
+			w.service(w.vip, 80, ProtocolTCP, w.backendAt(w.outside, 9000))
+			w.send(fromClient(), w.request(syn))
+			p := w.send(fromClient(), tcp(w.client, 5001, w.outside, 9000, syn)).leftAs(func(p uint16) frame { return tcp(w.host, p, w.outside, 9000, syn) })
+			w.send(fromOutside(), tcp(w.outside, 9000, w.host, p, synAck)).toClient(tcp(w.outside, 9000, w.client, 5001, synAck))
+		}},
 		{"fragments follow their head, both ways", func(w *world) {
 			w.leaves(true)
 			in := udp(w.client, 5000, w.outside, 53, string(make([]byte, 64)))

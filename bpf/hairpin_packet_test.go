@@ -71,16 +71,16 @@ func TestPublishedToContainers(t *testing.T) {
 			later.id++
 			w.send(fromClient(), later).untouched()
 		}},
-		{"ports that nobody published, or without a backend, are the host's", func(w *world) {
+		{"ports that nobody published are the host's, and one without a backend is refused", func(w *world) {
 			w.leaves(true)
 			s := w.publish(w.host, 80, ProtocolTCP)
 			w.send(fromClient(), tcp(w.client, 5000, w.host, 81, syn)).untouched()
 			w.send(fromClient(), udp(w.client, 5000, w.host, 80, "q")).untouched()
 			w.send(fromClient(), tcp(w.client, 5000, w.host, 80, ack)).untouched()
 			w.send(fromClient(), echo(w.client, w.host, false, "ping")).untouched()
-			s.Slots = nil
-			require.NoError(w, testDP.PutService(s))
-			w.send(fromClient(), tcp(w.client, 5000, w.host, 80, syn)).untouched()
+			w.withoutBackend(s)
+			w.send(fromClient(), tcp(w.client, 5000, w.host, 80, syn)).
+				answered(tcp(w.host, 80, w.client, 5000, segment{flags: flagRST | flagACK, ack: 1001}), "no-backend")
 		}},
 		{"a network that leads nowhere out reaches no port, by no address of the host's", func(w *world) {
 			w.leaves(true)

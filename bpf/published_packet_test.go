@@ -63,11 +63,26 @@ func TestPublishedPorts(t *testing.T) {
 			require.NoError(w, testDP.PutService(s))
 			w.send(fromOutside(), tcp(w.outside, 5000, w.host, 80, syn)).untouched()
 		}},
-		{"a port without a backend is refused by the host as a closed one", func(w *world) {
+		{"a port without a backend is refused as a closed one", func(w *world) {
+			w.leaves(true)
+			w.withoutBackend(w.publish(w.host, 80, ProtocolTCP))
+			w.withoutBackend(w.publish(everywhere(w), 53, ProtocolUDP))
+			w.send(fromOutside(), tcp(w.outside, 5000, w.host, 80, syn)).
+				answeredOutside(tcp(w.host, 80, w.outside, 5000, segment{flags: flagRST | flagACK, ack: 1001}), "no-backend")
+			in := udp(w.outside, 5000, w.host, 53, "q")
+			w.send(fromOutside(), in).answeredOutside(unreachable(w.host, w.outside, true, in.quote()), "no-backend")
+			w.send(fromOutside(), tcp(w.outside, 5000, w.host, 80, ack)).untouched()
+		}},
+		{"who may not reach it does not learn that", func(w *world) {
 			w.leaves(true)
 			s := w.publish(w.host, 80, ProtocolTCP)
-			s.Slots = nil
-			require.NoError(w, testDP.PutService(s))
+			s.Sources = []netip.Prefix{}
+			w.withoutBackend(s)
+			w.send(fromOutside(), tcp(w.outside, 5000, w.host, 80, syn)).dropped("source to-container")
+		}},
+		{"a family that the backend lacks is passed on by the host", func(w *world) {
+			w.leaves(true)
+			w.withoutBackend(w.publish(everywhere(&world{addresses: addressesOf(!w.v6)}), 80, ProtocolTCP))
 			w.send(fromOutside(), tcp(w.outside, 5000, w.host, 80, syn)).untouched()
 		}},
 		{"a segment in the middle of a stream that nobody knows is the host's to reset", func(w *world) {
@@ -105,6 +120,20 @@ func TestPublishedPorts(t *testing.T) {
 			w.sendRaw(fromOutside(), in).untouched()
 		}},
 	})
+}
+
+// withoutBackend leaves a service none.
+func (w *world) withoutBackend(s Service) {
+	w.Helper()
+	s.Slots = nil
+	require.NoError(w, testDP.PutService(s))
+}
+
+// answeredOutside says that out goes back by the uplink, because of a reason.
+func (r result) answeredOutside(out frame, reason string) {
+	r.w.Helper()
+	out.id = 0
+	r.is(verdictRedirect, out.macs(r.in[6:12], r.in[:6]).bytes(), reason+" to-container")
 }
 
 // evasions are requests that the stack understands once it has put them together, or looked far enough.

@@ -192,6 +192,12 @@ func TestPublishedOnSlaves(t *testing.T) {
 				w.send(fromSlave(), answer).toStack(tcp(w.host, 80, w.backend2, 5000, synAck))
 			}
 		}},
+		{"and is told where there is no backend", func(w *world) {
+			w.slaves(false)
+			w.withoutBackend(w.publish(w.host, 80, ProtocolTCP))
+			w.send(toHost(), asSlave(tcp(w.backend, 5000, w.host, 80, syn))).
+				answered(tcp(w.host, 80, w.backend, 5000, segment{flags: flagRST | flagACK, ack: 1001}), "no-backend")
+		}},
 		{"and its own port", func(w *world) {
 			w.slaves(true)
 			w.publish(w.host, 80, ProtocolTCP)
@@ -285,6 +291,22 @@ func TestEgressOfSlaves(t *testing.T) {
 			firstOut, laterOut = echoOf(w.outside, w.backend, 77, true).fragments(8)
 			w.send(fromOutside(), first).toSlave(firstOut)
 			w.send(fromOutside(), later).toSlave(laterOut)
+		}},
+		{"one that begins too many flows is held back, alone", func(w *world) {
+			w.slaves(true)
+			four, six := addressesOf(false), addressesOf(true)
+			for _, a := range []addresses{four, six} {
+				require.NoError(w, testDP.PutEndpoint(Endpoint{
+					Addr: a.backend2, IfIndex: slaveIf + 1000, Network: network1, MAC: backend2MAC, HostMAC: hostSlaveMAC, Via: clientIf,
+				}))
+			}
+			require.NoError(w, testDP.maps["quotas"].Put(uint32(slaveIf), uint32(16384)))
+			w.send(toHost(), asSlave(udp(w.backend, 5000, w.outside, 53, "q"))).dropped("snat-quota")
+			w.send(toHost(), udp(w.backend2, 5000, w.outside, 53, "q").macs(hostSlaveMAC, backend2MAC)).
+				leftAs(func(p uint16) frame { return udp(w.host, p, w.outside, 53, "q") })
+			var n uint32
+			require.NoError(w, testDP.maps["quotas"].Lookup(uint32(slaveIf+1000), &n))
+			require.Equal(w, uint32(1), n)
 		}},
 		{"an error about what left reaches the slave that sent it", func(w *world) {
 			w.slaves(true)

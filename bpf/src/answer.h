@@ -34,7 +34,7 @@ static __always_inline int send_by(struct __sk_buff *skb, __u32 via)
 	return bpf_redirect(via, 0);
 }
 
-/* Sends the rewritten packet back to the sandbox it came from. */
+/* Sends the rewritten packet back to where it came from. */
 static __always_inline int send_back(struct __sk_buff *skb)
 {
 	const struct work *w = work();
@@ -45,6 +45,7 @@ static __always_inline int send_back(struct __sk_buff *skb)
 	case PLACE_HOST:
 		return bpf_redirect_peer(skb->ifindex, 0);
 	case PLACE_NETKIT:
+	case PLACE_UPLINK:
 		return bpf_redirect(skb->ifindex, 0);
 	case PLACE_SLAVE:
 		return send_by(skb, w->via);
@@ -280,7 +281,9 @@ __noinline int refuse(struct __sk_buff *skb, __u32 reason, __u32 how)
 	if (!w)
 		return TC_DROP;
 	p = &w->p;
-	count(reason, MST_FROM_CONTAINER, skb->ifindex, skb->len);
+	count(reason,
+	      w->place == PLACE_UPLINK ? MST_TO_CONTAINER : MST_FROM_CONTAINER,
+	      skb->ifindex, skb->len);
 	if (p->frag == FRAG_LATER || is_icmp_error(p))
 		return TC_DROP;
 	if (p->t.proto == IPPROTO_TCP && how == UNREACH_PORT)

@@ -130,7 +130,7 @@ struct mst_uplink {
 	struct mst_addr snat6;
 };
 
-/* mst_quotas: ifindex of an endpoint's host end -> its masqueraded flows. */
+/* mst_quotas: ifindex of an endpoint -> its masqueraded flows. */
 #define MST_SNAT_QUOTA 16384
 
 /*
@@ -185,7 +185,7 @@ struct mst_ct {
 	__be16 sport;
 	__be16 dport;
 	__u32 backend; /* key of mst_backends when the flow began; mst_snat:
-			* ifindex of the endpoint's host end */
+			* ifindex of the endpoint */
 	__u64 seen;    /* ns, CLOCK_MONOTONIC */
 	__u8 state;    /* enum mst_ct_state */
 	__u8 pad[3];

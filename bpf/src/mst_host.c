@@ -67,6 +67,28 @@ static __always_inline int unmasquerade_error(struct __sk_buff *skb,
 }
 
 /*
+ * For a flow that left masqueraded, or about one. Where its container asked a
+ * VIP, whose backend is outside, the VIP answers: nobody translates what is
+ * delivered past the container's host end.
+ */
+static __always_inline int answered_outside(struct __sk_buff *skb,
+					    struct work *w)
+{
+	int verdict;
+
+	if (w->p.frag == FRAG_LATER)
+		verdict = svc_fragment(skb, w);
+	else if (!w->p.frag && is_icmp_error(&w->p))
+		verdict = unmasquerade_error(skb, w);
+	else
+		verdict = unmasquerade(skb, w);
+	if (verdict != SVC_TRANSLATED || !ct_in_use())
+		return verdict;
+	verdict = svc_reply(skb);
+	return verdict == SVC_UNTOUCHED ? SVC_TRANSLATED : verdict;
+}
+
+/*
  * Is what has no ports for a container nonetheless? All else at a container's
  * own address is the stack's to forward, and lxc_egress's to stop.
  */
@@ -90,6 +112,16 @@ static __always_inline bool is_open(const struct work *w)
 static __always_inline bool is_martian(const struct work *w)
 {
 	return addr_loopback(&w->p.t.daddr) || addr_loopback(&w->p.t.saddr);
+}
+
+/* Is it for a published port, or about a flow to one? */
+static __always_inline int to_published(struct __sk_buff *skb, struct work *w)
+{
+	if (w->p.frag == FRAG_LATER)
+		return svc_fragment(skb, w);
+	if (!w->p.frag && is_icmp_error(&w->p))
+		return svc_icmp_error(skb);
+	return publish(skb);
 }
 
 SEC("host-ingress")
@@ -117,17 +149,9 @@ int host_ingress(struct __sk_buff *skb)
 		if (verdict != SVC_UNTOUCHED)
 			return verdict;
 	}
-	if (w->p.frag == FRAG_LATER) {
-		verdict = svc_fragment(skb, w);
-	} else if (!w->p.frag && is_icmp_error(&w->p)) {
-		verdict = unmasquerade_error(skb, w);
-		if (verdict == SVC_UNTOUCHED)
-			verdict = svc_icmp_error(skb);
-	} else {
-		verdict = unmasquerade(skb, w);
-		if (verdict == SVC_UNTOUCHED)
-			verdict = publish(skb);
-	}
+	verdict = answered_outside(skb, w);
+	if (verdict == SVC_UNTOUCHED && w->p.frag != FRAG_LATER)
+		verdict = to_published(skb, w);
 	if (verdict >= 0)
 		return verdict;
 	if (verdict == SVC_UNTOUCHED) {
@@ -167,16 +191,6 @@ static __always_inline bool lan_asks(struct __sk_buff *skb, struct work *w,
 	}
 	asker = bpf_map_lookup_elem(&mst_endpoints_v1, &from);
 	return !asker || asker->network != iface->network;
-}
-
-/* Is it for a published port, or about a flow to one? */
-static __always_inline int to_published(struct __sk_buff *skb, struct work *w)
-{
-	if (w->p.frag == FRAG_LATER)
-		return svc_fragment(skb, w);
-	if (!w->p.frag && is_icmp_error(&w->p))
-		return svc_icmp_error(skb);
-	return publish(skb);
 }
 
 /* Where a packet of an endpoint on a private parent may go. */

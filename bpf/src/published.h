@@ -87,8 +87,9 @@ __noinline int publish(struct __sk_buff *skb)
 	if (w->p.t.proto == IPPROTO_TCP && !is_syn(&w->p))
 		return SVC_UNTOUCHED; /* the host's stack resets it */
 	reason = published_flow(skb, w, svc);
+	/* the socket that holds the port would take it */
 	if (reason == MST_REASON_NO_BACKEND)
-		return SVC_UNTOUCHED; /* refused as a closed port would be */
+		return refuse(skb, reason, UNREACH_PORT);
 	if (reason)
 		return drop(skb, reason,
 			    w->place == PLACE_UPLINK ? MST_TO_CONTAINER

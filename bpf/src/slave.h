@@ -81,6 +81,7 @@ static __always_inline int answer_too_big(struct __sk_buff *skb, struct work *w,
 {
 	const struct mst_endpoint *src;
 
+	w->place = PLACE_SLAVE; /* also if a parent brought it */
 	if (ct && w->p.frag != FRAG_LATER && !is_icmp_error(&w->p)) {
 		w->came.saddr = ct->daddr;
 		w->came.daddr = ct->saddr;
@@ -90,7 +91,6 @@ static __always_inline int answer_too_big(struct __sk_buff *skb, struct work *w,
 		if (!src || untranslate(skb, w, &w->came))
 			return drop(skb, MST_REASON_NAT_FAILED,
 				    MST_FROM_CONTAINER);
-		w->place = PLACE_SLAVE; /* also if a parent brought it */
 		w->via = src->via;
 	}
 	return refuse(skb, MST_REASON_TOO_BIG, UNREACH_TOO_BIG);

@@ -87,6 +87,20 @@ static long snat_try(__u32 i, struct snat_claim *claim)
 	return 1;
 }
 
+/*
+ * Whose flow w->p begins: the endpoint's, by the device that is its own. All
+ * endpoints of a private parent send by one.
+ */
+static __always_inline __u32 snat_owner(const struct __sk_buff *skb,
+					const struct work *w)
+{
+	const struct mst_endpoint *src;
+	__u32 ifindex = skb->ifindex;
+
+	src = bpf_map_lookup_elem(&mst_endpoints_v1, &w->p.t.saddr);
+	return src && src->ifindex ? src->ifindex : ifindex;
+}
+
 /* One flow more for the endpoint, or false if it has too many. */
 static __always_inline bool snat_quota(__u32 ifindex)
 {
@@ -123,7 +137,8 @@ static __always_inline void snat_keep(struct work *w, struct snat_claim *claim)
 }
 
 /* Enters the flow w->p.t -> w->now with its way back; 0 or a reason. */
-static __always_inline __u32 snat_enter(struct __sk_buff *skb, struct work *w)
+static __always_inline __u32 snat_enter(struct __sk_buff *skb, struct work *w,
+					__u32 owner)
 {
 	struct snat_claim claim = {
 		.skb = skb,
@@ -137,7 +152,7 @@ static __always_inline __u32 snat_enter(struct __sk_buff *skb, struct work *w)
 	ct->daddr = w->p.t.saddr;
 	ct->sport = w->p.t.dport;
 	ct->dport = w->p.t.sport;
-	ct->backend = skb->ifindex;
+	ct->backend = owner;
 	ct->seen = bpf_ktime_get_ns();
 	if (addr_eq(&w->now.saddr, &w->p.t.saddr))
 		snat_keep(w, &claim);
@@ -166,15 +181,16 @@ static __always_inline __u32 snat_enter(struct __sk_buff *skb, struct work *w)
 __noinline int snat_create(struct __sk_buff *skb)
 {
 	struct work *w = work();
-	__u32 reason;
+	__u32 owner, reason;
 
 	if (!w)
 		return MST_REASON_SNAT_FULL;
-	if (!snat_quota(skb->ifindex))
+	owner = snat_owner(skb, w);
+	if (!snat_quota(owner))
 		return MST_REASON_SNAT_QUOTA;
-	reason = snat_enter(skb, w);
+	reason = snat_enter(skb, w, owner);
 	if (reason)
-		snat_unquota(skb->ifindex);
+		snat_unquota(owner);
 	return reason;
 }
 
