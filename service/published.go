@@ -63,12 +63,12 @@ func (m *Manager) checkPorts(e Endpoint) error {
 				continue
 			}
 			if first := p.members[0]; other != f || first.Network != e.Network || p.port != port || !first.mayShare(fresh) {
-				return conflictf("port %s is published by %s already: choose another, or stop it", text(other), first.label())
+				return conflictf("port %s is published by %s already: choose another, or stop it", portText(other), first.label())
 			}
 			for _, member := range p.members {
 				if member.ID != e.ID && !sameSources(member.Sources, e.Sources) {
 					return conflictf("port %s is published by %s already, for %s and not for %s: give both the same publish_sources",
-						text(f), member.label(), sourcesText(member.Sources), sourcesText(e.Sources))
+						portText(f), member.label(), sourcesText(member.Sources), sourcesText(e.Sources))
 				}
 			}
 		}
@@ -128,6 +128,11 @@ func (ep *endpoint) mayShare(other *endpoint) bool {
 func (ep *endpoint) shares(other *endpoint) bool {
 	names := ep.claims()
 	return slices.ContainsFunc(other.claims(), func(name string) bool { return slices.Contains(names, name) })
+}
+
+// portText is a port as people write one: 0.0.0.0:8080/tcp.
+func portText(f bpf.Frontend) string {
+	return netip.AddrPortFrom(f.Addr, f.Port).String() + "/" + strings.ToLower(f.Protocol.String())
 }
 
 func sameSources(a, b []netip.Prefix) bool {
@@ -292,7 +297,7 @@ func (m *Manager) settlePorts(ep *endpoint) {
 		if first := p.members[0]; first != ep && first.container != nil && !first.shares(ep) && !ep.denied {
 			ep.denied = true
 			m.log.WithField("container", ep.container.Name).
-				Errorf("port %s is %s's, and leads to it alone: they have no service name in common. Stop one of them, or choose another port", text(f), first.label())
+				Errorf("port %s is %s's, and leads to it alone: they have no service name in common. Stop one of them, or choose another port", portText(f), first.label())
 		}
 	}
 }

@@ -68,7 +68,7 @@ func TestSourcesOfPublishedPorts(t *testing.T) {
 		ep, c = publishing(2, "10.7.0.0/16", "192.168.1.0/24")
 		w.run(t, ep, c)
 		ep, _ = publishing(3, "192.168.1.0/24")
-		require.EqualError(t, w.PutEndpoint(ep), "endpoint ep3: port tcp:0.0.0.0:8080 is published by the container box-1 already, "+
+		require.EqualError(t, w.PutEndpoint(ep), "endpoint ep3: port 0.0.0.0:8080/tcp is published by the container box-1 already, "+
 			"for 10.7.0.0/16, 192.168.1.0/24 and not for 192.168.1.0/24: give both the same publish_sources")
 		ep, _ = publishing(3)
 		require.ErrorContains(t, w.PutEndpoint(ep), "and not for everybody")
