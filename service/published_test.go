@@ -225,7 +225,7 @@ func TestAThousandPorts(t *testing.T) {
 
 			other, _ := replica(2, PhaseReady)
 			other.Ports = []Port{{Host: netip.MustParseAddrPort("127.0.0.1:20999"), Protocol: bpf.ProtocolTCP, Port: 80}}
-			require.ErrorContains(t, w.PutEndpoint(other), "port tcp:0.0.0.0:20999 is published by the container box-1 already")
+			require.ErrorContains(t, w.PutEndpoint(other), "port 0.0.0.0:20999/tcp is published by the container box-1 already")
 
 			w.Gone(ep.ID)
 			writes := w.maps.writes
