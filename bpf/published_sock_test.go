@@ -112,6 +112,24 @@ func TestPublishedToSockets(t *testing.T) {
 				s.socket(af, unix.SOCK_DGRAM).ok("bind", port(everywhere, 80))
 				s.socket(af, unix.SOCK_STREAM).ok("bind", port(everywhere, 81))
 			})
+			t.Run("nor at [::], which is IPv4 as well", func(t *testing.T) {
+				s, _ := begin(t, everywhere, asHost)
+				s.socket(unix.AF_INET6, unix.SOCK_STREAM).fails(syscall.EADDRINUSE, "bind", port(netip.IPv6Unspecified(), 80))
+				if v6 {
+					s.socket(unix.AF_INET, unix.SOCK_STREAM).ok("bind", port(netip.IPv4Unspecified(), 80))
+				}
+			})
+			t.Run("nor at all addresses where it is one's, but at another", func(t *testing.T) {
+				s, _ := begin(t, addressesOf(v6).host, asHost)
+				s.socket(af, unix.SOCK_STREAM).fails(syscall.EADDRINUSE, "bind", port(everywhere, 80))
+				s.socket(unix.AF_INET6, unix.SOCK_STREAM).fails(syscall.EADDRINUSE, "bind", port(netip.IPv6Unspecified(), 80))
+				s.socket(af, unix.SOCK_STREAM).ok("bind", port(loop, 80))
+				s.socket(af, unix.SOCK_STREAM).ok("bind", port(everywhere, 81))
+				s.socket(af, unix.SOCK_DGRAM).ok("bind", port(everywhere, 80))
+				if v6 {
+					s.socket(unix.AF_INET, unix.SOCK_STREAM).ok("bind", port(netip.IPv4Unspecified(), 80))
+				}
+			})
 			t.Run("a container may bind to what the host has published", func(t *testing.T) {
 				s, _ := begin(t, everywhere)
 				s.socket(af, unix.SOCK_STREAM).ok("bind", port(everywhere, 80))

@@ -74,6 +74,46 @@ lb_published(struct mst_service_key *key, const struct mst_addr *addr,
 	return svc && svc->flags & MST_SVC_PUBLISHED ? svc : NULL;
 }
 
+struct lb_bind {
+	struct mst_service_key key;
+	__be16 port;
+	__u8 proto;
+	bool v6;
+	bool taken;
+};
+
+static long lb_bind_at(void *map, const __u32 *ifindex,
+		       const struct mst_uplink *uplink, struct lb_bind *b)
+{
+	b->taken = lb_published(&b->key, &uplink->snat4, b->port, b->proto,
+				false) ||
+		   (b->v6 && lb_published(&b->key, &uplink->snat6, b->port,
+					  b->proto, false));
+	return b->taken;
+}
+
+/*
+ * Would a socket of the host's at addr have a port that is published? One at
+ * all addresses would at those of the uplinks, too, and at [::] in both
+ * families: whether it wants IPv6 alone is not to be seen when it binds.
+ */
+static __always_inline bool lb_taken(const struct mst_addr *addr, __be16 port,
+				     __u8 proto)
+{
+	struct lb_bind b = {.port = port, .proto = proto};
+	struct mst_addr all4 = addr4(0);
+
+	if (lb_published(&b.key, addr, port, proto, true))
+		return true;
+	b.v6 = addr_zero(addr);
+	if (!b.v6 && !addr_eq(addr, &all4))
+		return false;
+	if (b.v6 && lb_published(&b.key, &all4, port, proto, false))
+		return true;
+	bpf_for_each_map_elem(&mst_uplinks_v1, lb_bind_at, &b, 0);
+	return b.taken;
+}
+
 /* May addr begin flows to a published service? */
 static __always_inline bool lb_admits(const struct mst_service *svc,
 				      const struct mst_addr *addr)

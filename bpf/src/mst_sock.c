@@ -346,13 +346,12 @@ static long own_backend(__u32 i, struct own_search *s)
 
 /* Is the port that a socket of the host's would have published? */
 static __always_inline bool taken(struct bpf_sock_addr *ctx,
-				  struct mst_service_key *key,
 				  const struct mst_addr *addr)
 {
 	__be16 port = (__be16)ctx->user_port;
 	const struct mst_sock *st;
 
-	if (!port || !lb_published(key, addr, port, ctx->protocol, true))
+	if (!port || !lb_taken(addr, port, ctx->protocol))
 		return false;
 	st = sock_state(ctx, false);
 	return !st || !(st->flags & MST_SOCK_EXEMPT);
@@ -374,7 +373,7 @@ static __always_inline int to_own(struct bpf_sock_addr *ctx, bool v6)
 	if (!sb)
 		return ALLOW;
 	get_dst(ctx, v6, &addr);
-	if (sb->flags & MST_SB_ALL_NETWORKS && taken(ctx, &s.key, &addr)) {
+	if (sb->flags & MST_SB_ALL_NETWORKS && taken(ctx, &addr)) {
 		bpf_set_retval(-EADDRINUSE);
 		return DENY;
 	}
