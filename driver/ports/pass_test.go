@@ -188,23 +188,21 @@ func TestBrokenConnections(t *testing.T) {
 func TestOwnConnectionsComeToAnEnd(t *testing.T) {
 	h := newHolder(t)
 	for _, held := range []netip.Addr{loop4, any4} {
-		number, err := h.Free("tcp", []netip.Addr{held})
-		require.NoError(t, err)
+		number := unused(t, "tcp")
 		via := netip.AddrPortFrom(loop4, number)
 		require.NoError(t, h.Hold(Port{netip.AddrPortFrom(held, number), "tcp"}, via))
 		client := dial(t, "tcp", via)
-		_, err = client.Read(make([]byte, 1))
+		_, err := client.Read(make([]byte, 1))
 		assert.True(t, errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET), "%v", err)
 		client.Close()
 		idle(t, h)
 	}
 	t.Run("datagrams", func(t *testing.T) {
 		h := newHolder(t, func(l *limits) { l.idle = 50 * time.Millisecond })
-		number, err := h.Free("udp", []netip.Addr{any4})
-		require.NoError(t, err)
+		number := unused(t, "udp")
 		via := netip.AddrPortFrom(loop4, number)
 		require.NoError(t, h.Hold(Port{netip.AddrPortFrom(any4, number), "udp"}, via))
-		_, err = io.WriteString(dial(t, "udp", via), "hello")
+		_, err := io.WriteString(dial(t, "udp", via), "hello")
 		require.NoError(t, err)
 		assert.Eventually(t, func() bool { return flowsOf(h) == 1 }, 10*time.Second, time.Millisecond)
 		idle(t, h)

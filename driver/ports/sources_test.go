@@ -13,8 +13,7 @@ func TestSources(t *testing.T) {
 	h := newHolder(t)
 	every4, every6 := netip.IPv4Unspecified(), netip.IPv6Unspecified()
 	via := netip.MustParseAddrPort("127.0.0.1:9")
-	number, err := h.Free("tcp", []netip.Addr{every4, every6})
-	require.NoError(t, err)
+	number := unused(t, "tcp")
 	p4 := Port{netip.AddrPortFrom(every4, number), "tcp"}
 	p6 := Port{netip.AddrPortFrom(every6, number), "tcp"}
 	h.Restrict(p4, []netip.Prefix{netip.MustParsePrefix("198.51.100.0/24")})
