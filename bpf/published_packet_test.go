@@ -4,9 +4,12 @@ package bpf
 
 import (
 	"net/netip"
+	"slices"
 	"testing"
 
 	"github.com/stretchr/testify/require"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 )
 
 // publish makes a port of the host's lead to the backend's 8080; addr may be the unspecified one.
@@ -120,6 +123,31 @@ func TestPublishedPorts(t *testing.T) {
 			w.sendRaw(fromOutside(), in).untouched()
 		}},
 	})
+}
+
+// A priority is no VLAN: the host's stack takes such a frame as if it had no tag. As in
+// TestTaggedFrameFromAStrictInterface, only a real device takes tags out.
+func TestPriorityTaggedFrameFromOutside(t *testing.T) {
+	w := newWorld(t, false)
+	w.leaves(true)
+	s := w.publish(everywhere(w), 80, ProtocolTCP)
+	s.Sources = []netip.Prefix{}
+	require.NoError(t, testDP.PutService(s))
+	require.NoError(t, testDP.AttachLXC("mst-uplink", uplinkIf, UplinkEnd))
+	defer testDP.DetachLXC("mst-uplink")
+	peer, err := netlink.LinkByName("mst-uplink-p")
+	require.NoError(t, err)
+	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW, 0)
+	require.NoError(t, err)
+	defer unix.Close(fd)
+	const vlan, priority = 0x05, 0xe0 // of a tag's two bytes
+	for _, tag := range [][2]byte{{0, vlan}, {priority, 0}} {
+		in := tcp(w.outside, 5000, w.host, 80, syn).macs(broadcastMAC, mac(0x99)).bytes()
+		in = slices.Insert(in, 12, 0x81, 0, tag[0], tag[1])
+		require.NoError(t, unix.Sendto(fd, in, 0, &unix.SockaddrLinklayer{Ifindex: peer.Attrs().Index}))
+	}
+	require.Eventually(t, func() bool { return w.drops()["source to-container"] > 0 }, 2e9, 1e7)
+	require.Equal(t, uint64(1), w.drops()["source to-container"], "the VLAN's frame is not for us")
 }
 
 // withoutBackend leaves a service none.

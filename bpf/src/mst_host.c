@@ -124,6 +124,12 @@ static __always_inline int to_published(struct __sk_buff *skb, struct work *w)
 	return publish(skb);
 }
 
+/* Is the frame a VLAN's? A tag that is a priority alone (802.1p) is none. */
+static __always_inline bool is_tagged(const struct __sk_buff *skb)
+{
+	return skb->vlan_present && skb->vlan_tci & VLAN_VID;
+}
+
 SEC("host-ingress")
 int host_ingress(struct __sk_buff *skb)
 {
@@ -131,7 +137,7 @@ int host_ingress(struct __sk_buff *skb)
 	__u32 reason;
 	int verdict;
 
-	if (!w || skb->vlan_present ||
+	if (!w || is_tagged(skb) ||
 	    (skb->protocol != bpf_htons(ETH_P_IP) &&
 	     skb->protocol != bpf_htons(ETH_P_IPV6)))
 		return TC_PASS;

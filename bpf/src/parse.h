@@ -10,6 +10,8 @@
 #include "addr.h"
 #include "maps.h"
 
+#define VLAN_VID 0x0fff
+
 #define IP_MF	   0x2000
 #define IP_OFFSET  0x1fff
 #define IP6_MF	   0x0001
