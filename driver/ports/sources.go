@@ -31,8 +31,8 @@ func (h *Holder) admits(s *socket, client netip.Addr) bool {
 	}
 	sources, restricted := h.sources[k]
 	client = client.Unmap().WithZone("")
-	return !restricted || client.IsLoopback() || isHost(client) ||
-		slices.ContainsFunc(sources, func(p netip.Prefix) bool { return p.Contains(client) })
+	return !restricted || client.IsLoopback() ||
+		slices.ContainsFunc(sources, func(p netip.Prefix) bool { return p.Contains(client) }) || isHost(client)
 }
 
 // isHost tells whether an address is one of the host's own.
