@@ -129,7 +129,7 @@ func TestByHand(t *testing.T) {
 			byHand(w)
 			w.web()
 			in := w.request(syn)
-			w.send(fromClient(), in).answered(unreachable(w.vip, w.client, false, in.quote()), "not-member")
+			w.send(fromClient(), in).answered(tcp(w.vip, 80, w.client, 5000, segment{flags: flagRST | flagACK, ack: 1001}), "not-member")
 		}},
 		{"everything else passes to the stack", func(w *world) {
 			byHand(w)

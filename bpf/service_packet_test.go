@@ -3,6 +3,7 @@
 package bpf
 
 import (
+	"net/netip"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -198,24 +199,16 @@ func TestServiceRefusals(t *testing.T) {
 			w.service(w.vip, 80, ProtocolTCP, 41, 42)
 			w.send(fromClient(), w.request(syn)).answered(reset(w, 80, segment{flags: flagRST | flagACK, ack: 1001}), "no-backend")
 		}},
-		{"another network's VIP is unreachable", func(w *world) {
+		{"another network's VIP refuses at once", func(w *world) {
 			w.putService(Service{Frontend: Frontend{Addr: w.foreignVIP, Port: 80}, ID: 9, Network: network2, Slots: []uint32{w.backendAt(w.foreign, 0)}})
-			for _, in := range []frame{
-				tcp(w.client, 5000, w.foreignVIP, 80, syn), udp(w.client, 5000, w.foreignVIP, 80, "x"), echo(w.client, w.foreignVIP, false, "ping"),
-			} {
-				w.send(fromClient(), in).answered(unreachable(w.foreignVIP, w.client, false, in.quote()), "not-member")
-			}
+			refusesAll(w, w.foreignVIP, "not-member")
 		}},
 		{"a service of network 0 is everybody's", func(w *world) {
 			w.putService(Service{Frontend: Frontend{Addr: w.vip, Port: 80}, ID: 9, Slots: []uint32{w.backendAt(w.backend, 8080)}})
 			w.send(fromClient(), w.request(syn)).toBackend(w.sent(syn))
 		}},
-		{"an address of the pool without a service is unreachable", func(w *world) {
-			for _, in := range []frame{
-				tcp(w.client, 5000, w.poolOnly, 80, syn), udp(w.client, 5000, w.poolOnly, 80, "x"), echo(w.client, w.poolOnly, false, "ping"),
-			} {
-				w.send(fromClient(), in).answered(unreachable(w.poolOnly, w.client, false, in.quote()), "no-service")
-			}
+		{"an address of the pool without a service refuses at once", func(w *world) {
+			refusesAll(w, w.poolOnly, "no-service")
 		}},
 		{"a protocol that services do not carry is refused", func(w *world) {
 			w.service(w.vip, 0, ProtocolAny, w.backendAt(w.backend, 0))
@@ -238,4 +231,14 @@ func TestServiceRefusals(t *testing.T) {
 			w.send(fromClient(), in).dropped("no-service")
 		}},
 	})
+}
+
+// refusesAll checks that nothing of vip is reached, and that senders hear of it at once: a socket that is busy connecting
+// would keep an ICMP error for a second, but not a reset.
+func refusesAll(w *world, vip netip.Addr, reason string) {
+	w.send(fromClient(), tcp(w.client, 5000, vip, 80, syn)).
+		answered(tcp(vip, 80, w.client, 5000, segment{flags: flagRST | flagACK, ack: 1001}), reason)
+	for _, in := range []frame{udp(w.client, 5000, vip, 80, "x"), echo(w.client, vip, false, "ping")} {
+		w.send(fromClient(), in).answered(unreachable(vip, w.client, true, in.quote()), reason)
+	}
 }

@@ -179,7 +179,12 @@ static __always_inline int svc_no_flow(struct __sk_buff *skb, __u32 reason)
 	return drop(skb, reason, MST_FROM_CONTAINER);
 }
 
-/* To a VIP: gives a packet of a member of w->network its backend's address. */
+/*
+ * To a VIP: gives a packet of a member of w->network its backend's address.
+ * What cannot be is refused by a reset or for its port: a socket that is busy
+ * connecting keeps an ICMP error until it asks again, a second later, and one
+ * of UDP hears of no other.
+ */
 __noinline int svc_request(struct __sk_buff *skb)
 {
 	struct work *w = work();
@@ -192,7 +197,7 @@ __noinline int svc_request(struct __sk_buff *skb)
 	head = lb_head(&w->service, &w->p.t.daddr);
 	if (!head) {
 		if (lb_in_pool(&w->p.t.daddr))
-			return refuse(skb, MST_REASON_NO_SERVICE, UNREACH_HOST);
+			return refuse(skb, MST_REASON_NO_SERVICE, UNREACH_PORT);
 		reason = 0;
 		if (w->p.t.proto == IPPROTO_TCP ? is_syn(&w->p)
 						: w->p.t.proto == IPPROTO_UDP)
@@ -202,7 +207,7 @@ __noinline int svc_request(struct __sk_buff *skb)
 		return SVC_UNTOUCHED;
 	}
 	if (head->network && head->network != w->network)
-		return refuse(skb, MST_REASON_NOT_MEMBER, UNREACH_HOST);
+		return refuse(skb, MST_REASON_NOT_MEMBER, UNREACH_PORT);
 	if (is_echo(&w->p) && !w->p.frag)
 		return answer_echo(skb);
 	if (w->p.frag == FRAG_LATER)

@@ -30,8 +30,9 @@ var checks = map[string]command{
 	"blocked":     fails("i/o timeout|no route to host|network is unreachable", false),
 }
 
-// atOnce is the most that a refusal may take: far less than any time-out, and enough for two busy cores.
-const atOnce = time.Second
+// atOnce is the most that a refusal may take: less than any time-out, and enough for two busy cores. An ICMP error from a
+// router may count after a second only: a socket that is busy connecting keeps the first.
+const atOnce = 2 * time.Second
 
 // answerTime is how long a lookup waits for its answer.
 const answerTime = 2 * time.Second
