@@ -40,6 +40,8 @@ type Interface struct {
 	MAC      net.HardwareAddr
 	Via      int  // ifindex of the host's own slave, on itself and on its private parent
 	Private  bool // nobody is on the parent but endpoints of the network
+	// Isolated4 and Isolated6 keep endpoints and the host from each other, by family.
+	Isolated4, Isolated6 bool
 }
 
 // Sandbox is a network namespace whose sockets are load-balanced.
@@ -132,7 +134,10 @@ func (d *Datapath) PutInterface(i Interface) error {
 	for _, f := range []struct {
 		on   bool
 		flag uint32
-	}{{i.Strict, ifStrict}, {i.Egress, ifEgress}, {i.Masq4, ifMasquerade4}, {i.Masq6, ifMasquerade6}, {i.Private, ifPrivate}} {
+	}{
+		{i.Strict, ifStrict}, {i.Egress, ifEgress}, {i.Masq4, ifMasquerade4}, {i.Masq6, ifMasquerade6}, {i.Private, ifPrivate},
+		{i.Isolated4, ifIsolated4}, {i.Isolated6, ifIsolated6},
+	} {
 		if f.on {
 			value.Flags |= f.flag
 		}

@@ -74,6 +74,42 @@ func TestIsolation(t *testing.T) {
 	})
 }
 
+func TestGatewayModeIsolated(t *testing.T) {
+	isolate := func(w *world, four, six bool) {
+		gw4, gw6 := addressesOf(false).gateway, addressesOf(true).gateway
+		require.NoError(w, testDP.PutInterface(Interface{
+			IfIndex: clientIf, Network: network1, Strict: true, Gateway4: gw4, Gateway6: gw6, MAC: clientHostMAC, Isolated4: four, Isolated6: six,
+		}))
+		require.NoError(w, testDP.PutEndpoint(Endpoint{Addr: w.host, Host: true}))
+	}
+	both(t, []scenario{
+		{"the host is not reached, neither by the gateway's address nor by its own", func(w *world) {
+			isolate(w, true, true)
+			w.send(fromClient(), echo(w.client, w.gateway, false, "ping")).dropped("isolated")
+			w.send(fromClient(), tcp(w.client, 5000, w.gateway, 22, syn)).dropped("isolated")
+			w.send(fromClient(), udp(w.client, 5000, w.host, 53, "x")).dropped("isolated")
+		}},
+		{"the host does not reach it", func(w *world) {
+			isolate(w, true, true)
+			w.send(toClient(0), tcp(w.gateway, 5000, w.client, 22, syn)).dropped("isolated")
+			w.send(toClient(0), echo(w.gateway, w.client, true, "pong")).dropped("isolated")
+		}},
+		{"the own network and its services are reached", func(w *world) {
+			isolate(w, true, true)
+			w.web()
+			in := tcp(w.client, 5000, w.backend, 22, syn)
+			w.send(fromClient(), in).toBackend(in)
+			w.send(fromClient(), w.request(syn)).toBackend(w.sent(syn))
+			w.send(fromBackend(), w.reply(synAck)).toClient(w.received(synAck))
+		}},
+		{"it is a matter of one family", func(w *world) {
+			isolate(w, w.v6, !w.v6)
+			w.send(fromClient(), tcp(w.client, 5000, w.gateway, 22, syn)).untouched()
+			w.send(toClient(0), tcp(w.gateway, 5000, w.client, 22, syn)).untouched()
+		}},
+	})
+}
+
 func TestOtherEtherTypes(t *testing.T) {
 	frameOf := func(etherType uint16) []byte {
 		b := binary.BigEndian.AppendUint16(slices.Concat(clientHostMAC, clientMAC), etherType)

@@ -204,6 +204,8 @@ const (
 	ifMasquerade4 = 4
 	ifMasquerade6 = 8
 	ifPrivate     = 16
+	ifIsolated4   = 32
+	ifIsolated6   = 64
 )
 
 // enum mst_sandbox_flag

@@ -287,6 +287,7 @@ func (m *Manager) putInterface(n *Network, e *Endpoint, hostMAC net.HardwareAddr
 	iface := bpf.Interface{
 		IfIndex: e.Index, Network: n.Number, Strict: true, MAC: hostMAC,
 		Egress: n.leadsOut(), Masq4: n.masquerades(false), Masq6: n.masquerades(true),
+		Isolated4: n.Options.gatewayMode(false) == GatewayIsolated, Isolated6: n.Options.gatewayMode(true) == GatewayIsolated,
 	}
 	if iface.Egress {
 		if err := m.links.Route(e.HostIf); err != nil {

@@ -80,6 +80,9 @@ func (m *Manager) CreateNetwork(_ context.Context, cfg NetworkConfig) error {
 	if err != nil {
 		return err
 	}
+	if !cfg.Internal && (opts.GatewayMode4 == GatewayIsolated || opts.GatewayMode6 == GatewayIsolated) {
+		return fmt.Errorf("gateway mode %q is for internal networks only: create the network with --internal", GatewayIsolated)
+	}
 	if cfg.ID == "" || len(cfg.IPv4)+len(cfg.IPv6) == 0 {
 		return fmt.Errorf("create network %q: it needs an id and at least one subnet", cfg.ID)
 	}

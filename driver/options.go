@@ -50,6 +50,8 @@ const (
 	GatewayNAT    = "nat"             // masqueraded; published ports are the host's
 	GatewayOpen   = "nat-unprotected" // the same, and every port of a container is reached at its own address
 	GatewayRouted = "routed"          // as it is; published ports are reached at the container's own address
+	// GatewayIsolated, of internal networks, keeps containers and the host from each other.
+	GatewayIsolated = "isolated"
 )
 
 // How endpoints of a network are connected.
@@ -133,7 +135,7 @@ var options = map[string]option{
 	"com.docker.network.driver.mtu": {nil, setMTU},
 }
 
-var gatewayModes = []string{GatewayNAT, GatewayOpen, GatewayRouted}
+var gatewayModes = []string{GatewayNAT, GatewayOpen, GatewayRouted, GatewayIsolated}
 
 func setSources(o *Options, v string) (err error) {
 	o.Sources, err = parseSources(v)
@@ -235,6 +237,20 @@ func (o *Options) checkMode() error {
 			return fmt.Errorf("network option %s=%q contradicts mode=%q: it goes with mode=%s only",
 				needs.key, needs.value, o.Mode, strings.Join(needs.modes, " or "))
 		}
+	}
+	return o.checkIsolated()
+}
+
+// checkIsolated refuses gateway modes of devices that the host has no end of, where it cannot tell who sends.
+func (o *Options) checkIsolated() error {
+	if o.GatewayMode4 != GatewayIsolated && o.GatewayMode6 != GatewayIsolated {
+		return nil
+	}
+	if o.Mode == ModeMacvlan || o.Mode == ModeIPvlan {
+		return fmt.Errorf("gateway mode %q contradicts mode=%q: it goes with mode=veth, bridge or netkit only", GatewayIsolated, o.Mode)
+	}
+	if o.EBPF == "off" {
+		return fmt.Errorf("gateway mode %q contradicts ebpf=%q: our programs isolate, leave ebpf away", GatewayIsolated, o.EBPF)
 	}
 	return nil
 }

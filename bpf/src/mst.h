@@ -122,6 +122,9 @@ enum mst_interface_flag {
 		4, /* with an address of the uplink as its source */
 	MST_IF_MASQUERADE6 = 8,
 	MST_IF_PRIVATE = 16, /* of a parent where nobody is but endpoints */
+	/* endpoints and the host do not reach each other */
+	MST_IF_ISOLATED4 = 32,
+	MST_IF_ISOLATED6 = 64,
 };
 
 /* mst_uplinks: ifindex of a device that leads out -> what leaves by it. */

@@ -97,6 +97,14 @@ static __always_inline bool to_published(const struct work *w,
 	return dst->flags & MST_EP_HOST || dst->network != w->network;
 }
 
+/* Do the endpoint and the host not reach each other in the packet's family? */
+static __always_inline bool isolated(const struct work *w,
+				     const struct mst_interface *iface)
+{
+	return iface &&
+	       iface->flags & (w->p.v6 ? MST_IF_ISOLATED6 : MST_IF_ISOLATED4);
+}
+
 /*
  * Where a packet of a strict interface may go: its own network's endpoints
  * and the gateway, which is the host. What lxc_egress would check at the
@@ -123,6 +131,8 @@ static __always_inline int forward(struct __sk_buff *skb, struct work *w,
 						  &p->t.daddr);
 	}
 	gateway = iface ? p->v6 ? &iface->gateway6 : &iface->gateway4 : NULL;
+	if (isolated(w, iface) && addr_eq(&p->t.daddr, gateway))
+		return drop(skb, MST_REASON_ISOLATED, MST_FROM_CONTAINER);
 	if (dst && dst->flags & MST_EP_HOST) {
 		if (strict && shut_in(skb, w, iface, gateway))
 			return drop(skb, MST_REASON_ISOLATED,
@@ -248,8 +258,12 @@ int lxc_egress(struct __sk_buff *skb)
 		return verdict;
 	if (!iface || !(iface->flags & MST_IF_STRICT))
 		return TC_PASS;
-	if (verdict == SVC_TRANSLATED || !from)
-		return TC_PASS; /* a reply to us, or from the host itself */
+	if (verdict == SVC_TRANSLATED)
+		return TC_PASS; /* a reply to us */
+	if (!from)		/* the host itself */
+		return isolated(w, iface) ? drop(skb, MST_REASON_ISOLATED,
+						 MST_TO_CONTAINER)
+					  : TC_PASS;
 	if (src && src->network == iface->network && src->ifindex == from)
 		return TC_PASS;
 	if (ct_of_sent(w, &w->p.t))
