@@ -91,8 +91,8 @@ func TestGatewayModeIsolated(t *testing.T) {
 		}},
 		{"the host does not reach it", func(w *world) {
 			isolate(w, true, true)
-			w.send(toClient(0), tcp(w.gateway, 5000, w.client, 22, syn)).dropped("isolated")
-			w.send(toClient(0), echo(w.gateway, w.client, true, "pong")).dropped("isolated")
+			w.send(toClient(0), tcp(w.gateway, 5000, w.client, 22, syn)).dropped("isolated to-container")
+			w.send(toClient(0), echo(w.gateway, w.client, true, "pong")).dropped("isolated to-container")
 		}},
 		{"the own network and its services are reached", func(w *world) {
 			isolate(w, true, true)
