@@ -219,17 +219,17 @@ func TestEgress(t *testing.T) {
 			for port := range uint16(3) {
 				w.send(fromClient(), udp(w.client, 5000+port, w.outside, 53, "q"))
 			}
-			require.Len(w, entries(w.T, "snat"), 6)
+			require.Len(w, entries(w.TB, "snat"), 6)
 			old := w.send(fromClient(), udp(w.client, 5001, w.outside, 53, "q")).sourcePort()
 			w.agePart(func(k *mstTuple) bool { return k.Sport == be(5001) || k.Dport == be(old) }, 301e9)
 			require.NoError(w, testDP.CollectFlows())
-			require.Len(w, entries(w.T, "snat"), 4)
+			require.Len(w, entries(w.TB, "snat"), 4)
 			var n uint32
 			require.NoError(w, testDP.maps["quotas"].Lookup(uint32(clientIf), &n))
 			require.Equal(w, uint32(2), n)
 			w.agePart(func(k *mstTuple) bool { return k.Dir == dirRequest }, 301e9)
 			require.NoError(w, testDP.CollectFlows())
-			require.Len(w, entries(w.T, "snat"), 4, "replies still come")
+			require.Len(w, entries(w.TB, "snat"), 4, "replies still come")
 		}},
 	})
 }

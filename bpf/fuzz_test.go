@@ -120,7 +120,7 @@ func mend(b []byte) {
 func fuzzWorld(t *testing.T, v6 bool) {
 	var w *world
 	if v6 {
-		w = &world{T: t, addresses: addressesOf(v6), lastBackend: 100, lastService: 100}
+		w = &world{TB: t, addresses: addressesOf(v6), lastBackend: 100, lastService: 100}
 	} else {
 		w = newWorld(t, v6)
 	}

@@ -94,14 +94,14 @@ func addressesOf(v6 bool) addresses {
 // world is the maps' contents and one family's addresses: two sandboxes on strict veths and a service pool.
 type world struct {
 	addresses
-	*testing.T
+	testing.TB
 	lastBackend uint32
 	lastService uint32
 }
 
-func newWorld(t *testing.T, v6 bool) *world {
+func newWorld(t testing.TB, v6 bool) *world {
 	clearMaps(t)
-	w := &world{T: t, addresses: addressesOf(v6)}
+	w := &world{TB: t, addresses: addressesOf(v6)}
 	require.NoError(w, testDP.SetPools(netip.MustParsePrefix("10.96.0.0/16"), netip.MustParsePrefix("fd00:96::/64")))
 	for _, v6 := range []bool{false, true} {
 		a := addressesOf(v6)
@@ -124,7 +124,7 @@ func newWorld(t *testing.T, v6 bool) *world {
 }
 
 // clearMaps empties every map but the sockets' own storage.
-func clearMaps(t *testing.T) {
+func clearMaps(t testing.TB) {
 	t.Helper()
 	testDP.sources = sources{}
 	for name, m := range testDP.maps {
@@ -280,11 +280,7 @@ func (w *world) sendRaw(h hook, in []byte) result {
 	w.Helper()
 	before := w.drops()
 	opts := ebpf.RunOptions{Data: in, DataOut: make([]byte, len(in)+512), Context: h.ctx}
-	program := testDP.lxc.Programs[h.program]
-	if program == nil {
-		program = testDP.host.Programs[h.program]
-	}
-	verdict, err := program.Run(&opts)
+	verdict, err := testDP.program(h.program).Run(&opts)
 	require.NoError(w, err, "run %s", h.program)
 	counted := w.drops()
 	for k, n := range before {

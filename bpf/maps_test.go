@@ -17,7 +17,7 @@ import (
 )
 
 // entries are the raw keys and values of a map.
-func entries(t *testing.T, name string) map[string][]byte {
+func entries(t testing.TB, name string) map[string][]byte {
 	t.Helper()
 	m := testDP.maps[name]
 	key, value := make([]byte, m.KeySize()), make([]byte, m.ValueSize())

@@ -42,7 +42,7 @@ func (w *world) collects(seconds uint64, left int) {
 	w.Helper()
 	w.agePart(func(*mstTuple) bool { return true }, seconds*1e9)
 	require.NoError(w, testDP.CollectFlows())
-	require.Len(w, entries(w.T, "snat"), 2*left)
+	require.Len(w, entries(w.TB, "snat"), 2*left)
 }
 
 func (w *world) quota(ifindex int) (n uint32) {
@@ -126,7 +126,7 @@ func TestMasqueradedFlowsEnd(t *testing.T) {
 			w.answers(5000, p, data) // what was under way to the old one may still come
 			w.agePart(func(k *mstTuple) bool { return k.Dport == be(p) }, 7500e9)
 			require.NoError(w, testDP.CollectFlows())
-			require.Len(w, entries(w.T, "snat"), 2)
+			require.Len(w, entries(w.TB, "snat"), 2)
 			require.Equal(w, uint32(1), w.quota(clientIf))
 			require.NoError(w, testDP.PutUplink(Uplink{IfIndex: uplinkIf}))
 			w.send(fromClient(), tcp(w.client, 5000, w.outside, 443, data)).dropped("no-route")
@@ -333,7 +333,7 @@ func TestWayOutLimits(t *testing.T) {
 				typ, code = 2, 0
 			}
 			w.send(fromClient(), in).answered(icmp(w.gateway, w.client, typ, code, 1400, in.quote()), "too-big")
-			require.Empty(w, entries(w.T, "snat"))
+			require.Empty(w, entries(w.TB, "snat"))
 		}},
 		{"what just fits leaves", func(w *world) {
 			w.leaves(true)
@@ -425,7 +425,7 @@ func TestPingsOutside(t *testing.T) {
 			firstOut, laterOut = echoOf(w.outside, w.client, 77, true).fragments(8)
 			w.send(fromOutside(), first).toClient(firstOut)
 			w.send(fromOutside(), later).toClient(laterOut)
-			require.Len(w, entries(w.T, "snat"), 2)
+			require.Len(w, entries(w.TB, "snat"), 2)
 		}},
 		{"in fragments to who may be pinged reach it, and the answer leaves as it is", func(w *world) {
 			w.leaves(true)
@@ -478,7 +478,7 @@ func TestFragmentsOfFlowsOutside(t *testing.T) {
 			firstOut, laterOut = udp(w.host, 53, w.outside, 5000, long).fragments(32)
 			w.send(fromBackend(), first).leftAs(func(uint16) frame { return firstOut })
 			w.send(fromBackend(), later).leftAs(func(uint16) frame { return laterOut })
-			require.Empty(w, entries(w.T, "snat"))
+			require.Empty(w, entries(w.TB, "snat"))
 		}},
 		{"without their head they do not leave, and are the host's when they come", func(w *world) {
 			w.leaves(true)

@@ -81,7 +81,7 @@ func TestFlowsWithTheirOwnAddress(t *testing.T) {
 			w.send(fromClient(), tcp(w.client, 5000, w.outside, 443, ack)).leftAs(func(uint16) frame { return tcp(w.client, 5000, w.outside, 443, ack) })
 			w.send(fromOutside(), tcp(w.outside, 444, w.client, 5000, synAck)).untouched()
 			w.send(fromOutside(), tcp(w.stranger(), 443, w.client, 5000, synAck)).untouched()
-			require.Len(w, entries(w.T, "snat"), 2)
+			require.Len(w, entries(w.TB, "snat"), 2)
 		}},
 		{"so do datagrams, pings and protocols without ports", func(w *world) {
 			w.leaves(false)
@@ -173,7 +173,7 @@ func TestContainersAtTheirOwnAddress(t *testing.T) {
 			in := tcp(w.outside, 5000, w.backend, 8080, syn)
 			w.send(fromOutside(), in).toBackend(in)
 			w.send(fromBackend(), tcp(w.backend, 8080, w.outside, 5000, synAck)).leftAs(func(uint16) frame { return tcp(w.backend, 8080, w.outside, 5000, synAck) })
-			require.Empty(w, entries(w.T, "snat"))
+			require.Empty(w, entries(w.TB, "snat"))
 		}},
 		{"the host's address and the container's may be asked by one client from one port", func(w *world) {
 			w.leaves(true)

@@ -32,7 +32,7 @@ func TestPublishedPorts(t *testing.T) {
 			w.send(fromOutside(), tcp(w.outside, 5000, w.host, 80, syn)).toBackend(tcp(w.outside, 5000, w.backend, 8080, syn))
 			w.send(fromBackend(), tcp(w.backend, 8080, w.outside, 5000, synAck)).leftAs(func(uint16) frame { return tcp(w.host, 80, w.outside, 5000, synAck) })
 			w.send(fromOutside(), tcp(w.outside, 5000, w.host, 80, ack)).toBackend(tcp(w.outside, 5000, w.backend, 8080, ack))
-			require.Empty(w, entries(w.T, "snat"), "nothing is masqueraded")
+			require.Empty(w, entries(w.TB, "snat"), "nothing is masqueraded")
 		}},
 		{"datagrams do, too, and move on when their backend is gone", func(w *world) {
 			w.leaves(true)

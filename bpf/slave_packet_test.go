@@ -15,7 +15,7 @@ import (
 // Devices of a network of slaves, whose host's slave is clientIf; those of the kernel must be some that exist.
 var slaveIf, parentIf, otherIf int
 
-func findSlaves(t *testing.T) {
+func findSlaves(t testing.TB) {
 	t.Helper()
 	for name, index := range map[string]*int{"mst-client-p": &slaveIf, "mst-backend-p": &parentIf, "mst-uplink-p": &otherIf} {
 		l, err := netlink.LinkByName(name)
@@ -30,7 +30,7 @@ var hostSlaveMAC = mac(0x20)
 // a LAN whose parent leads out.
 func (w *world) slaves(private bool) {
 	w.Helper()
-	findSlaves(w.T)
+	findSlaves(w.TB)
 	w.leaves(true)
 	four, six := addressesOf(false), addressesOf(true)
 	parent := parentIf
@@ -216,7 +216,7 @@ func TestPublishedOnSlaves(t *testing.T) {
 			out := asSlave(tcp(w.backend, 22, w.outside, 5000, synAck))
 			w.send(fromSlave(), out).is(verdictPass, out.bytes())
 			w.send(toHost(), out).leftByUplink()
-			require.Empty(w, entries(w.T, "snat"))
+			require.Empty(w, entries(w.TB, "snat"))
 		}},
 		{"nobody outside has the address of a slave of a private parent, but a LAN's may come from there", func(w *world) {
 			w.slaves(true)
