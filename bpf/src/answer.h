@@ -3,6 +3,7 @@
 #ifndef MST_ANSWER_H
 #define MST_ANSWER_H
 
+#include "csum.h"
 #include "maps.h"
 #include "parse.h"
 
@@ -68,15 +69,6 @@ static __noinline int drop(struct __sk_buff *skb, __u32 reason, __u32 dir)
 {
 	count(reason, dir, skb->ifindex, skb->len);
 	return TC_DROP;
-}
-
-static __always_inline __u16 fold(__s64 csum)
-{
-	__u32 c = (__u32)csum;
-
-	c = (c & 0xffff) + (c >> 16);
-	c = (c & 0xffff) + (c >> 16);
-	return (__u16)~c;
 }
 
 struct pseudo6 {

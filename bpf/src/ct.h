@@ -68,7 +68,7 @@ static __always_inline struct mst_ct *ct_lookup(struct pkt *p, __u8 dir)
 			ct->state = MST_CT_ESTABLISHED;
 		}
 	}
-	ct->seen = bpf_ktime_get_ns();
+	ct->seen = clock();
 	ct_used(ct->seen);
 	return ct;
 }
@@ -118,7 +118,7 @@ __noinline int ct_create(__u32 backend)
 	const struct mst_ct *had;
 	struct mst_tuple *key;
 	struct mst_ct *ct;
-	__u64 now = bpf_ktime_get_ns();
+	__u64 now = clock();
 
 	if (!w)
 		return MST_REASON_CT_FULL;

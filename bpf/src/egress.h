@@ -18,23 +18,26 @@ static __always_inline __u32 wire_len(const struct __sk_buff *skb,
 }
 
 /* One hop less to live; false if there was none left. */
-static __always_inline bool hop(struct __sk_buff *skb, const struct pkt *p)
+static __always_inline bool hop(struct __sk_buff *skb, struct pkt *p)
 {
-	__u8 ttl, less;
-	__be16 from, to;
-	__u32 off = p->l3 + (p->v6 ? 7 : 8);
+	struct {
+		__u8 ttl;
+		__u8 protocol;
+		__sum16 csum;
+	} now;
 
-	if (bpf_skb_load_bytes(skb, off, &ttl, sizeof(ttl)) || ttl <= 1)
+	if (p->ttl <= 1)
 		return false;
-	less = ttl - 1;
-	if (!p->v6) {
-		from = bpf_htons((__u16)ttl << 8);
-		to = bpf_htons((__u16)less << 8);
-		if (bpf_l3_csum_replace(skb, p->l3 + IP4_CSUM, from, to,
-					sizeof(to)))
-			return false;
-	}
-	return bpf_skb_store_bytes(skb, off, &less, sizeof(less), 0) == 0;
+	p->ttl--;
+	if (p->v6)
+		return bpf_skb_store_bytes(skb, p->l3 + IP6_TTL, &p->ttl,
+					   sizeof(p->ttl), 0) == 0;
+	p->csum = csum_after(p->csum, (__u16)~bpf_htons(0x0100));
+	now.ttl = p->ttl;
+	now.protocol = p->protocol;
+	now.csum = p->csum;
+	return bpf_skb_store_bytes(skb, p->l3 + IP4_TTL, &now, sizeof(now),
+				   0) == 0;
 }
 
 /*

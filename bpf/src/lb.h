@@ -231,7 +231,7 @@ lb_select_for(const struct mst_service_key *key, const struct mst_service *svc,
 	      const struct mst_addr *client, __be16 port, __u8 proto, __u32 *id)
 {
 	struct mst_affinity_key akey = {.client = *client, .service = svc->id};
-	struct mst_affinity a = {.seen = bpf_ktime_get_ns()};
+	struct mst_affinity a = {.seen = clock()};
 	const struct mst_affinity *had;
 	const struct mst_backend *be;
 	__u64 keep = (__u64)svc->affinity * 1000000000ULL;

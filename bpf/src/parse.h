@@ -77,6 +77,9 @@ struct pkt {
 	__u8 tcp_flags;
 	__u8 icmp_type;
 	__u8 l4_len; /* of the TCP or UDP header */
+	__u8 ttl;
+	__u8 protocol; /* IPv4: the byte between ttl and csum */
+	__sum16 csum;  /* IPv4: of the header */
 };
 
 /* The quote is the headers and 64 bits more (RFC 792), if these are so short.
@@ -100,6 +103,16 @@ enum place {
 	PLACE_SLAVE, /* ingress of the host's slave, or of its private parent */
 };
 
+/* What translation writes of an IPv4 packet at once: the ports may come next.
+ */
+struct nat_head {
+	__u16 pad;
+	__sum16 csum;
+	__be32 saddr;
+	__be32 daddr;
+	__be16 ports[2];
+};
+
 /*
  * What one packet needs while it is looked at, in a per-CPU map: too much for
  * the 512 bytes of stack that a chain of calls shares. Functions get it with
@@ -116,6 +129,7 @@ struct work {
 	struct mst_frag_key frag_key;
 	struct mst_frag frag;
 	struct unreach_msg msg;
+	struct nat_head head;
 	struct mst_addr sender; /* source of p as it came */
 	struct mst_tuple came;	/* p as it came, when it was translated */
 	__u32 network;		/* of the sender; 0: no endpoint of one */
@@ -158,6 +172,9 @@ static __always_inline __u32 parse4(struct __sk_buff *skb, struct pkt *p)
 	p->t.saddr = addr4(ip.saddr);
 	p->t.daddr = addr4(ip.daddr);
 	p->t.proto = ip.protocol;
+	p->ttl = ip.ttl;
+	p->protocol = ip.protocol;
+	p->csum = ip.check;
 	p->l4 = p->l3 + hlen;
 	p->end = len ? p->l3 + len : skb->len;
 	if (ip.frag_off & bpf_htons(IP_OFFSET | IP_MF)) {
@@ -193,6 +210,7 @@ static __always_inline __u32 parse6(struct __sk_buff *skb, struct pkt *p)
 	/* mapped addresses are ours to mean IPv4 and never on the wire */
 	if (addr_is4(&p->t.saddr) || addr_is4(&p->t.daddr))
 		return MST_REASON_MALFORMED;
+	p->ttl = ip.hop_limit;
 	next = ip.nexthdr;
 	/* no loop: kernel 6.1 refuses a back edge that is no jump */
 #pragma clang loop unroll(full)

@@ -153,7 +153,7 @@ static __always_inline __u32 snat_enter(struct __sk_buff *skb, struct work *w,
 	ct->sport = w->p.t.dport;
 	ct->dport = w->p.t.sport;
 	ct->backend = owner;
-	ct->seen = bpf_ktime_get_ns();
+	ct->seen = clock();
 	if (addr_eq(&w->now.saddr, &w->p.t.saddr))
 		snat_keep(w, &claim);
 	else
@@ -214,7 +214,7 @@ static __always_inline struct mst_ct *snat_lookup(struct pkt *p, __u8 dir)
 		else if (ct->state == MST_CT_NEW)
 			ct->state = MST_CT_ESTABLISHED;
 	}
-	ct->seen = bpf_ktime_get_ns();
+	ct->seen = clock();
 	return ct;
 }
 
