@@ -119,6 +119,7 @@ __noinline int ct_create(__u32 backend)
 	struct mst_tuple *key;
 	struct mst_ct *ct;
 	__u64 now = clock();
+	long err;
 
 	if (!w)
 		return MST_REASON_CT_FULL;
@@ -134,13 +135,17 @@ __noinline int ct_create(__u32 backend)
 	ct->dport = request->sport;
 	ct->backend = backend;
 	ct->seen = now;
-	had = bpf_map_lookup_elem(&mst_ct_v1, key);
-	if (had &&
-	    (!addr_eq(&had->saddr, &ct->saddr) || had->sport != ct->sport ||
-	     had->dport != ct->dport) &&
-	    !ct_over(had, request->proto))
-		return MST_REASON_CT_COLLISION;
-	if (bpf_map_update_elem(&mst_ct_v1, key, ct, BPF_ANY))
+	err = bpf_map_update_elem(&mst_ct_v1, key, ct, BPF_NOEXIST);
+	if (err == -EEXIST) {
+		had = bpf_map_lookup_elem(&mst_ct_v1, key);
+		if (had &&
+		    (!addr_eq(&had->saddr, &ct->saddr) ||
+		     had->sport != ct->sport || had->dport != ct->dport) &&
+		    !ct_over(had, request->proto))
+			return MST_REASON_CT_COLLISION;
+		err = bpf_map_update_elem(&mst_ct_v1, key, ct, BPF_ANY);
+	}
+	if (err)
 		return MST_REASON_CT_FULL;
 	ct->saddr = sent->saddr;
 	ct->daddr = sent->daddr;

@@ -115,13 +115,23 @@ static __always_inline bool is_martian(const struct work *w)
 }
 
 /* Is it for a published port, or about a flow to one? */
-static __always_inline int to_published(struct __sk_buff *skb, struct work *w)
+static __always_inline int to_published(struct __sk_buff *skb, struct work *w,
+					bool begins)
 {
 	if (w->p.frag == FRAG_LATER)
 		return svc_fragment(skb, w);
 	if (!w->p.frag && is_icmp_error(&w->p))
 		return svc_icmp_error(skb);
-	return publish(skb);
+	return publish(skb, begins);
+}
+
+/*
+ * May the packet be for a port that masqueraded flows have? Of all others that
+ * come back more are of published flows.
+ */
+static __always_inline bool may_be_masqueraded(const struct pkt *p)
+{
+	return bpf_ntohs(p->t.dport) >= SNAT_PORT_MIN;
 }
 
 /* Is the frame a VLAN's? A tag that is a priority alone (802.1p) is none. */
@@ -135,6 +145,7 @@ int host_ingress(struct __sk_buff *skb)
 {
 	struct work *w = work();
 	__u32 reason;
+	bool looked;
 	int verdict;
 
 	if (!w || is_tagged(skb) ||
@@ -155,9 +166,12 @@ int host_ingress(struct __sk_buff *skb)
 		if (verdict != SVC_UNTOUCHED)
 			return verdict;
 	}
-	verdict = answered_outside(skb, w);
+	looked = has_ports(&w->p) && !may_be_masqueraded(&w->p);
+	verdict = looked ? published_goes_on(skb, w) : SVC_UNTOUCHED;
+	if (verdict == SVC_UNTOUCHED)
+		verdict = answered_outside(skb, w);
 	if (verdict == SVC_UNTOUCHED && w->p.frag != FRAG_LATER)
-		verdict = to_published(skb, w);
+		verdict = to_published(skb, w, looked);
 	if (verdict >= 0)
 		return verdict;
 	if (verdict == SVC_UNTOUCHED) {
@@ -241,7 +255,7 @@ static __always_inline int from_slave(struct __sk_buff *skb, struct work *w,
 		return drop(skb, MST_REASON_SPOOFED, MST_FROM_CONTAINER);
 	/* an internal network reaches no published port */
 	if (!private || iface->flags & MST_IF_EGRESS)
-		verdict = to_published(skb, w);
+		verdict = to_published(skb, w, false);
 	if (verdict == SVC_TRANSLATED)
 		return enter(skb, w);
 	if (verdict != SVC_UNTOUCHED || !private)

@@ -122,7 +122,7 @@ static __always_inline int forward(struct __sk_buff *skb, struct work *w,
 
 	dst = bpf_map_lookup_elem(&mst_endpoints_v1, &p->t.daddr);
 	if (dst && !translated && to_published(w, dst, iface)) {
-		verdict = publish(skb);
+		verdict = publish(skb, false);
 		if (verdict >= 0)
 			return verdict;
 		translated = verdict == SVC_TRANSLATED;

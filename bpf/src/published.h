@@ -54,28 +54,39 @@ static __always_inline __u32 published_flow(struct __sk_buff *skb,
 	return ct_create(0);
 }
 
-/*
- * To a published port: gives a packet its backend's address. What nobody
- * publishes is untouched.
- */
-__noinline int publish(struct __sk_buff *skb)
+/* Of a flow to a published port that goes on; what else there is: untouched. */
+static __always_inline int published_goes_on(struct __sk_buff *skb,
+					     struct work *w)
 {
-	struct work *w = work();
-	const struct mst_service *svc;
-	const struct mst_endpoint *dst;
-	struct mst_ct *ct;
-	__u32 reason;
-	bool open;
+	const struct mst_ct *ct = ct_lookup(&w->p, MST_DIR_REQUEST);
 
-	if (!w || (w->p.t.proto != IPPROTO_TCP && w->p.t.proto != IPPROTO_UDP))
-		return SVC_UNTOUCHED;
-	ct = ct_lookup(&w->p, MST_DIR_REQUEST);
 	/* datagrams move on when their backend is gone, streams cannot */
 	if (ct && w->p.t.proto == IPPROTO_UDP && ct->backend &&
 	    !bpf_map_lookup_elem(&mst_backends_v1, &ct->backend))
 		ct = NULL;
-	if (ct)
-		return svc_translate(skb, w, ct);
+	return ct ? svc_translate(skb, w, ct) : SVC_UNTOUCHED;
+}
+
+/*
+ * To a published port: gives a packet its backend's address. What nobody
+ * publishes is untouched. Begins: published_goes_on() has been asked.
+ */
+__noinline int publish(struct __sk_buff *skb, bool begins)
+{
+	struct work *w = work();
+	const struct mst_service *svc;
+	const struct mst_endpoint *dst;
+	__u32 reason;
+	int verdict;
+	bool open;
+
+	if (!w || !has_ports(&w->p))
+		return SVC_UNTOUCHED;
+	verdict = begins ? SVC_UNTOUCHED : published_goes_on(skb, w);
+	if (verdict != SVC_UNTOUCHED)
+		return verdict;
+	if (w->p.t.proto == IPPROTO_TCP && !is_syn(&w->p))
+		return SVC_UNTOUCHED; /* the host's stack resets it */
 	dst = bpf_map_lookup_elem(&mst_endpoints_v1, &w->p.t.daddr);
 	if (!dst)
 		return SVC_UNTOUCHED;
@@ -84,8 +95,6 @@ __noinline int publish(struct __sk_buff *skb)
 	open = dst->flags & MST_EP_OPEN && w->place == PLACE_UPLINK;
 	if (!svc && !open)
 		return SVC_UNTOUCHED;
-	if (w->p.t.proto == IPPROTO_TCP && !is_syn(&w->p))
-		return SVC_UNTOUCHED; /* the host's stack resets it */
 	reason = published_flow(skb, w, svc);
 	/* the socket that holds the port would take it */
 	if (reason == MST_REASON_NO_BACKEND)
