@@ -149,6 +149,10 @@ __noinline int nat_tuple(struct __sk_buff *skb)
 	now = &w->now;
 	from = p->t.sport | (__u32)p->t.dport << 16;
 	to = now->sport | (__u32)now->dport << 16;
+	/* of a flow at the container's own address nothing changes */
+	if (from == to && addr_eq(&p->t.saddr, &now->saddr) &&
+	    addr_eq(&p->t.daddr, &now->daddr))
+		return 0;
 	ports = has_ports(p) && from != to;
 	behind = !p->v6 && p->l4 == p->l3 + sizeof(struct iphdr);
 	off = p->frag == FRAG_LATER ? -1 : l4_csum_offset(p);
