@@ -54,10 +54,12 @@ static __always_inline int send_back(struct __sk_buff *skb)
 	return bpf_redirect(skb->ifindex, BPF_F_INGRESS);
 }
 
-static __always_inline int swap_macs(struct __sk_buff *skb)
+static __always_inline int swap_macs(struct __sk_buff *skb, const struct pkt *p)
 {
 	__u8 macs[12], swapped[12];
 
+	if (p->l3 == L2_NONE)
+		return 0;
 	if (bpf_skb_load_bytes(skb, 0, macs, sizeof(macs)))
 		return -1;
 	__builtin_memcpy(swapped, macs + 6, 6);
@@ -106,7 +108,7 @@ static __always_inline __s64 pseudo_sum(const struct pkt *p, __u16 len,
 	return bpf_csum_diff(NULL, 0, (__be32 *)&h4, sizeof(h4), 0);
 }
 
-/* Writes the IP header of an answer to p with len bytes of payload at L2_LEN.
+/* Writes the IP header of an answer to p with len bytes of payload.
  */
 static __always_inline int put_ip(struct __sk_buff *skb, const struct pkt *p,
 				  __u16 len, __u8 proto)
@@ -121,7 +123,7 @@ static __always_inline int put_ip(struct __sk_buff *skb, const struct pkt *p,
 		ip6.hop_limit = 64;
 		__builtin_memcpy(&ip6.saddr, &p->t.daddr, 16);
 		__builtin_memcpy(&ip6.daddr, &p->t.saddr, 16);
-		return bpf_skb_store_bytes(skb, L2_LEN, &ip6, sizeof(ip6), 0);
+		return bpf_skb_store_bytes(skb, p->l3, &ip6, sizeof(ip6), 0);
 	}
 	ip4.version = 4;
 	ip4.ihl = 5;
@@ -132,7 +134,7 @@ static __always_inline int put_ip(struct __sk_buff *skb, const struct pkt *p,
 	ip4.daddr = p->t.saddr.w[3];
 	ip4.check =
 		fold(bpf_csum_diff(NULL, 0, (__be32 *)&ip4, sizeof(ip4), 0));
-	return bpf_skb_store_bytes(skb, L2_LEN, &ip4, sizeof(ip4), 0);
+	return bpf_skb_store_bytes(skb, p->l3, &ip4, sizeof(ip4), 0);
 }
 
 static __always_inline __u32 ip_len(const struct pkt *p)
@@ -163,7 +165,7 @@ __noinline int answer_rst(struct __sk_buff *skb)
 	if (!w)
 		return TC_DROP;
 	p = &w->p;
-	l4 = L2_LEN + ip_len(p);
+	l4 = p->l3 + ip_len(p);
 	if (p->tcp_flags & TCP_RST)
 		return TC_DROP;
 	if (bpf_skb_load_bytes(skb, p->l4, &in, sizeof(in)))
@@ -185,8 +187,8 @@ __noinline int answer_rst(struct __sk_buff *skb)
 	}
 	out.csum = fold(bpf_csum_diff(NULL, 0, (__be32 *)&out, sizeof(out),
 				      pseudo_sum(p, sizeof(out), IPPROTO_TCP)));
-	if (bpf_skb_change_tail(skb, l4 + sizeof(out), 0) || swap_macs(skb) ||
-	    put_ip(skb, p, sizeof(out), IPPROTO_TCP) ||
+	if (bpf_skb_change_tail(skb, l4 + sizeof(out), 0) ||
+	    swap_macs(skb, p) || put_ip(skb, p, sizeof(out), IPPROTO_TCP) ||
 	    bpf_skb_store_bytes(skb, l4, &out, sizeof(out), 0))
 		return TC_DROP;
 	return send_back(skb);
@@ -240,7 +242,7 @@ __noinline int answer_unreach(struct __sk_buff *skb, __u32 how)
 	if (!w)
 		return TC_DROP;
 	p = &w->p;
-	l4 = L2_LEN + ip_len(p);
+	l4 = p->l3 + ip_len(p);
 	quote = p->l4 - p->l3;
 	if (quote > QUOTE_MAX - 8)
 		quote = QUOTE_MAX - 8;
@@ -257,7 +259,7 @@ __noinline int answer_unreach(struct __sk_buff *skb, __u32 how)
 	/* what is beyond the quote is zero and changes no sum */
 	msg->csum =
 		fold(bpf_csum_diff(NULL, 0, (__be32 *)msg, sizeof(*msg), sum));
-	if (bpf_skb_change_tail(skb, l4 + len, 0) || swap_macs(skb) ||
+	if (bpf_skb_change_tail(skb, l4 + len, 0) || swap_macs(skb, p) ||
 	    put_ip(skb, p, len, proto) ||
 	    bpf_skb_store_bytes(skb, l4, msg, len, 0))
 		return TC_DROP;
@@ -302,7 +304,7 @@ __noinline int answer_echo(struct __sk_buff *skb)
 	type = (__u8)to;
 	if (bpf_l4_csum_replace(skb, p->l4 + 2, from, to, sizeof(to)) ||
 	    bpf_skb_store_bytes(skb, p->l4, &type, sizeof(type), 0) ||
-	    swap_macs(skb))
+	    swap_macs(skb, p))
 		return TC_DROP;
 	/* swapping two addresses leaves every checksum over both as it is */
 	if (p->v6) {

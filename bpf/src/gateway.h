@@ -137,7 +137,8 @@ static __noinline int answer_ns(struct __sk_buff *skb, struct work *w,
 	out.csum =
 		fold(bpf_csum_diff(NULL, 0, (__be32 *)&out, sizeof(out),
 				   pseudo_sum(p, sizeof(out), IPPROTO_ICMPV6)));
-	if (bpf_skb_change_tail(skb, l4 + sizeof(out), 0) || swap_macs(skb) ||
+	if (bpf_skb_change_tail(skb, l4 + sizeof(out), 0) ||
+	    swap_macs(skb, p) ||
 	    bpf_skb_store_bytes(skb, 6, mac, sizeof(mac), 0) ||
 	    put_ip(skb, p, sizeof(out), IPPROTO_ICMPV6) ||
 	    bpf_skb_store_bytes(skb, L2_LEN + 7, &hop_limit, 1, 0) ||

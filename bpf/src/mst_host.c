@@ -5,6 +5,7 @@
  * host_ingress sees a device that leads out before the host's stack and its
  * firewall do: replies to flows that left masqueraded, and what is for
  * published ports, go straight into the sandbox. All else passes untouched.
+ * host_ip_ingress does that where packets have no Ethernet header.
  * slave_ingress sees what containers on slaves send to the host.
  */
 #include "deliver.h"
@@ -12,6 +13,18 @@
 #include "published.h"
 #include "slave.h"
 #include "snat.h"
+
+/* Gives a packet without one an Ethernet header, whose addresses are still to
+ * be written; false if the kernel refuses.
+ */
+static __always_inline bool add_ethernet(struct __sk_buff *skb)
+{
+	__be16 type = (__be16)skb->protocol;
+
+	return bpf_skb_change_head(skb, ETH_HLEN, 0) == 0 &&
+	       bpf_skb_store_bytes(skb, offsetof(struct ethhdr, h_proto), &type,
+				   sizeof(type), 0) == 0;
+}
 
 /* Into the sandbox of the endpoint that w->p is for now. */
 static __always_inline int enter(struct __sk_buff *skb, struct work *w)
@@ -23,6 +36,8 @@ static __always_inline int enter(struct __sk_buff *skb, struct work *w)
 		return TC_PASS;
 	if (dst->via && w->place == PLACE_UPLINK)
 		came_by(w, skb->ifindex);
+	if (w->p.l3 == L2_NONE && !add_ethernet(skb))
+		return drop(skb, MST_REASON_NAT_FAILED, MST_TO_CONTAINER);
 	return deliver(skb, w->place, dst);
 }
 
@@ -140,8 +155,8 @@ static __always_inline bool is_tagged(const struct __sk_buff *skb)
 	return skb->vlan_present && skb->vlan_tci & VLAN_VID;
 }
 
-SEC("host-ingress")
-int host_ingress(struct __sk_buff *skb)
+/* Judges what comes in by a device that leads out, with the IP header at l2. */
+static __always_inline int from_outside(struct __sk_buff *skb, __u32 l2)
 {
 	struct work *w = work();
 	__u32 reason;
@@ -154,14 +169,14 @@ int host_ingress(struct __sk_buff *skb)
 		return TC_PASS;
 	w->place = PLACE_UPLINK;
 	w->network = 0;
-	reason = parse(skb);
+	reason = parse(skb, l2);
 	if (reason)
 		return evades(w) ? drop(skb, reason, MST_TO_CONTAINER)
 				 : TC_PASS;
 	w->sender = w->p.t.saddr;
 	if (lb_in_pool(&w->p.t.daddr) || is_martian(w))
 		return drop(skb, MST_REASON_OFF_HOST, MST_TO_CONTAINER);
-	if (handed_over(skb)) {
+	if (l2 && handed_over(skb)) {
 		verdict = answer_out(skb, w);
 		if (verdict != SVC_UNTOUCHED)
 			return verdict;
@@ -180,6 +195,19 @@ int host_ingress(struct __sk_buff *skb)
 		frag_remember(w, &w->p.t, 0);
 	}
 	return enter(skb, w);
+}
+
+SEC("host-ingress")
+int host_ingress(struct __sk_buff *skb)
+{
+	return from_outside(skb, L2_LEN);
+}
+
+/* For devices without Ethernet headers: what a sandbox gets has one. */
+SEC("host-ip-ingress")
+int host_ip_ingress(struct __sk_buff *skb)
+{
+	return from_outside(skb, L2_NONE);
 }
 
 /*
@@ -203,8 +231,8 @@ static __always_inline bool lan_asks(struct __sk_buff *skb, struct work *w,
 		__builtin_memcpy(&ip, arp.sip, sizeof(ip));
 		from = addr4(ip);
 	} else {
-		if (skb->protocol != bpf_htons(ETH_P_IPV6) || parse(skb) ||
-		    w->p.t.proto != IPPROTO_ICMPV6 ||
+		if (skb->protocol != bpf_htons(ETH_P_IPV6) ||
+		    parse(skb, L2_LEN) || w->p.t.proto != IPPROTO_ICMPV6 ||
 		    w->p.icmp_type != ICMP6_NS)
 			return false;
 		from = w->p.t.saddr;
@@ -282,7 +310,7 @@ int slave_ingress(struct __sk_buff *skb)
 	w->place = PLACE_SLAVE;
 	w->via = iface->via;
 	w->network = iface->network;
-	reason = parse(skb);
+	reason = parse(skb, L2_LEN);
 	if (reason)
 		return iface->flags & MST_IF_PRIVATE || evades(w)
 			       ? drop(skb, reason, MST_FROM_CONTAINER)

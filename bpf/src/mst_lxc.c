@@ -188,7 +188,7 @@ static __always_inline int from_container(struct __sk_buff *skb, __u32 place)
 		return strict ? drop(skb, MST_REASON_NO_ROUTE,
 				     MST_FROM_CONTAINER)
 			      : TC_PASS;
-	reason = parse(skb);
+	reason = parse(skb, L2_LEN);
 	if (reason)
 		return drop(skb, reason, MST_FROM_CONTAINER);
 	if (w->p.v6 && w->p.t.proto == IPPROTO_ICMPV6 &&
@@ -247,7 +247,7 @@ int lxc_egress(struct __sk_buff *skb)
 		skb->cb[0] = 0;
 		return TC_PASS;
 	}
-	reason = parse(skb);
+	reason = parse(skb, L2_LEN);
 	/* a slave gets what its LAN has, some of it without a MAC header */
 	if (reason)
 		return iface ? drop(skb, reason, MST_TO_CONTAINER) : TC_PASS;

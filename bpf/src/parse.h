@@ -153,7 +153,11 @@ static __always_inline struct work *work(void)
 	return bpf_map_lookup_elem(&mst_work, &zero);
 }
 
-#define L2_LEN ETH_HLEN
+/* Length of what comes before the IP header: of Ethernet, or nothing at all on
+ * a device without one (tun, WireGuard, PPP).
+ */
+#define L2_LEN	ETH_HLEN
+#define L2_NONE 0
 
 static __always_inline __u32 parse4(struct __sk_buff *skb, struct pkt *p)
 {
@@ -261,8 +265,9 @@ static __always_inline bool is_echo_reply(const struct pkt *p)
 			       p->icmp_type == ICMP4_ECHO_REPLY;
 }
 
-/* Fills w->p from the frame; a reason to drop it, or 0. */
-__noinline int parse(struct __sk_buff *skb)
+/* Fills w->p from the frame, whose IP header is at l2; a reason to drop it, or
+ * 0. */
+__noinline int parse(struct __sk_buff *skb, __u32 l2)
 {
 	struct work *w = work();
 	struct pkt *p;
@@ -274,7 +279,7 @@ __noinline int parse(struct __sk_buff *skb)
 		return MST_REASON_MALFORMED;
 	p = &w->p;
 	__builtin_memset(p, 0, sizeof(*p));
-	p->l3 = L2_LEN;
+	p->l3 = l2;
 	p->v6 = skb->protocol == bpf_htons(ETH_P_IPV6);
 	reason = p->v6 ? parse6(skb, p) : parse4(skb, p);
 	if (reason || p->frag == FRAG_LATER)
