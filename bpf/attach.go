@@ -99,6 +99,7 @@ const (
 	HostSlave
 	ParentEnd
 	UplinkEnd
+	IPUplinkEnd // without Ethernet headers
 )
 
 // lxcHooks are where the programs of an end are attached.
@@ -109,6 +110,8 @@ var lxcHooks = map[End]map[string]ebpf.AttachType{
 	HostSlave:  {"slave_ingress": ebpf.AttachTCXIngress, "lxc_egress": ebpf.AttachTCXEgress},
 	ParentEnd:  {"slave_ingress": ebpf.AttachTCXIngress},
 	UplinkEnd:  {"host_ingress": ebpf.AttachTCXIngress},
+
+	IPUplinkEnd: {"host_ip_ingress": ebpf.AttachTCXIngress},
 }
 
 // Programs names what runs for packets that come in by the device and go out by it, "" for none.
@@ -183,7 +186,7 @@ func (d *Datapath) RenameLXC(from, to string) error {
 }
 
 // lxcPrograms may all be on a device.
-var lxcPrograms = []string{"lxc_ingress", "lxc_netkit", "lxc_egress", "host_ingress", "slave_ingress"}
+var lxcPrograms = []string{"lxc_ingress", "lxc_netkit", "lxc_egress", "host_ingress", "host_ip_ingress", "slave_ingress"}
 
 // DetachLXC undoes AttachLXC; nothing attached is no error.
 func (d *Datapath) DetachLXC(ifname string) error {

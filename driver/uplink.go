@@ -133,7 +133,11 @@ func (m *Manager) setUplink(u link.Uplink, was bpf.Uplink) error {
 		return nil
 	}
 	if m.uplinks[u.Name].IfIndex != now.IfIndex { // who knows the answers comes before anything leaves
-		if err := m.attachDevice(u.Name, u.Device, bpf.UplinkEnd); err != nil {
+		end := bpf.UplinkEnd
+		if u.IP {
+			end = bpf.IPUplinkEnd
+		}
+		if err := m.attachDevice(u.Name, u.Device, end); err != nil {
 			return err
 		}
 	}

@@ -34,6 +34,7 @@ type Device struct {
 	Index int
 	MAC   net.HardwareAddr
 	MTU   int
+	IP    bool // packets have no Ethernet header: tun, WireGuard, PPP
 }
 
 // ownedBy tells whether a device is the owner's, or half made: ours, and nobody's yet.
@@ -48,7 +49,16 @@ func halfMade(l netlink.Link) bool {
 
 func device(l netlink.Link) Device {
 	a := l.Attrs()
-	return Device{Name: a.Name, Type: l.Type(), Index: a.Index, MAC: a.HardwareAddr, MTU: a.MTU}
+	return Device{Name: a.Name, Type: l.Type(), Index: a.Index, MAC: a.HardwareAddr, MTU: a.MTU, IP: isIP(l)}
+}
+
+// isIP tells whether a device's packets begin with their IP header, as far as our programs can know.
+func isIP(l netlink.Link) bool {
+	switch l.Attrs().EncapType {
+	case "none", "ppp": // tun and WireGuard are "none"
+		return true
+	}
+	return false
 }
 
 // Delete removes a device of the owner's, and with it its addresses, neighbours and routes. A missing one

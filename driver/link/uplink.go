@@ -68,16 +68,16 @@ func (Host) Uplinks(names []string) (uplinks []Uplink, unfit []string, err error
 	return uplinks, unfit, nil
 }
 
-// unfitUplink says why a device is none for our programs. They read frames of Ethernet, which tunnels (tun, WireGuard)
-// and modems (PPP) do not have: these stay the host's, whose stack forwards and filters what containers send there
-// with their own addresses. Our own devices lead to containers.
+// unfitUplink says why a device is none for our programs. They read frames of Ethernet, or what begins with an IP header.
+// Tunnels whose packets the kernel has with more before that (GRE) stay the host's, whose stack forwards and filters what
+// containers send there with their own addresses. Our own devices lead to containers.
 func unfitUplink(l netlink.Link) string {
 	a := l.Attrs()
 	switch {
 	case strings.HasPrefix(a.Alias, alias) || a.Group == group:
 		return "is a device of mustang's own"
-	case a.EncapType != "ether":
-		return "has no Ethernet header"
+	case a.EncapType != "ether" && !isIP(l):
+		return "has headers of another kind (" + a.EncapType + ") than Ethernet, tun, WireGuard and PPP"
 	}
 	return ""
 }
