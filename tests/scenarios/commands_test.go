@@ -51,6 +51,7 @@ var commands = map[string]command{
 	"nameserver": nameserver,
 	"serve":      serve,
 	"radio":      radio,
+	"tunnel":     tunnel,
 	"vip":        vip,
 	"address":    address,
 }
