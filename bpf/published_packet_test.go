@@ -125,6 +125,46 @@ func TestPublishedPorts(t *testing.T) {
 	})
 }
 
+func TestPublishedFlowsEnd(t *testing.T) {
+	both(t, []scenario{
+		{"a client that uses a closed tuple again gets a backend anew", func(w *world) {
+			w.leaves(true)
+			s := w.publish(w.host, 80, ProtocolTCP)
+			w.send(fromOutside(), tcp(w.outside, 5000, w.host, 80, syn)).toBackend(tcp(w.outside, 5000, w.backend, 8080, syn))
+			w.send(fromOutside(), tcp(w.outside, 5000, w.host, 80, fin)).toBackend(tcp(w.outside, 5000, w.backend, 8080, fin))
+			w.send(fromBackend(), tcp(w.backend, 8080, w.outside, 5000, fin)).leftAs(func(uint16) frame { return tcp(w.host, 80, w.outside, 5000, fin) })
+			s.Slots = []uint32{w.backendAt(w.backend2, 8080)}
+			require.NoError(w, testDP.PutService(s))
+			w.send(fromOutside(), tcp(w.outside, 5000, w.host, 80, ack)).toBackend(tcp(w.outside, 5000, w.backend, 8080, ack))
+			w.send(fromOutside(), tcp(w.outside, 5000, w.host, 80, syn)).toBackend2(tcp(w.outside, 5000, w.backend2, 8080, syn))
+		}},
+		{"one that is silent for longer than its state allows is the host's to reset", func(w *world) {
+			w.leaves(true)
+			w.publish(w.host, 80, ProtocolTCP)
+			in := tcp(w.outside, 5000, w.host, 80, syn)
+			w.send(fromOutside(), in).toBackend(tcp(w.outside, 5000, w.backend, 8080, syn))
+			w.age(in, dirRequest, 21)
+			w.send(fromOutside(), tcp(w.outside, 5000, w.host, 80, ack)).untouched()
+		}},
+		{"answers go on when the port is published no more, new flows do not come in", func(w *world) {
+			w.leaves(true)
+			s := w.publish(w.host, 80, ProtocolTCP)
+			w.send(fromOutside(), tcp(w.outside, 5000, w.host, 80, syn)).toBackend(tcp(w.outside, 5000, w.backend, 8080, syn))
+			require.NoError(w, testDP.DeleteService(s.Frontend))
+			w.send(fromBackend(), tcp(w.backend, 8080, w.outside, 5000, synAck)).leftAs(func(uint16) frame { return tcp(w.host, 80, w.outside, 5000, synAck) })
+			w.send(fromOutside(), tcp(w.outside, 5000, w.host, 80, data)).toBackend(tcp(w.outside, 5000, w.backend, 8080, data))
+			w.send(fromOutside(), tcp(w.outside, 5001, w.host, 80, syn)).untouched()
+		}},
+		{"a masqueraded flow and a published one share a peer's port and the host's", func(w *world) {
+			w.leaves(true)
+			p := w.leavesAs(udp(w.client, 5000, w.outside, 53, "q"), func(p uint16) frame { return udp(w.host, p, w.outside, 53, "q") })
+			w.publish(w.host, p, ProtocolUDP) // published later than the flow began
+			w.send(fromOutside(), udp(w.outside, 53, w.host, p, "a")).toClient(udp(w.outside, 53, w.client, 5000, "a"))
+			w.send(fromOutside(), udp(w.outside, 54, w.host, p, "q")).toBackend(udp(w.outside, 54, w.backend, 8080, "q"))
+		}},
+	})
+}
+
 // A priority is no VLAN: the host's stack takes such a frame as if it had no tag. As in
 // TestTaggedFrameFromAStrictInterface, only a real device takes tags out.
 func TestPriorityTaggedFrameFromOutside(t *testing.T) {

@@ -7,68 +7,13 @@
  * is ever translated, so the VIP costs nothing over a direct connection.
  * Sockets of other sandboxes return after one lookup.
  */
+#include "bind.h"
 #include "lb.h"
-
-#define ALLOW 1
-#define DENY  0
+#include "sock.h"
 
 #define DNS_PORT      bpf_htons(53)
 #define DNS_IP	      bpf_htonl(0x7f00000b) /* 127.0.0.11, the engine's resolver */
 #define HEARTBEAT_MAX (2 * 1000000000ULL)
-
-#define BIND_SLOTS 256 /* slots looked at for the sandbox's own backend */
-
-struct {
-	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__type(key, int);
-	__type(value, struct mst_sock);
-	__uint(pinning, LIBBPF_PIN_BY_NAME);
-} mst_socks_v1 SEC(".maps");
-
-static __always_inline struct mst_sock *sock_state(struct bpf_sock_addr *ctx,
-						   bool create)
-{
-	if (!ctx->sk)
-		return NULL;
-	return bpf_sk_storage_get(&mst_socks_v1, ctx->sk, NULL,
-				  create ? BPF_SK_STORAGE_GET_F_CREATE : 0);
-}
-
-static __always_inline const struct mst_sandbox *sandbox(__u64 cookie,
-							 __u32 network)
-{
-	struct mst_sandbox_key key = {.cookie = cookie, .network = network};
-
-	return bpf_map_lookup_elem(&mst_sandboxes_v1, &key);
-}
-
-static __always_inline void get_dst(const struct bpf_sock_addr *ctx, bool v6,
-				    struct mst_addr *dst)
-{
-	if (!v6) {
-		*dst = addr4(ctx->user_ip4);
-		return;
-	}
-	dst->w[0] = ctx->user_ip6[0];
-	dst->w[1] = ctx->user_ip6[1];
-	dst->w[2] = ctx->user_ip6[2];
-	dst->w[3] = ctx->user_ip6[3];
-}
-
-static __always_inline void set_dst(struct bpf_sock_addr *ctx, bool v6,
-				    const struct mst_addr *dst, __be16 port)
-{
-	if (!v6) {
-		ctx->user_ip4 = dst->w[3];
-	} else {
-		ctx->user_ip6[0] = dst->w[0];
-		ctx->user_ip6[1] = dst->w[1];
-		ctx->user_ip6[2] = dst->w[2];
-		ctx->user_ip6[3] = dst->w[3];
-	}
-	ctx->user_port = port;
-}
 
 static __always_inline int refuse(int err, __u32 reason)
 {
@@ -317,75 +262,6 @@ static __always_inline int to_frontend(struct bpf_sock_addr *ctx, bool v6)
 			break;
 		}
 	}
-	return ALLOW;
-}
-
-struct own_search {
-	struct mst_service_key key;
-	__u64 cookie;
-	struct mst_addr addr;
-	__u32 found;
-};
-
-static long own_backend(__u32 i, struct own_search *s)
-{
-	const struct mst_backend *be;
-	const struct mst_service *slot;
-
-	s->key.slot = i + 1;
-	slot = bpf_map_lookup_elem(&mst_services_v1, &s->key);
-	if (!slot)
-		return 1;
-	be = bpf_map_lookup_elem(&mst_backends_v1, &slot->backend);
-	if (!be || be->cookie != s->cookie)
-		return 0;
-	s->addr = be->addr;
-	s->found = 1;
-	return 1;
-}
-
-/* Is the port that a socket of the host's would have published? */
-static __always_inline bool taken(struct bpf_sock_addr *ctx,
-				  const struct mst_addr *addr)
-{
-	__be16 port = (__be16)ctx->user_port;
-	const struct mst_sock *st;
-
-	if (!port || !lb_taken(addr, port, ctx->protocol))
-		return false;
-	st = sock_state(ctx, false);
-	return !st || !(st->flags & MST_SOCK_EXEMPT);
-}
-
-/*
- * bind: a sandbox that backs a VIP may bind to it, which means its own
- * address there (stacks whose members bind to the name of their service).
- */
-static __always_inline int to_own(struct bpf_sock_addr *ctx, bool v6)
-{
-	const struct mst_sandbox *sb;
-	struct own_search s = {};
-	const struct mst_service *head;
-	struct mst_addr addr;
-
-	s.cookie = bpf_get_netns_cookie(ctx);
-	sb = sandbox(s.cookie, 0);
-	if (!sb)
-		return ALLOW;
-	get_dst(ctx, v6, &addr);
-	if (sb->flags & MST_SB_ALL_NETWORKS && taken(ctx, &addr)) {
-		bpf_set_retval(-EADDRINUSE);
-		return DENY;
-	}
-	if (addr_zero(&addr))
-		return ALLOW;
-	head = lb_head(&s.key, &addr);
-	if (!head)
-		return ALLOW;
-	lb_service(&s.key, head, (__be16)ctx->user_port, ctx->protocol);
-	bpf_loop(BIND_SLOTS, own_backend, &s, 0);
-	if (s.found)
-		set_dst(ctx, v6, &s.addr, (__be16)ctx->user_port);
 	return ALLOW;
 }
 
