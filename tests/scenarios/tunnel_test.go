@@ -3,6 +3,7 @@
 package scenarios
 
 import (
+	"errors"
 	"fmt"
 	"os"
 
@@ -11,9 +12,14 @@ import (
 
 // tunnel joins the host and the outside by a tun device at each end, whose packets have no Ethernet header, until the script ends:
 // `tunnel NAME`.
-func tunnel(s *scenario, _ string, args []string) result {
+func tunnel(s *scenario, dir string, args []string) result {
 	if len(args) != 1 {
 		return failure("usage: tunnel NAME")
+	}
+	if _, err := os.Stat(tunFile); errors.Is(err, os.ErrNotExist) {
+		if r := run(dir, "modprobe", "tun"); r.err != nil {
+			return r
+		}
 	}
 	outside, err := s.netns("lan")
 	if err != nil {
@@ -37,11 +43,13 @@ func tunnel(s *scenario, _ string, args []string) result {
 	return result{}
 }
 
+const tunFile = "/dev/net/tun"
+
 // tun makes a tun device in the namespace of the calling thread, which goes when the file is closed.
 func tun(name string) (*os.File, error) {
-	fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
+	fd, err := unix.Open(tunFile, unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
 	if err != nil {
-		return nil, fmt.Errorf("make the tun device %s: open /dev/net/tun: %w", name, err)
+		return nil, fmt.Errorf("make the tun device %s: open %s: %w", name, tunFile, err)
 	}
 	ifr, err := unix.NewIfreq(name)
 	if err == nil {
