@@ -29,8 +29,8 @@ type services struct {
 	endpoints map[string]service.Endpoint
 	gone      map[string]bool
 	known     map[string]bool // whose containers services know
-	refuses   string // id of an endpoint whose address is a VIP
-	onGone    func() // is called once, when Gone returns
+	refuses   string          // id of an endpoint whose address is a VIP
+	onGone    func()          // is called once, when Gone returns
 }
 
 func (s *services) AddNetwork(n service.Network) ([]netip.Prefix, error) {
