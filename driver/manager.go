@@ -124,7 +124,7 @@ type Manager struct {
 	pools    []netip.Prefix // service pools, unreachable but for VIPs
 	log      logrus.FieldLogger
 
-	uplinkNames []string // none: those of default routes
+	uplinkNames []string // none: those that link.Host.Uplinks finds by itself
 	introduce   func(ctx context.Context, networkID string)
 
 	mu        sync.Mutex // guards what follows and orders changes
@@ -151,7 +151,7 @@ type Config struct {
 	Tables   Tables
 	Resolver Resolver
 	Ports    Ports          // nil if no daemon runs to hold them
-	Uplinks  []string       // devices that lead out; none: those of default routes
+	Uplinks  []string       // devices that lead out; none: those that [link.Host.Uplinks] finds by itself
 	Pools    []netip.Prefix // service pools: made unreachable on the host, but for what the hooks translate
 	Log      logrus.FieldLogger
 	// Introduce has services told whose the endpoints of a network are, as far as anybody knows; nil if nobody does. It
