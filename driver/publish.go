@@ -367,9 +367,13 @@ func (m *Manager) take(e *Endpoint, b PortBinding, hosts []netip.Addr, port uint
 	return nil
 }
 
-// add records a port, together with the ones before it if they are in a row.
+// rows is how many rows of ports can go on at a time: one of each family, of the host's and routed.
+const rows = 4
+
+// add records a port, together with the ones before it if they are in a row. Ports come in order, so that only the last
+// rows can go on: a thousand that are not in a row are not compared with one another.
 func (e *Endpoint) add(p Published) {
-	for i := range e.Published {
+	for i := max(0, len(e.Published)-rows); i < len(e.Published); i++ {
 		q := &e.Published[i]
 		if q.Protocol == p.Protocol && q.Routed == p.Routed && q.Host.Addr() == p.Host.Addr() &&
 			q.Host.Port()+q.Count == p.Host.Port() && q.Port+q.Count == p.Port {
