@@ -28,7 +28,7 @@ type Config struct {
 	ServicePools []netip.Prefix // masked, apart from each other and from AddressPools, at least one
 	AddressPools []AddressPool  // apart from each other and from ServicePools, at least one
 
-	Uplinks []string // names of devices that lead out; none = those of default routes
+	Uplinks []string // names of devices that lead out; none = those of default routes, and every NIC, VLAN, bond, team, tun, WireGuard and PPP device with an address
 
 	LogLevel  string // one of LogLevels
 	LogFormat string // one of LogFormats

@@ -100,6 +100,8 @@ type Services interface {
 	Unpublish(endpointID string) error
 	// Label is what people call an endpoint.
 	Label(endpointID string) string
+	// Known tells whether it is known whose an endpoint is.
+	Known(endpointID string) bool
 }
 
 // Resolver answers names inside sandboxes; nil if no daemon runs to answer.
@@ -122,7 +124,8 @@ type Manager struct {
 	pools    []netip.Prefix // service pools, unreachable but for VIPs
 	log      logrus.FieldLogger
 
-	uplinkNames []string // none: those of default routes
+	uplinkNames []string // none: those that link.Host.Uplinks finds by itself
+	introduce   func(ctx context.Context, networkID string)
 
 	mu        sync.Mutex // guards what follows and orders changes
 	networks  map[string]*Network
@@ -148,9 +151,12 @@ type Config struct {
 	Tables   Tables
 	Resolver Resolver
 	Ports    Ports          // nil if no daemon runs to hold them
-	Uplinks  []string       // devices that lead out; none: those of default routes
+	Uplinks  []string       // devices that lead out; none: those that [link.Host.Uplinks] finds by itself
 	Pools    []netip.Prefix // service pools: made unreachable on the host, but for what the hooks translate
 	Log      logrus.FieldLogger
+	// Introduce has services told whose the endpoints of a network are, as far as anybody knows; nil if nobody does. It
+	// may ask an engine that waits for us, and so returns soon.
+	Introduce func(ctx context.Context, networkID string)
 }
 
 // The state's buckets.
@@ -168,7 +174,7 @@ func New(cfg Config) (*Manager, error) {
 	m := &Manager{
 		store: cfg.Store, links: cfg.Links, datapath: cfg.Datapath, services: cfg.Services,
 		tables: cfg.Tables, resolver: cfg.Resolver, ports: cfg.Ports, pools: cfg.Pools, log: cfg.Log,
-		uplinkNames: cfg.Uplinks, uplinks: map[string]bpf.Uplink{}, hostAddrs: map[netip.Addr]bool{},
+		uplinkNames: cfg.Uplinks, introduce: cfg.Introduce, uplinks: map[string]bpf.Uplink{}, hostAddrs: map[netip.Addr]bool{},
 		networks: map[string]*Network{}, endpoints: map[string]*Endpoint{}, waiting: map[waiting]context.CancelFunc{},
 	}
 	err := m.store.View(func(tx state.Tx) error {

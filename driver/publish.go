@@ -58,9 +58,14 @@ type Ports interface {
 
 // Publish makes ports of the host's lead to an endpoint, until [Manager.Unpublish] or Leave. Publishing the same again
 // changes nothing, and others take the place of those before. A port that another endpoint or a process of the host has is refused, with its holder named.
-func (m *Manager) Publish(_ context.Context, _, id string, want []PortBinding) error {
+func (m *Manager) Publish(ctx context.Context, networkID, id string, want []PortBinding) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	if m.strangers(m.endpoints[id], want) {
+		m.mu.Unlock() // the engine may call us before it answers
+		m.introduce(ctx, networkID)
+		m.mu.Lock()
+	}
 	e, ok := m.endpoints[id]
 	if !ok || e.Partial {
 		return fmt.Errorf("endpoint %s: %w", id, ErrNotFound)
@@ -88,6 +93,26 @@ func (m *Manager) Publish(_ context.Context, _, id string, want []PortBinding) e
 		err = errors.Join(err, m.unpublish(e))
 	}
 	return err
+}
+
+// strangers tells whether an endpoint asks for a port that another of its network has, and it is not known yet whose
+// they are: their names say whether they may share it.
+func (m *Manager) strangers(e *Endpoint, want []PortBinding) bool {
+	if e == nil || m.introduce == nil {
+		return false
+	}
+	known := m.services.Known(e.ID)
+	for _, other := range m.endpoints {
+		if other == e || other.NetworkID != e.NetworkID || len(other.Published) == 0 || known && m.services.Known(other.ID) {
+			continue
+		}
+		for _, b := range want {
+			if b.one() && slices.ContainsFunc(other.Published, func(p Published) bool { return p.Protocol == b.Protocol && p.includes(b.HostPort) }) {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // digest tells whether ports that are asked for are those of before.
@@ -283,7 +308,7 @@ func (m *Manager) publisher(e *Endpoint, protocol bpf.Protocol, hosts []netip.Ad
 func (e *Endpoint) has(protocol bpf.Protocol, hosts []netip.Addr, port uint16) bool {
 	return slices.ContainsFunc(e.Published, func(p Published) bool {
 		a := p.Host.Addr()
-		return !p.Routed && p.Protocol == protocol && port >= p.Host.Port() && port-p.Host.Port() < p.Count &&
+		return p.Protocol == protocol && p.includes(port) &&
 			slices.ContainsFunc(hosts, func(h netip.Addr) bool {
 				return a == h || a.Is6() == h.Is6() && (a.IsUnspecified() || h.IsUnspecified())
 			})
@@ -298,9 +323,8 @@ func (m *Manager) refuseTaken(e *Endpoint, b PortBinding, hosts []netip.Addr, po
 		}
 		may := other.NetworkID == e.NetworkID
 		for _, p := range other.Published {
-			at := port - p.Host.Port()
-			if !p.Routed && p.Protocol == b.Protocol && port >= p.Host.Port() && at < p.Count {
-				may = may && p.Port+at == b.Port
+			if p.Protocol == b.Protocol && p.includes(port) {
+				may = may && p.Port+port-p.Host.Port() == b.Port
 			}
 		}
 		if !may {
@@ -343,9 +367,13 @@ func (m *Manager) take(e *Endpoint, b PortBinding, hosts []netip.Addr, port uint
 	return nil
 }
 
-// add records a port, together with the ones before it if they are in a row.
+// rows is how many rows of ports can go on at a time: one of each family, of the host's and routed.
+const rows = 4
+
+// add records a port, together with the ones before it if they are in a row. Ports come in order, so that only the last
+// rows can go on: a thousand that are not in a row are not compared with one another.
 func (e *Endpoint) add(p Published) {
-	for i := range e.Published {
+	for i := max(0, len(e.Published)-rows); i < len(e.Published); i++ {
 		q := &e.Published[i]
 		if q.Protocol == p.Protocol && q.Routed == p.Routed && q.Host.Addr() == p.Host.Addr() &&
 			q.Host.Port()+q.Count == p.Host.Port() && q.Port+q.Count == p.Port {
@@ -354,6 +382,11 @@ func (e *Endpoint) add(p Published) {
 		}
 	}
 	e.Published = append(e.Published, p)
+}
+
+// includes tells whether a port of the host's is among them.
+func (p Published) includes(port uint16) bool {
+	return !p.Routed && port >= p.Host.Port() && port-p.Host.Port() < p.Count
 }
 
 // each calls fn for every single port.

@@ -3,6 +3,7 @@
 package driver
 
 import (
+	"context"
 	"maps"
 	"net/netip"
 	"slices"
@@ -170,6 +171,27 @@ func TestAPortStaysHeldWhileAReplicaHasIt(t *testing.T) {
 	require.Len(t, w.ports.held, 2)
 	require.NoError(t, w.Unpublish(ctx, net1, "e3e3e3e3e3e3e3e3"))
 	require.Empty(t, w.ports.held)
+}
+
+// TestStrangersAreIntroduced asks the engine only where it matters, and without the lock: the engine may call meanwhile.
+func TestStrangersAreIntroduced(t *testing.T) {
+	w := publishing(t)
+	ep3 := "e3e3e3e3e3e3e3e3"
+	w.createEndpoint(ep3, net1, 1, 3)
+	asked := []string{}
+	w.introduce = func(_ context.Context, network string) {
+		asked = append(asked, network)
+		require.NoError(t, w.Unpublish(ctx, net1, "nobody"))
+		w.services.known = map[string]bool{ep1: true, ep3: true}
+	}
+	require.NoError(t, w.Publish(ctx, net1, ep1, []PortBinding{tcp(80, 8080, 8080), tcp(81, 9000, 9000)}))
+	require.NoError(t, w.Publish(ctx, net1, ep3, []PortBinding{tcp(80, 8081, 8081), tcp(81, 9000, 9010)}))
+	require.ErrorContains(t, w.Publish(ctx, net2, ep2, []PortBinding{tcp(80, 8080, 8080)}), "is published by the endpoint "+ep1)
+	require.Empty(t, asked, "nothing is asked of free ports, of ranges and of other networks")
+	require.NoError(t, w.Publish(ctx, net1, ep3, []PortBinding{tcp(80, 8080, 8080)}))
+	require.Equal(t, []string{net1}, asked)
+	require.NoError(t, w.Publish(ctx, net1, ep3, []PortBinding{tcp(80, 8080, 8080), tcp(81, 9000, 9000)}))
+	require.Len(t, asked, 1, "both are known")
 }
 
 func TestAHeldPortLeadsToTheReplicaThatIsLeft(t *testing.T) {

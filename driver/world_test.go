@@ -28,8 +28,9 @@ type services struct {
 	networks  map[string]service.Network
 	endpoints map[string]service.Endpoint
 	gone      map[string]bool
-	refuses   string // id of an endpoint whose address is a VIP
-	onGone    func() // is called once, when Gone returns
+	known     map[string]bool // whose containers services know
+	refuses   string          // id of an endpoint whose address is a VIP
+	onGone    func()          // is called once, when Gone returns
 }
 
 func (s *services) AddNetwork(n service.Network) ([]netip.Prefix, error) {
@@ -98,6 +99,9 @@ func (s *services) Unpublish(id string) error {
 }
 
 func (s *services) Label(id string) string { return "the endpoint " + id }
+
+// Known is what nobody has told of endpoints, unless a test has.
+func (s *services) Known(id string) bool { return s.known[id] }
 
 func (s *services) Gone(id string) {
 	s.mu.Lock()

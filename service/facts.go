@@ -17,6 +17,7 @@ type endpoint struct {
 	Endpoint
 	net       *network   // nil while unknown
 	container *container // nil until its facts came
+	expected  *container // who it will be, told before those
 	gone      time.Time  // when Gone was told; zero while alive
 	options   options
 	warned    string   // what the log was told of its options
@@ -203,7 +204,7 @@ func (m *Manager) PutContainer(facts Container) {
 		if ep == nil {
 			continue
 		}
-		ep.container = c
+		ep.container, ep.expected = c, nil
 		if !ep.gone.IsZero() && facts.Started.After(ep.gone) {
 			ep.gone = time.Time{}
 		}
@@ -213,6 +214,26 @@ func (m *Manager) PutContainer(facts Container) {
 		m.detach(old, facts.Aliases)
 	}
 	m.warn(m.finish(m.commit(0, nil)))
+}
+
+// Expect tells whose endpoints are, by endpoint id, before an engine tells of those containers as running. It counts
+// for who may share a port, and only for endpoints of which nothing better is known.
+func (m *Manager) Expect(facts map[string]Container) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for id, c := range facts {
+		if ep := m.endpoints[id]; ep != nil && ep.container == nil {
+			ep.expected = &container{Container: c}
+		}
+	}
+}
+
+// Known tells whether it is known whose an endpoint is.
+func (m *Manager) Known(endpointID string) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	ep := m.endpoints[endpointID]
+	return ep != nil && (ep.container != nil || ep.expected != nil)
 }
 
 // detach ends the hold of old facts on endpoints that are not in keep.

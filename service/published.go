@@ -55,14 +55,14 @@ type published struct {
 
 // checkPorts refuses ports that endpoints which are no replicas of this one have, on the same address or on all.
 func (m *Manager) checkPorts(e Endpoint) error {
-	fresh := &endpoint{Endpoint: e, container: m.byEndpoint[e.ID]}
+	fresh := m.identity(e)
 	for f, port := range e.frontends() {
 		for _, other := range m.others(f, e) {
 			p := m.published[other]
 			if len(p.members) == 1 && p.members[0].ID == e.ID {
 				continue
 			}
-			if first := p.members[0]; other != f || first.Network != e.Network || p.port != port || !first.mayShare(fresh) {
+			if first := m.identity(p.members[0].Endpoint); other != f || first.Network != e.Network || p.port != port || !first.mayShare(fresh) {
 				return conflictf("port %s is published by %s already: choose another, or stop it", portText(other), first.label())
 			}
 			for _, member := range p.members {
@@ -112,7 +112,19 @@ func (m *Manager) countAddrs(ep *endpoint, by int) {
 	}
 }
 
-// mayShare tells whether an endpoint could be a replica: names of containers that are being started are not
+// identity is an endpoint with its container, which an engine has told of or which is expected; nil if neither.
+func (m *Manager) identity(e Endpoint) *endpoint {
+	id := &endpoint{Endpoint: e, container: m.byEndpoint[e.ID]}
+	if ep := m.endpoints[e.ID]; id.container == nil && ep != nil {
+		id.container = ep.expected
+	}
+	if id.container != nil {
+		id.options, _ = readOptions(id.container.Labels, e.Options)
+	}
+	return id
+}
+
+// mayShare tells whether an endpoint could be a replica: names of containers that are being started may not be
 // known yet.
 func (ep *endpoint) mayShare(other *endpoint) bool {
 	if ep.ID == other.ID || ep.container == nil {
@@ -176,7 +188,7 @@ func (m *Manager) Label(endpointID string) string {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if ep := m.endpoints[endpointID]; ep != nil {
-		return ep.label()
+		return m.identity(ep.Endpoint).label()
 	}
 	return "the endpoint " + endpointID
 }

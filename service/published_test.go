@@ -262,3 +262,59 @@ func TestAThousandPorts(t *testing.T) {
 		require.Empty(t, w.maps.services)
 	})
 }
+
+// TestWhoIsExpected has containers that are being started, whose names are known from before.
+func TestWhoIsExpected(t *testing.T) {
+	start := func(t *testing.T, w *world, n int, names ...string) error {
+		t.Helper()
+		ep, c := replica(n, PhaseStarting, names...)
+		require.NoError(t, w.PutEndpoint(ep))
+		require.False(t, w.Known(ep.ID))
+		w.Expect(map[string]Container{ep.ID: c, "nobody": c})
+		require.True(t, w.Known(ep.ID))
+		ep.Ports = []Port{{Host: netip.MustParseAddrPort("0.0.0.0:8080"), Protocol: bpf.ProtocolTCP, Port: 80}}
+		return w.PutEndpoint(ep)
+	}
+	for name, c := range map[string]struct {
+		first, second []string
+		label         string // of the second, mustang.service
+		refused       bool
+	}{
+		"replicas":                   {first: []string{"web"}, second: []string{"www", "web"}},
+		"a replica by its label":     {first: []string{"web"}, label: "web"},
+		"another service":            {first: []string{"web"}, second: []string{"api"}, refused: true},
+		"another service's label":    {first: []string{"web"}, label: "api", refused: true},
+		"none beside a service":      {first: []string{"web"}, refused: true},
+		"a service beside none":      {second: []string{"web"}, refused: true},
+		"two that are of no service": {refused: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			for _, running := range []bool{true, false} {
+				w := newWorld(t)
+				_, err := w.AddNetwork(shop)
+				require.NoError(t, err)
+				require.NoError(t, start(t, w, 1, c.first...))
+				if running {
+					_, facts := replica(1, PhaseReady, c.first...)
+					w.PutContainer(facts)
+				}
+				ep, facts := replica(2, PhaseStarting, c.second...)
+				if c.label != "" {
+					facts.Labels = map[string]string{"mustang.service": c.label}
+				}
+				require.NoError(t, w.PutEndpoint(ep))
+				w.Expect(map[string]Container{ep.ID: facts})
+				ep.Ports = []Port{{Host: netip.MustParseAddrPort("0.0.0.0:8080"), Protocol: bpf.ProtocolTCP, Port: 80}}
+				err = w.PutEndpoint(ep)
+				if c.refused {
+					require.EqualError(t, err, "endpoint ep2: port 0.0.0.0:8080/tcp is published by the container box-1 already: choose another, or stop it")
+					continue
+				}
+				require.NoError(t, err)
+				require.Len(t, w.led(t), 1, "the second gets flows when it runs")
+				w.PutContainer(facts)
+				require.NoError(t, w.PutEndpoint(ep), "put again with what it is known by")
+			}
+		})
+	}
+}

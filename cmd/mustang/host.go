@@ -18,6 +18,7 @@ import (
 	"github.com/mustang-net/mustang/bpf"
 	"github.com/mustang-net/mustang/config"
 	"github.com/mustang-net/mustang/driver"
+	"github.com/mustang-net/mustang/driver/docker/watch"
 	"github.com/mustang-net/mustang/driver/link"
 	"github.com/mustang-net/mustang/driver/ports"
 	"github.com/mustang-net/mustang/ipam"
@@ -41,6 +42,7 @@ type host struct {
 	resolver *dns.Server   // nil without a daemon
 	ports    *ports.Holder // nil without a daemon
 	watcher  watcherState
+	engine   *watch.Watcher // nil without Docker
 	daemon   bool
 }
 
@@ -96,6 +98,7 @@ func (h *host) open() (err error) {
 	cfg := driver.Config{
 		Store: h.store, Links: h.links, Datapath: h.datapath, Services: h.services, Tables: h.tables,
 		Pools: h.cfg.ServicePools, Uplinks: h.cfg.Uplinks, Log: h.log,
+		Introduce: h.introduce,
 	}
 	if h.daemon {
 		if h.ports, err = ports.New(h.datapath.Exempt, h.log); err != nil {

@@ -89,6 +89,14 @@ func (h *host) serve(ctx context.Context, control net.Listener) error {
 			}
 		})
 	}
+	if h.cfg.DockerSocket != "" {
+		h.engine = watch.New(watch.Options{
+			Client:     watch.NewClient(h.cfg.DockerSocket),
+			Containers: engineContainers{h.services, h},
+			Networks:   engineNetworks{h.driver, h},
+			Log:        h.log,
+		})
+	}
 	plugin := docker.New(docker.Options{Driver: h.driver, Pools: enginePools{h.ipam}, Log: h.log})
 	run("beat", h.beat)
 	run("beat in sandboxes", h.beatTables)
@@ -106,7 +114,7 @@ func (h *host) serve(ctx context.Context, control net.Listener) error {
 			cancel(err)
 		} else {
 			run("serve Docker", func(context.Context) error { return plugin.Serve(socket) })
-			run("watch Docker", h.watch)
+			run("watch Docker", h.engine.Run)
 		}
 	}
 	<-ctx.Done()
@@ -170,14 +178,11 @@ func every(ctx context.Context, interval time.Duration, fn func() error) error {
 	}
 }
 
-func (h *host) watch(ctx context.Context) error {
-	w := watch.New(watch.Options{
-		Client:     watch.NewClient(h.cfg.DockerSocket),
-		Containers: engineContainers{h.services, h},
-		Networks:   engineNetworks{h.driver, h},
-		Log:        h.log,
-	})
-	return w.Run(ctx)
+// introduce has the services told whose the endpoints of a network are.
+func (h *host) introduce(ctx context.Context, networkID string) {
+	if h.engine != nil {
+		h.engine.Introduce(ctx, networkID)
+	}
 }
 
 // synced says that all containers are known, so that leftovers in the maps can go.

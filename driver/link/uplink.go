@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"slices"
 	"strings"
@@ -33,8 +34,8 @@ func (u Uplink) Addr(v6 bool) netip.Addr {
 	return netip.Addr{}
 }
 
-// Uplinks are the devices with these names, or, without any, those that default routes lead to, by ifindex.
-// A name that the host does not have is no error: the device may come. Unfit says of others why our programs
+// Uplinks are the devices with these names, or, without any, those that default routes lead to and those that lead to
+// other hosts by what they are, by ifindex. A name that the host does not have is no error: the device may come. Unfit says of others why our programs
 // do not lead out by them.
 func (Host) Uplinks(names []string) (uplinks []Uplink, unfit []string, err error) {
 	found := map[int]netlink.Link{}
@@ -51,6 +52,11 @@ func (Host) Uplinks(names []string) (uplinks []Uplink, unfit []string, err error
 	sources, err := defaultUplinks(found, len(names) == 0)
 	if err != nil {
 		return nil, nil, err
+	}
+	if len(names) == 0 {
+		if err := addNICs(found); err != nil {
+			return nil, nil, err
+		}
 	}
 	for index, l := range found {
 		if why := unfitUplink(l); why != "" {
@@ -117,6 +123,48 @@ func defaultUplinks(found map[int]netlink.Link, add bool) (map[int][]netip.Addr,
 		}
 	}
 	return sources, nil
+}
+
+// addNICs adds devices that lead to other hosts by what they are, and by which the host talks itself: their network may
+// have no default route, as one for storage.
+func addNICs(found map[int]netlink.Link) error {
+	links, err := whole(netlink.LinkList)
+	if err != nil {
+		return fmt.Errorf("list the devices: %w", err)
+	}
+	bridges := map[int]bool{}
+	for _, l := range links {
+		bridges[l.Attrs().Index] = l.Type() == "bridge"
+	}
+	for _, l := range links {
+		onBridge := l.Type() == "vlan" && bridges[l.Attrs().ParentIndex]
+		if found[l.Attrs().Index] != nil || !isNIC(l) || onBridge || unfitUplink(l) != "" {
+			continue
+		}
+		addrs, err := sourcesOf(l)
+		if err != nil {
+			return err
+		}
+		if len(addrs) > 0 {
+			found[l.Attrs().Index] = l
+		}
+	}
+	return nil
+}
+
+// isNIC tells whether a device leads to other hosts by what it is: hardware, which has no kind, a VLAN, bond or team
+// of some (not of a bridge), or a VPN's or modem's device without Ethernet headers. Others may lead to containers and virtual machines (a bridge, a veth device), among them those that
+// another tool isolates: they have to be named.
+func isNIC(l netlink.Link) bool {
+	a := l.Attrs()
+	if a.Flags&net.FlagUp == 0 || a.Flags&net.FlagLoopback != 0 || a.MasterIndex != 0 {
+		return false
+	}
+	switch l.Type() {
+	case "device", "vlan", "bond", "team":
+		return true
+	}
+	return isIP(l)
 }
 
 // unsteady are addresses that are not ready, or will go: what leaves with them would be cut off.

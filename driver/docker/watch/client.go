@@ -56,7 +56,11 @@ type network struct {
 }
 
 type summary struct {
-	ID string `json:"Id"`
+	ID              string `json:"Id"`
+	State           string // running, paused, created, exited, …
+	NetworkSettings struct {
+		Networks map[string]*attachment // without aliases
+	}
 }
 
 type container struct {
@@ -114,10 +118,10 @@ func (c *Client) networks(ctx context.Context) ([]network, error) {
 	return out, c.get(ctx, "/networks", nil, &out)
 }
 
-// running lists running and paused containers. The engine answers it without a container's lock.
-func (c *Client) running(ctx context.Context) ([]summary, error) {
+// list lists all containers. The engine answers it without a container's lock.
+func (c *Client) list(ctx context.Context) ([]summary, error) {
 	var out []summary
-	return out, c.get(ctx, "/containers/json", nil, &out)
+	return out, c.get(ctx, "/containers/json", url.Values{"all": {"1"}}, &out)
 }
 
 // inspect waits in the engine for the container's lock, which is held while it starts.

@@ -127,8 +127,11 @@ func (e *fakeEngine) serveNetwork(w http.ResponseWriter, id string) {
 func (e *fakeEngine) serveList(w http.ResponseWriter) {
 	e.mu.Lock()
 	list := []object{}
-	for id := range e.containers {
-		list = append(list, object{"Id": id, "Ports": []object{{"IP": "0.0.0.0", "PrivatePort": 80}}})
+	for id, c := range e.containers {
+		list = append(list, object{"Id": id, "State": "running", "NetworkSettings": c["NetworkSettings"], "Ports": []object{{"IP": "0.0.0.0", "PrivatePort": 80}}})
+	}
+	for id, c := range e.stopped {
+		list = append(list, object{"Id": id, "State": c["State"].(object)["Status"], "NetworkSettings": c["NetworkSettings"]})
 	}
 	race := e.onList
 	e.onList = nil
@@ -264,6 +267,20 @@ func (e *fakeEngine) remove(id string) {
 	delete(e.stopped, id)
 }
 
+// create makes a container that has never run: engines before 25 do not give it its networks' ids.
+func (e *fakeEngine) create(c object) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	c["State"] = object{"Status": "created", "Running": false, "Pid": 0}
+	for _, a := range c["NetworkSettings"].(object)["Networks"].(object) {
+		a.(object)["EndpointID"] = ""
+		if e.api == "1.41" {
+			a.(object)["NetworkID"] = ""
+		}
+	}
+	e.stopped[c["Id"].(string)] = c
+}
+
 // hold takes the container's lock and gives what lets it go.
 func (e *fakeEngine) hold(id string) (release func()) {
 	e.mu.Lock()
@@ -286,6 +303,7 @@ type fakeServices struct {
 	phases     map[string][]service.Phase // as they were told, repeats left out
 	gone       []string
 	removed    []string
+	expected   map[string]service.Container // as last told, by endpoint
 	syncs      int
 	atSync     int // containers known at the first Sync
 	known      map[string]map[string]bool
@@ -319,6 +337,12 @@ func (f *fakeServices) Gone(id string) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.gone = append(f.gone, id)
+}
+
+func (f *fakeServices) Expect(facts map[string]service.Container) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.expected = facts
 }
 
 func (f *fakeServices) Sync() error {

@@ -54,22 +54,26 @@ func (w *Watcher) known(ctx context.Context) (map[string]map[string]bool, error)
 		if err != nil {
 			return nil, err
 		}
-		known[n.ID] = endpoints
+		known[n.ID] = map[string]bool{}
+		for id := range endpoints {
+			known[n.ID][id] = true
+		}
 	}
 	return known, nil
 }
 
-// endpoints lists the endpoint ids of a network. The engine answers it without a container's lock.
-func (c *Client) endpoints(ctx context.Context, network string) (map[string]bool, error) {
+// endpoints lists the endpoints of a network, each with its container's name. The engine answers it without a
+// container's lock, so also about those that are being started.
+func (c *Client) endpoints(ctx context.Context, network string) (map[string]string, error) {
 	var answer struct {
-		Containers map[string]struct{ EndpointID string }
+		Containers map[string]struct{ EndpointID, Name string }
 	}
 	if err := c.get(ctx, "/networks/"+url.PathEscape(network), nil, &answer); err != nil {
 		return nil, err
 	}
-	out := map[string]bool{}
+	out := map[string]string{}
 	for _, a := range answer.Containers {
-		out[a.EndpointID] = true
+		out[a.EndpointID] = a.Name
 	}
 	return out, nil
 }

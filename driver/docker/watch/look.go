@@ -23,6 +23,7 @@ type lookState struct {
 	seq     uint64 // of the record when the running inspect began
 	again   bool   // wished for while running
 	retries int
+	lane    *lane       // where it is queued or runs
 	timer   *time.Timer // of stage pausing
 }
 
@@ -44,10 +45,10 @@ func (l *lookState) stop() {
 // look has the container inspected: it tells of a change that the event did not carry.
 func (w *Watcher) look(r *record) {
 	r.seq++
-	switch r.look.stage {
-	case queued:
+	switch {
+	case r.look.stage == queued && r.look.lane != &w.early:
 		return
-	case running:
+	case r.look.stage == running:
 		r.look.again = true
 		return
 	}
@@ -59,7 +60,7 @@ func (w *Watcher) look(r *record) {
 // enqueue puts those first that have failed less often: one that was merely slow once does not wait
 // behind all those that hang.
 func (w *Watcher) enqueue(r *record, l *lane) {
-	r.look.stage = queued
+	r.look.stage, r.look.lane = queued, l
 	at := len(l.waiting)
 	for at > 0 && l.waiting[at-1].look.retries > r.look.retries {
 		at--
@@ -73,13 +74,17 @@ func (w *Watcher) pump(l *lane) {
 	for l.running < l.limit && len(l.waiting) > 0 {
 		r := l.waiting[0]
 		l.waiting = l.waiting[1:]
-		if w.records[r.id] != r {
-			continue
+		if w.records[r.id] != r || r.look.stage != queued || r.look.lane != l {
+			continue // gone, or wished for in another lane
 		}
 		l.running++
 		r.look.stage, r.look.seq, r.look.again = running, r.seq, false
 		// Longer each time: an inspect that is given up goes on waiting in the engine.
-		go w.inspect(r, l, min(w.timing.inspect<<min(r.look.retries, 10), w.timing.slow))
+		limit := min(w.timing.inspect<<min(r.look.retries, 10), w.timing.slow)
+		if l == &w.early {
+			limit = w.timing.early
+		}
+		go w.inspect(r, l, limit)
 	}
 }
 
@@ -106,6 +111,8 @@ func (w *Watcher) looked(r *record, c container, err error) {
 		w.look(r)
 	case err == nil:
 		w.inspected(r, c)
+	case r.look.lane == &w.early:
+		w.drop(r, false) // it is being started, which its start event will tell
 	default:
 		w.retry(r, err)
 	}

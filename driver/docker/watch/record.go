@@ -77,6 +77,9 @@ func (w *Watcher) containerEvent(m events.Message) {
 		r.ended = 0
 		w.look(r)
 		return
+	case events.ActionCreate:
+		w.foresee(id)
+		return
 	case events.ActionDie:
 		delete(w.running, id)
 	case events.ActionDestroy:
@@ -110,7 +113,13 @@ func (w *Watcher) change(r *record, m events.Message) {
 		r.phase = healthPhase(status)
 	case events.ActionKill:
 		w.signalled(r, parseSignal(m.Actor.Attributes["signal"]))
-	case events.ActionUnPause, events.ActionRename, events.ActionStop, events.ActionOOM, events.ActionRestart:
+	case events.ActionRename:
+		if name := m.Actor.Attributes["name"]; name != "" && r.info != nil {
+			r.info.Name = "/" + strings.TrimPrefix(name, "/")
+		}
+		w.look(r)
+		return
+	case events.ActionUnPause, events.ActionStop, events.ActionOOM, events.ActionRestart:
 		// What has become of it is in the inspect: after unpause the health, after an OOM kill of some
 		// process perhaps a container as before.
 		w.look(r)
@@ -244,16 +253,21 @@ func (w *Watcher) publish(r *record) {
 			priorities[a.EndpointID] = a.GwPriority
 		}
 	}
-	w.containers.PutContainer(service.Container{
-		ID:         r.id,
-		Name:       strings.TrimPrefix(r.info.Name, "/"),
-		Phase:      phase,
-		Labels:     ownLabels(r.info.Config.Labels),
-		Aliases:    aliases,
-		Priorities: priorities,
-		Started:    r.info.State.StartedAt,
-		Source:     service.SourceDocker,
-	})
+	c := r.facts(phase)
+	c.Aliases, c.Priorities = aliases, priorities
+	w.containers.PutContainer(c)
+}
+
+// facts are what is told of a container whatever its endpoints are.
+func (r *record) facts(phase service.Phase) service.Container {
+	return service.Container{
+		ID:      r.id,
+		Name:    strings.TrimPrefix(r.info.Name, "/"),
+		Phase:   phase,
+		Labels:  ownLabels(r.info.Config.Labels),
+		Started: r.info.State.StartedAt,
+		Source:  service.SourceDocker,
+	}
 }
 
 // watchProcess has the container's process watched, where it can be seen.

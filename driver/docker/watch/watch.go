@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync/atomic"
 	"time"
 
 	"github.com/moby/moby/api/types/events"
@@ -24,6 +25,8 @@ type Containers interface {
 	RemoveContainer(id string)
 	// Gone takes an endpoint out at once, because its container's process has ended.
 	Gone(endpointID string)
+	// Expect tells whose endpoints are, by endpoint id, before their containers run.
+	Expect(map[string]service.Container)
 	// Sync says, once, that everything that was running has been told. Its error is only logged.
 	Sync() error
 }
@@ -53,6 +56,7 @@ type timing struct {
 	call      time.Duration // of a call that takes no container's lock
 	inspect   time.Duration // of the first inspect: a container that takes longer joins the slow ones
 	slow      time.Duration // of a later one, to which it doubles
+	early     time.Duration // of the inspect of a container that was created and does not run
 	retryMin  time.Duration // doubles up to retryMax
 	retryMax  time.Duration
 	stop      time.Duration // least time-out of `docker stop`, which is the engine's default
@@ -63,6 +67,7 @@ var defaultTiming = timing{
 	call:      5 * time.Second,
 	inspect:   2 * time.Second,
 	slow:      10 * time.Second,
+	early:     500 * time.Millisecond,
 	retryMin:  100 * time.Millisecond,
 	retryMax:  time.Second,
 	stop:      10 * time.Second,
@@ -74,6 +79,8 @@ const (
 	// of containers that hang in their start leaves room for the others.
 	maxInspects     = 8
 	maxSlowInspects = 4
+	// Those of containers that do not run are for starts to come, and wait behind nobody else's.
+	maxEarlyInspects = 8
 	// inbox takes bursts: the engine drops events for a reader that lags by more than 1,024.
 	inboxSize = 4096
 )
@@ -90,7 +97,8 @@ type Watcher struct {
 	driver     string
 	timing     timing
 	inbox      chan func()
-	exits      *exits // nil if the kernel has no pidfds
+	exits      *exits      // nil if the kernel has no pidfds
+	following  atomic.Bool // the engine answers, and its events come
 
 	ctx      context.Context
 	networks map[string]string  // our networks' names by id
@@ -100,6 +108,7 @@ type Watcher struct {
 	synced   bool
 	fresh    lane
 	slow     lane
+	early    lane
 }
 
 // New makes a watcher that does nothing until Run.
@@ -120,6 +129,7 @@ func New(o Options) *Watcher {
 		records:    make(map[string]*record),
 		fresh:      lane{limit: maxInspects},
 		slow:       lane{limit: maxSlowInspects},
+		early:      lane{limit: maxEarlyInspects},
 	}
 }
 
@@ -204,13 +214,15 @@ func (w *Watcher) session(ctx context.Context) (listed bool, err error) {
 		if nets, err = w.client.networks(ctx); err != nil {
 			return err
 		}
-		list, err = w.client.running(ctx)
+		list, err = w.client.list(ctx)
 		return err
 	})
 	if err != nil {
 		return false, err
 	}
 	w.post(func() { w.listed(nets, list) })
+	w.following.Store(true)
+	defer w.following.Store(false)
 	go w.collect(ctx)
 	for {
 		m, err := s.next()
@@ -251,6 +263,9 @@ func (w *Watcher) listed(nets []network, list []summary) {
 	first := w.unsynced == nil
 	w.unsynced = make(map[string]bool)
 	for _, s := range list {
+		if !s.runs() {
+			continue
+		}
 		w.running[s.ID] = true
 		w.unsynced[s.ID] = true
 		w.record(s.ID)
@@ -260,9 +275,14 @@ func (w *Watcher) listed(nets []network, list []summary) {
 		w.look(r)
 	}
 	if first {
-		w.log.WithFields(logrus.Fields{"containers": len(list), "networks": len(w.networks)}).Info("following the engine")
+		w.log.WithFields(logrus.Fields{"containers": len(w.running), "networks": len(w.networks)}).Info("following the engine")
 	}
 	w.settled("")
+	for _, s := range list {
+		if !s.runs() && w.concerns(s) {
+			w.foresee(s.ID)
+		}
+	}
 }
 
 func (w *Watcher) learn(id, name string) {
