@@ -95,6 +95,14 @@ func TestPublishedOnSlaves(t *testing.T) {
 			w.send(vouched(true), in).untouched()
 			w.send(vouched(false), tcp(w.outside, 5000, w.backend, 22, syn)).dropped("isolated to-container")
 		}},
+		{"another network's container is for the host to judge on a private parent, and not reached on a LAN's", func(w *world) {
+			in := tcp(w.backend, 5000, w.foreign, 80, syn)
+			w.slaves(true)
+			w.send(fromSlave(), in).untouched()
+			w.send(toHost(), asSlave(in)).dropped("isolated")
+			w.slaves(false)
+			w.send(fromSlave(), in).dropped("isolated")
+		}},
 		{"on a parent that the client comes by, the answer leaves directly", func(w *world) {
 			w.slaves(false)
 			w.publish(w.host, 80, ProtocolTCP)

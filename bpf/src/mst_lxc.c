@@ -97,6 +97,21 @@ static __always_inline bool to_published(const struct work *w,
 	return dst->flags & MST_EP_HOST || dst->network != w->network;
 }
 
+/*
+ * Is the sender a slave of a private parent? Nobody is there but its network
+ * and the host's slave, which judges all that leaves it: it may be for a port
+ * that a container of another network publishes at its own address.
+ */
+static __always_inline bool judged_by_host(const struct work *w)
+{
+	const struct mst_endpoint *src;
+
+	if (w->place != PLACE_SANDBOX)
+		return false;
+	src = bpf_map_lookup_elem(&mst_endpoints_v1, &w->sender);
+	return src && src->via && !src->parent;
+}
+
 /* Do the endpoint and the host not reach each other in the packet's family? */
 static __always_inline bool isolated(const struct work *w,
 				     const struct mst_interface *iface)
@@ -139,8 +154,10 @@ static __always_inline int forward(struct __sk_buff *skb, struct work *w,
 				    MST_FROM_CONTAINER);
 	} else if (dst) {
 		if (dst->network != w->network && !translated)
-			return drop(skb, MST_REASON_ISOLATED,
-				    MST_FROM_CONTAINER);
+			return judged_by_host(w)
+				       ? TC_PASS
+				       : drop(skb, MST_REASON_ISOLATED,
+					      MST_FROM_CONTAINER);
 		if (reaches(dst, w->place))
 			return deliver(skb, w->place, dst);
 	}
