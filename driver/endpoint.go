@@ -16,9 +16,10 @@ import (
 	"github.com/mustang-net/mustang/service"
 )
 
-// Sources of endpoints.
+// Sources of networks and endpoints.
 const (
 	SourceDocker = "docker"
+	SourceCNI    = "cni"
 	SourceHand   = "ep" // `mustang ep add`
 )
 
@@ -160,7 +161,7 @@ func (m *Manager) makeRoom(e *Endpoint) error {
 
 func newEndpoint(n *Network, cfg EndpointConfig) (*Endpoint, error) {
 	e := &Endpoint{
-		ID: cfg.ID, NetworkID: cfg.NetworkID, Source: SourceDocker, IPv4: cfg.IPv4, IPv6: cfg.IPv6,
+		ID: cfg.ID, NetworkID: cfg.NetworkID, Source: cmp.Or(cfg.Source, SourceDocker), IPv4: cfg.IPv4, IPv6: cfg.IPv6,
 		MAC: cfg.MAC, Options: cfg.Options, IfName: cfg.Options["com.docker.network.endpoint.ifname"],
 	}
 	if len(e.ID) < idBytes {

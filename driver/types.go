@@ -12,6 +12,7 @@ import (
 // NetworkConfig is what a network is made from. Options are the keys of `docker network create --opt`.
 type NetworkConfig struct {
 	ID       string // unique, chosen by the caller (Docker's network id)
+	Source   string // whose it is: SourceDocker, which "" stands for, or SourceCNI
 	Name     string // may be empty while the caller does not know it
 	Options  map[string]string
 	IPv4     []Subnet
@@ -31,6 +32,7 @@ type Subnet struct {
 type EndpointConfig struct {
 	ID        string
 	NetworkID string
+	Source    string // as of a network
 	IPv4      netip.Prefix
 	IPv6      netip.Prefix
 	MAC       string            // "02:42:…", "" lets the driver choose
@@ -41,7 +43,7 @@ type EndpointConfig struct {
 type Endpoint struct {
 	ID          string            `json:"id"`
 	NetworkID   string            `json:"network"`
-	Source      string            `json:"source"` // docker, cni or ep (made by `mustang ep add`)
+	Source      string            `json:"source"` // one of the Source constants
 	IPv4        netip.Prefix      `json:"ipv4,omitzero"`
 	IPv6        netip.Prefix      `json:"ipv6,omitzero"`
 	MAC         string            `json:"mac"`      // of the container's interface
