@@ -183,6 +183,33 @@ func (h Host) RemoveInside(path, owner string) error {
 	return nil
 }
 
+// RoutesInside lists where the namespace at path has routes to; 0.0.0.0/0 and ::/0 stand for default routes.
+func (h Host) RoutesInside(path string) (out []netip.Prefix, err error) {
+	err = h.Do(path, func() error {
+		for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
+			routes, err := routesOf(family)
+			if err != nil {
+				return err
+			}
+			for _, r := range routes {
+				p, ok := prefixOf(r.Dst)
+				if !ok {
+					p = netip.PrefixFrom(netip.IPv4Unspecified(), 0)
+					if family == netlink.FAMILY_V6 {
+						p = netip.PrefixFrom(netip.IPv6Unspecified(), 0)
+					}
+				}
+				out = append(out, p)
+			}
+		}
+		return nil
+	})
+	if err = explain(err); err != nil {
+		return nil, fmt.Errorf("list the routes of the sandbox %s: %w", path, err)
+	}
+	return out, nil
+}
+
 func netOf(p netip.Prefix) *net.IPNet {
 	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
 }
