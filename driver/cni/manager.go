@@ -189,6 +189,9 @@ func (m *Manager) attach(ctx context.Context, n *network, a Attachment) (out Att
 	}
 	// before it joins: programs that wait for a slave in its sandbox find it there
 	if err := m.Links.MoveInto(ep.PeerIf, a.Sandbox, a.IfName); err != nil {
+		if errors.Is(err, link.ErrDeviceExists) {
+			err = conflict{err}
+		}
 		return out, err
 	}
 	j, err := m.Driver.Join(ctx, c.NetworkID, id, a.Sandbox)

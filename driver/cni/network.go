@@ -186,11 +186,11 @@ func (m *Manager) makePools(n Network) ([]driver.Subnet, error) {
 		}
 		p, err := m.Pools.RequestPool(req)
 		if err != nil {
-			return nil, invalid{err}
+			return nil, refusal(err)
 		}
 		gw, err := m.Pools.RequestAddress(p.ID, r.Gateway, ipam.AddressOptions{Gateway: true, Owner: owner(n.Name)})
 		if err != nil {
-			return nil, invalid{err}
+			return nil, refusal(err)
 		}
 		out = append(out, driver.Subnet{Pool: p.Subnet, Gateway: gw})
 	}
@@ -236,7 +236,7 @@ func (m *Manager) address(n *network, a Attachment, v6 bool, want netip.Addr) (g
 			continue
 		}
 		if err != nil {
-			return g, false, err
+			return g, false, refusal(err)
 		}
 		g.Address = got
 		for _, s := range n.subnets {
@@ -246,7 +246,20 @@ func (m *Manager) address(n *network, a Attachment, v6 bool, want netip.Addr) (g
 		}
 		return g, true, nil
 	}
-	return g, false, err
+	return g, false, refusal(err)
+}
+
+// refusal gives an error of the addresses its class.
+func refusal(err error) error {
+	switch {
+	case errors.Is(err, ipam.ErrTaken), errors.Is(err, ipam.ErrOverlap):
+		return conflict{err}
+	case errors.Is(err, ipam.ErrInvalid):
+		return invalid{err}
+	case errors.Is(err, ipam.ErrExhausted):
+		return unavailable{err}
+	}
+	return err
 }
 
 // removeIdle removes a network on which nobody is and that no configuration on the host names.

@@ -71,7 +71,7 @@ func code(err error) uint {
 		return types.ErrInvalidNetworkConfig
 	case errors.As(err, &absent):
 		return types.ErrUnknownContainer
-	case errors.As(err, &clash), errors.Is(err, link.ErrDeviceExists):
+	case errors.As(err, &clash):
 		return errConflict
 	case errors.As(err, &later), errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled):
 		return types.ErrTryAgainLater

@@ -22,12 +22,12 @@ var ErrDeviceExists = errors.New("the sandbox has a device of this name already"
 
 // Inner is what a device becomes inside a sandbox.
 type Inner struct {
-	Name    string
-	Addrs   []netip.Prefix
-	Routes  []netip.Prefix // on-link destinations
-	Hops    []Hop          // behind routers, in this order
-	Gateway netip.Addr     // of the default route; it need not lie in a subnet of Addrs
-	// Gateway6 is that of IPv6. A default route that the sandbox has through another device stays.
+	Name  string
+	Addrs []netip.Prefix
+	// Routes that the sandbox has through another device stay as they are.
+	Routes   []netip.Prefix // on-link destinations
+	Hops     []Hop          // behind routers, in this order
+	Gateway  netip.Addr     // of the default route; it need not lie in a subnet of Addrs
 	Gateway6 netip.Addr
 }
 
@@ -141,13 +141,13 @@ func (in Inner) route(l netlink.Link) error {
 	index := l.Attrs().Index
 	for _, p := range in.Routes {
 		r := &netlink.Route{LinkIndex: index, Dst: netOf(p), Scope: netlink.SCOPE_LINK}
-		if err := netlink.RouteReplace(r); err != nil {
+		if err := addRoute(r); err != nil {
 			return fmt.Errorf("route %s: %w", p, err)
 		}
 	}
 	for _, hop := range in.Hops {
 		r := &netlink.Route{LinkIndex: index, Dst: netOf(hop.To), Gw: hop.Via.AsSlice(), Flags: int(netlink.FLAG_ONLINK)}
-		if err := netlink.RouteReplace(r); err != nil {
+		if err := addRoute(r); err != nil {
 			return fmt.Errorf("route %s through %s: %w", hop.To, hop.Via, err)
 		}
 	}
@@ -156,9 +156,17 @@ func (in Inner) route(l netlink.Link) error {
 			continue
 		}
 		r := &netlink.Route{LinkIndex: index, Gw: gw.AsSlice(), Flags: int(netlink.FLAG_ONLINK)}
-		if err := netlink.RouteAdd(r); err != nil && !errors.Is(err, unix.EEXIST) {
+		if err := addRoute(r); err != nil {
 			return fmt.Errorf("route everything through %s: %w", gw, err)
 		}
+	}
+	return nil
+}
+
+// addRoute leaves a route that there is through another device: the first one wins, and stays when the second goes.
+func addRoute(r *netlink.Route) error {
+	if err := netlink.RouteAdd(r); !errors.Is(err, unix.EEXIST) {
+		return err
 	}
 	return nil
 }
