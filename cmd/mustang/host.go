@@ -19,6 +19,7 @@ import (
 	"github.com/mustang-net/mustang/config"
 	"github.com/mustang-net/mustang/driver"
 	"github.com/mustang-net/mustang/driver/cni"
+	"github.com/mustang-net/mustang/driver/cni/containerd"
 	"github.com/mustang-net/mustang/driver/docker/watch"
 	"github.com/mustang-net/mustang/driver/link"
 	"github.com/mustang-net/mustang/driver/ports"
@@ -115,6 +116,9 @@ func (h *host) open() (err error) {
 	}
 	h.cni, err = cni.New(cni.Options{
 		Store: h.store, Driver: h.driver, Pools: h.ipam, Links: h.links, Containers: h.services,
+		Labels: func(ctx context.Context, container string) (map[string]string, error) {
+			return containerd.Labels(ctx, h.cfg.Containerd, container)
+		},
 		Declared: func(name string) bool { return cni.Declared(h.cfg.CNIConfDir, name) }, Log: h.log,
 	})
 	if err != nil {

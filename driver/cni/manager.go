@@ -64,6 +64,8 @@ type Options struct {
 	Pools      Pools
 	Links      Links
 	Containers Containers
+	// Labels returns what is written on a container, as far as its runtime tells.
+	Labels func(ctx context.Context, container string) (map[string]string, error)
 	// Declared tells whether a configuration on the host names a network: one that none names goes with its last
 	// container.
 	Declared func(name string) bool
@@ -153,7 +155,7 @@ func (m *Manager) Add(ctx context.Context, a Attachment) (Attached, error) {
 		return Attached{}, err
 	}
 	defer n.release(m)
-	if err := m.put(&attachment{Key: a.Key, Sandbox: a.Sandbox, Cookie: cookie, Aliases: a.Aliases}); err != nil {
+	if err := m.put(&attachment{Key: a.Key, Sandbox: a.Sandbox, Cookie: cookie, Aliases: a.Aliases, Labels: m.labels(ctx, a.Container)}); err != nil {
 		return Attached{}, err
 	}
 	out, err := m.attach(ctx, n, a)

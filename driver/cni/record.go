@@ -3,7 +3,10 @@
 package cni
 
 import (
+	"cmp"
+	"context"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
@@ -20,9 +23,10 @@ const (
 // attachment is one as the state keeps it. It is never changed, but replaced.
 type attachment struct {
 	Key
-	Sandbox string   `json:"sandbox"`
-	Cookie  uint64   `json:"cookie"` // netns cookie of the sandbox
-	Aliases []string `json:"aliases,omitempty"`
+	Sandbox string            `json:"sandbox"`
+	Cookie  uint64            `json:"cookie"` // netns cookie of the sandbox
+	Aliases []string          `json:"aliases,omitempty"`
+	Labels  map[string]string `json:"labels,omitempty"` // of the container, as far as they are of use
 	// Leaving says that the runtime has ended it while the container was still running.
 	Leaving bool `json:"leaving,omitempty"`
 }
@@ -98,7 +102,8 @@ func (m *Manager) tellContainer(id string) {
 	m.mu.Lock()
 	for k, a := range m.attached {
 		if k.Container == id && !a.Leaving {
-			c.Aliases[k.endpoint()] = slices.Clone(a.Aliases)
+			c.Aliases[k.endpoint()] = a.names()
+			c.Labels, c.Name = a.Labels, cmp.Or(a.Labels[labelName], c.Name)
 		}
 	}
 	m.mu.Unlock()
@@ -107,6 +112,40 @@ func (m *Manager) tellContainer(id string) {
 		return
 	}
 	m.Containers.PutContainer(c)
+}
+
+// The labels of containers that are of use, besides our own.
+const (
+	labelOurs    = "mustang."
+	labelName    = "nerdctl/name"
+	labelService = "com.docker.compose.service"
+	labelProject = "com.docker.compose.project"
+	labelOneOff  = "com.docker.compose.oneoff" // of `compose run`, which is no replica
+)
+
+// labels reads those of a container that are of use. Without an answer the container has no services, but it starts.
+func (m *Manager) labels(ctx context.Context, container string) map[string]string {
+	all, err := m.Labels(ctx, container)
+	if err != nil {
+		m.Log.WithError(err).Warn("read the labels of a container, which has no service name without")
+	}
+	maps.DeleteFunc(all, func(key, _ string) bool {
+		return !strings.HasPrefix(key, labelOurs) && !slices.Contains([]string{labelName, labelService, labelProject, labelOneOff}, key)
+	})
+	return all
+}
+
+// names are the service names that the attachment goes by: aliases that the runtime gave, and of a Compose service its
+// name, also with its project's, as nothing else on the host is called.
+func (a *attachment) names() []string {
+	names := slices.Clone(a.Aliases)
+	if service := a.Labels[labelService]; service != "" && !strings.EqualFold(a.Labels[labelOneOff], "true") {
+		names = append(names, service)
+		if project := a.Labels[labelProject]; project != "" {
+			names = append(names, service+"."+project+".mustang")
+		}
+	}
+	return names
 }
 
 // nameOf shortens an id as runtimes show it: containerd's clients put their namespace before it.
