@@ -55,6 +55,7 @@ type Containers interface {
 	PutContainer(service.Container)
 	RemoveContainer(id string)
 	Gone(endpointID string)
+	List() []service.View
 }
 
 // Options is what a [Manager] works with; all of it is needed.
@@ -81,7 +82,8 @@ type Manager struct {
 	attached map[Key]*attachment
 	busy     map[Key]*work
 
-	making sync.Mutex // held while a network is made or removed
+	making  sync.Mutex // held while a network is made or removed
+	writing sync.Mutex // held while /etc/hosts of containers are written
 }
 
 // work is what goes on with one attachment.
@@ -163,6 +165,7 @@ func (m *Manager) Add(ctx context.Context, a Attachment) (Attached, error) {
 		// past a deadline of the caller's, too: nobody asks again
 		return Attached{}, errors.Join(err, m.remove(context.WithoutCancel(ctx), a.Key))
 	}
+	m.writeHosts(a.Network)
 	return out, nil
 }
 

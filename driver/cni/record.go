@@ -130,7 +130,7 @@ func (m *Manager) labels(ctx context.Context, container string) map[string]strin
 		m.Log.WithError(err).Warn("read the labels of a container, which has no service name without")
 	}
 	maps.DeleteFunc(all, func(key, _ string) bool {
-		return !strings.HasPrefix(key, labelOurs) && !slices.Contains([]string{labelName, labelService, labelProject, labelOneOff}, key)
+		return !strings.HasPrefix(key, labelOurs) && !slices.Contains([]string{labelName, labelService, labelProject, labelOneOff, labelState}, key)
 	})
 	return all
 }
