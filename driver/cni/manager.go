@@ -70,6 +70,7 @@ type Options struct {
 	// Declared tells whether a configuration on the host names a network: one that none names goes with its last
 	// container.
 	Declared func(name string) bool
+	BootID   string // tells this boot of the host from others, in which cookies of namespaces may be the same
 	Log      logrus.FieldLogger
 }
 
@@ -157,7 +158,10 @@ func (m *Manager) Add(ctx context.Context, a Attachment) (Attached, error) {
 		return Attached{}, err
 	}
 	defer n.release(m)
-	if err := m.put(&attachment{Key: a.Key, Sandbox: a.Sandbox, Cookie: cookie, Aliases: a.Aliases, Labels: m.labels(ctx, a.Container)}); err != nil {
+	record := &attachment{
+		Key: a.Key, Sandbox: a.Sandbox, Cookie: cookie, BootID: m.BootID, Aliases: a.Aliases, Labels: m.labels(ctx, a.Container),
+	}
+	if err := m.put(record); err != nil {
 		return Attached{}, err
 	}
 	out, err := m.attach(ctx, n, a)
@@ -291,6 +295,9 @@ func (m *Manager) remove(ctx context.Context, k Key) error {
 
 // alive tells whether the attachment's sandbox exists, or may do.
 func (m *Manager) alive(a *attachment) bool {
+	if a.BootID != m.BootID {
+		return false
+	}
 	cookie, err := m.Links.Cookie(a.Sandbox)
 	if err != nil {
 		return !errors.Is(err, link.ErrNoNetns)

@@ -25,6 +25,7 @@ type attachment struct {
 	Key
 	Sandbox string            `json:"sandbox"`
 	Cookie  uint64            `json:"cookie"` // netns cookie of the sandbox
+	BootID  string            `json:"boot_id,omitempty"`
 	Aliases []string          `json:"aliases,omitempty"`
 	Labels  map[string]string `json:"labels,omitempty"` // of the container, as far as they are of use
 	// Leaving says that the runtime has ended it while the container was still running.
