@@ -66,9 +66,18 @@ func openCNI(ctx context.Context, cfg config.Config) (cni.Host, func() error, er
 	return h.cni, release, nil
 }
 
-// takeUp does what a daemon does at its start, as far as it is needed by containers that come.
+// takeUp does what a daemon does at its start, as far as it is needed by containers that come and nobody has done it
+// since the host has booted: the hooks stay, and loading them takes long.
 func (h *host) takeUp() error {
-	return errors.Join(h.hook(), h.driver.SyncUplinks())
+	cookie, err := h.links.Cookie("")
+	if err != nil {
+		return err
+	}
+	_, known, err := h.datapath.Sandbox(cookie)
+	if err == nil && !known {
+		err = h.hook()
+	}
+	return errors.Join(err, h.driver.SyncUplinks())
 }
 
 // lockFile waits until the file is ours, and returns the function that gives it to the next.

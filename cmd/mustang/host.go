@@ -128,6 +128,9 @@ func (h *host) open() (err error) {
 	h.cni.Restore()
 	if !h.daemon {
 		h.tables.Know(h.driver.Sandboxes())
+		if err := h.driver.Recall(); err != nil {
+			return err
+		}
 	}
 	return h.services.Reconcile()
 }
