@@ -116,6 +116,7 @@ func (h *host) open() (err error) {
 	}
 	h.cni, err = cni.New(cni.Options{
 		Store: h.store, Driver: h.driver, Pools: h.ipam, Links: h.links, Containers: h.services,
+		VIPs:   h.cfg.ServicePools,
 		BootID: bootID(),
 		Labels: func(ctx context.Context, container string) (map[string]string, error) {
 			return containerd.Labels(ctx, h.cfg.Containerd, container)

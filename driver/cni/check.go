@@ -70,7 +70,7 @@ func (m *Manager) leased(k Key, ip netip.Addr) bool {
 	for _, p := range m.poolsOf(k.Network) {
 		for _, l := range m.Pools.Leases(p.ID) {
 			if l.Address.Addr() == ip {
-				return l.Owner == k.Attachee.String()
+				return l.Owner == k.String()
 			}
 		}
 	}

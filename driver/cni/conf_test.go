@@ -162,19 +162,43 @@ func TestFilesOfNetworks(t *testing.T) {
 func TestHostsOfNerdctl(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "etchosts", "default", "one", "hosts")
 	require.NoError(t, os.MkdirAll(filepath.Dir(file), 0o755))
-	require.NoError(t, writeHosts(file, []byte("x"))) // nerdctl has made none
-	theirs := "# <nerdctl>\n10.5.0.2 web\n# </nerdctl>\n"
+	vips := []netip.Prefix{netip.MustParsePrefix("10.96.0.0/16")}
+	require.NoError(t, writeHosts(file, []byte("x"), vips)) // nerdctl has made none
+	theirs := "127.0.0.1 localhost\n# <nerdctl>\n10.5.0.2 web\n# </nerdctl>\n"
 	require.NoError(t, os.WriteFile(file, []byte(theirs), 0o600))
-	first := hostsBegin + "10.96.1.7\tweb web.n\n" + hostsEnd
-	second := hostsBegin + "10.96.1.8\tdb db.n\n" + hostsEnd
+	first, second := "10.96.1.7\tweb web.n\n", "10.96.1.8\tdb db.n\n"
 	for _, tt := range []struct{ block, want string }{
 		{first, first + theirs}, {first, first + theirs}, {second, second + theirs}, {"", theirs}, {"", theirs},
 	} {
-		require.NoError(t, writeHosts(file, []byte(tt.block)))
+		require.NoError(t, writeHosts(file, []byte(tt.block), vips))
 		got, err := os.ReadFile(file)
 		require.NoError(t, err)
 		require.Equal(t, tt.want, string(got))
 	}
 	a := &attachment{Labels: map[string]string{labelState: "/var/lib/nerdctl/1935db59/containers/default/one"}}
 	require.Equal(t, "/var/lib/nerdctl/1935db59/etchosts/default/one/hosts", a.hostsFile())
+}
+
+// The examples are what a runtime can hand over, and what nerdctl takes for its own.
+func TestExamples(t *testing.T) {
+	files, err := filepath.Glob("../../plugin-config/cni/*.conflist")
+	require.NoError(t, err)
+	require.NotEmpty(t, files)
+	for _, file := range files {
+		text, err := os.ReadFile(file)
+		require.NoError(t, err)
+		var list struct {
+			CNIVersion, Name, NerdctlID string
+			Plugins                     []map[string]any
+		}
+		require.NoError(t, json.Unmarshal(text, &list), file)
+		require.Equal(t, NetworkID(list.Name), list.NerdctlID, file)
+		list.Plugins[0]["name"], list.Plugins[0]["cniVersion"] = list.Name, list.CNIVersion
+		one, err := json.Marshal(list.Plugins[0])
+		require.NoError(t, err)
+		_, a, err := read(&skel.CmdArgs{StdinData: one})
+		require.NoError(t, err, file)
+		_, err = driver.ParseOptions(a.Of.Options)
+		require.NoError(t, err, file)
+	}
 }

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -17,11 +18,8 @@ import (
 )
 
 // nerdctl's containers ask no resolver of ours: nerdctl writes /etc/hosts for all of them whenever one comes or goes,
-// with the addresses of containers. What others have written there it keeps, and keeps first: so do we with VIPs.
-const (
-	hostsBegin = "# <mustang>\n"
-	hostsEnd   = "# </mustang>\n"
-)
+// with the addresses of containers. What others have written there it keeps, and keeps first, but for comments: our
+// lines are known by their addresses, which are VIPs.
 
 // labelState is where nerdctl keeps a container's files: ROOT/containers/NAMESPACE/ID.
 const labelState = "nerdctl/state-dir"
@@ -54,7 +52,7 @@ func (m *Manager) writeHosts(network string) {
 			continue
 		}
 		slices.Sort(of)
-		if err := writeHosts(file, hostsBlock(services, of)); err != nil {
+		if err := writeHosts(file, hostsBlock(services, of), m.VIPs); err != nil {
 			m.Log.WithError(err).Warn("write the services of a container into its /etc/hosts")
 		}
 	}
@@ -69,18 +67,15 @@ func hostsBlock(services []service.View, networks []string) []byte {
 				continue
 			}
 			for _, f := range s.Frontends {
-				fmt.Fprintf(&out, "%s\t%s %s.%s\n", f.Addr, s.Name, s.Name, network)
+				fmt.Fprintf(&out, "%s %s %s.%s\n", f.Addr, s.Name, s.Name, network)
 			}
 		}
 	}
-	if out.Len() == 0 {
-		return nil
-	}
-	return slices.Concat([]byte(hostsBegin), out.Bytes(), []byte(hostsEnd))
+	return out.Bytes()
 }
 
-// writeHosts replaces our lines of a file, or puts them first. The file stays the same, as it is mounted in the container.
-func writeHosts(file string, block []byte) error {
+// writeHosts replaces our lines of a file, and puts them first. The file stays the same, as it is mounted in the container.
+func writeHosts(file string, block []byte, vips []netip.Prefix) error {
 	dir, err := os.Open(filepath.Dir(filepath.Dir(file))) // nerdctl's lock
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
@@ -99,16 +94,24 @@ func writeHosts(file string, block []byte) error {
 	if err != nil {
 		return err
 	}
-	rest := had
-	if before, after, found := bytes.Cut(had, []byte(hostsBegin)); found {
-		if _, after, found = bytes.Cut(after, []byte(hostsEnd)); !found {
-			after = nil
+	now := slices.Clone(block)
+	for line := range bytes.Lines(had) {
+		if !isVIP(line, vips) {
+			now = append(now, line...)
 		}
-		rest = slices.Concat(before, after)
 	}
-	now := slices.Concat(block, rest)
 	if bytes.Equal(now, had) {
 		return nil
 	}
 	return os.WriteFile(file, now, 0o644)
+}
+
+// isVIP tells whether a line of /etc/hosts is of an address in one of the pools.
+func isVIP(line []byte, vips []netip.Prefix) bool {
+	fields := bytes.Fields(line)
+	if len(fields) == 0 {
+		return false
+	}
+	addr, err := netip.ParseAddr(string(fields[0]))
+	return err == nil && slices.ContainsFunc(vips, func(p netip.Prefix) bool { return p.Contains(addr) })
 }

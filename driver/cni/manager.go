@@ -70,7 +70,8 @@ type Options struct {
 	// Declared tells whether a configuration on the host names a network: one that none names goes with its last
 	// container.
 	Declared func(name string) bool
-	BootID   string // tells this boot of the host from others, in which cookies of namespaces may be the same
+	VIPs     []netip.Prefix // the pools of them
+	BootID   string         // tells this boot of the host from others, in which cookies of namespaces may be the same
 	Log      logrus.FieldLogger
 }
 
@@ -352,7 +353,7 @@ func (m *Manager) Collect(ctx context.Context, name string, valid []Attachee) er
 	}
 	var errs []error
 	for _, k := range m.keysOf(name) {
-		if keep[k.Attachee.String()] {
+		if keep[k.String()] {
 			continue
 		}
 		unlock := m.lock(k)

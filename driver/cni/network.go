@@ -231,7 +231,7 @@ func (m *Manager) address(n *network, a Attachment, v6 bool, want netip.Addr) (g
 			continue
 		}
 		var got netip.Prefix
-		got, err = m.Pools.RequestAddress(p.ID, want, ipam.AddressOptions{Owner: a.Attachee.String(), Replay: true})
+		got, err = m.Pools.RequestAddress(p.ID, want, ipam.AddressOptions{Owner: a.String(), Replay: true})
 		if errors.Is(err, ipam.ErrExhausted) {
 			continue
 		}

@@ -43,7 +43,7 @@ func Labels(ctx context.Context, socket, container string) (map[string]string, e
 	if err != nil {
 		return nil, fmt.Errorf("ask containerd at %s: %w", socket, err)
 	}
-	defer conn.Close()
+	defer func() { _ = conn.Close() }() // nothing is lost with it
 	ctx = metadata.AppendToOutgoingContext(ctx, namespaceHeader, container[:at])
 	got, err := containers.NewContainersClient(conn).Get(ctx, &containers.GetContainerRequest{ID: container[at+1:]})
 	if err != nil {
