@@ -95,7 +95,10 @@ func (m *Manager) CreateEndpoint(_ context.Context, cfg EndpointConfig) (Endpoin
 		return Endpoint{}, fmt.Errorf("record the endpoint %s: %w", e.ID, err)
 	}
 	m.endpoints[e.ID] = e
-	if err := m.setUpEndpoint(n, e); err != nil {
+	e.into = cfg.Into
+	err = m.setUpEndpoint(n, e)
+	e.into = ""
+	if err != nil {
 		return Endpoint{}, errors.Join(err, m.tearDownEndpoint(e))
 	}
 	e.Partial = false

@@ -37,6 +37,9 @@ type EndpointConfig struct {
 	IPv6      netip.Prefix
 	MAC       string            // "02:42:…", "" lets the driver choose
 	Options   map[string]string // endpoint driver-opts
+	// Into is the path of the sandbox, where it exists already and no engine moves devices there. A pair's device is
+	// made in it under the name that Options ask for ([Endpoint.Inside]); others are the caller's to move.
+	Into string
 }
 
 // Endpoint is one container's attachment to a network.
@@ -60,6 +63,10 @@ type Endpoint struct {
 	Asked       uint64            `json:"asked,omitempty"` // digest of what Published was made from
 	// Partial says that it is half made or half removed, and nobody's: nobody asks for its removal any more.
 	Partial bool `json:"partial,omitempty"`
+	// Inside says that its device is in the sandbox already.
+	Inside bool `json:"-"`
+
+	into string // of its config, while it is made
 }
 
 // same tells whether e was made from cfg.

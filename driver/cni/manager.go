@@ -178,7 +178,7 @@ func (m *Manager) Add(ctx context.Context, a Attachment) (Attached, error) {
 func (m *Manager) attach(ctx context.Context, n *network, a Attachment) (out Attached, err error) {
 	id := a.endpoint()
 	c := driver.EndpointConfig{
-		ID: id, NetworkID: n.id(), Source: driver.SourceCNI, MAC: a.MAC,
+		ID: id, NetworkID: n.id(), Source: driver.SourceCNI, MAC: a.MAC, Into: a.Sandbox,
 		Options: map[string]string{"com.docker.network.endpoint.ifname": a.IfName},
 	}
 	if out.IPs, err = m.addresses(n, a); err != nil {
@@ -194,14 +194,13 @@ func (m *Manager) attach(ctx context.Context, n *network, a Attachment) (out Att
 	// first, so that the endpoint is a backend as soon as it is one of the network's
 	m.tellContainer(a.Container)
 	ep, err := m.Driver.CreateEndpoint(ctx, c)
-	if err != nil {
-		return out, err
+	if err == nil && !ep.Inside { // before it joins: programs that wait for a slave in its sandbox find it there
+		err = m.Links.MoveInto(ep.PeerIf, a.Sandbox, a.IfName)
 	}
-	// before it joins: programs that wait for a slave in its sandbox find it there
-	if err := m.Links.MoveInto(ep.PeerIf, a.Sandbox, a.IfName); err != nil {
-		if errors.Is(err, link.ErrDeviceExists) {
-			err = conflict{err}
-		}
+	if errors.Is(err, link.ErrDeviceExists) {
+		err = conflict{err}
+	}
+	if err != nil {
 		return out, err
 	}
 	j, err := m.Driver.Join(ctx, c.NetworkID, id, a.Sandbox)

@@ -57,18 +57,8 @@ func (h Host) MoveInto(name, path, as string) error {
 		return fmt.Errorf("open the network namespace: %w", explain(err))
 	}
 	defer f.Close()
-	err = h.Do(path, func() error {
-		_, err := netlink.LinkByName(as)
-		if err == nil {
-			return ErrDeviceExists
-		}
-		if !isNotFound(err) {
-			return err
-		}
-		return nil
-	})
-	if err != nil {
-		return fmt.Errorf("look for %s in %s: %w", as, path, err)
+	if err := h.vacant(path, as); err != nil {
+		return err
 	}
 	if err := netlink.LinkSetNsFd(l, int(f.Fd())); err != nil {
 		return fmt.Errorf("move %s into %s: %w", name, path, err)
@@ -82,6 +72,24 @@ func (h Host) MoveInto(name, path, as string) error {
 	})
 	if err != nil {
 		return fmt.Errorf("rename %s to %s in %s: %w", name, as, path, err)
+	}
+	return nil
+}
+
+// vacant tells whether the namespace at path has no device of that name; else the error is [ErrDeviceExists].
+func (h Host) vacant(path, name string) error {
+	err := h.Do(path, func() error {
+		_, err := netlink.LinkByName(name)
+		if err == nil {
+			return ErrDeviceExists
+		}
+		if !isNotFound(err) {
+			return err
+		}
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("look for %s in %s: %w", name, path, explain(err))
 	}
 	return nil
 }
