@@ -139,6 +139,9 @@ func (m *Manager) lock(k Key) (unlock func()) {
 
 // Add implements [Host].
 func (m *Manager) Add(ctx context.Context, a Attachment) (Attached, error) {
+	if err := a.Of.checkPublish(len(a.Ports)); err != nil {
+		return Attached{}, err
+	}
 	unlock := m.lock(a.Key)
 	defer unlock()
 	m.sweep(ctx, func(k Key) bool { return k.Network == a.Network && k != a.Key })

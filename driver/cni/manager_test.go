@@ -228,6 +228,27 @@ func TestAConfigurationThatChanges(t *testing.T) {
 	require.Len(t, w.Pools.Pools(), 1)
 }
 
+func TestWhoPublishes(t *testing.T) {
+	w := newWorld(t)
+	box := w.sandbox("/run/netns/a")
+	nothing := w.lines()
+	for _, tt := range []struct{ key, value, wants string }{
+		{"publish", "gwbridge", "docker_gwbridge is an engine's"},
+		{"ebpf", "off", "publishes no ports with these options"},
+		{"publish", "engine", "choose one of"},
+	} {
+		a := ask("one", box)
+		a.Of.Options = map[string]string{tt.key: tt.value}
+		_, err := w.Add(ctx, a)
+		require.ErrorContains(t, err, tt.wants)
+		require.Empty(t, cmp.Diff(nothing, w.lines()))
+	}
+	a := ask("one", box)
+	a.Of.Options, a.Ports = map[string]string{"ebpf": "off"}, nil
+	_, err := w.Add(ctx, a)
+	require.NoError(t, err)
+}
+
 func TestNamesOfACompose(t *testing.T) {
 	w := newWorld(t)
 	w.labels = map[string]string{labelService: "db", labelProject: "shop", labelName: "shop-db-1", "mustang.weight": "3", "other": "x"}

@@ -148,6 +148,21 @@ func (m *Manager) make(ctx context.Context, n *network, given []Given) error {
 	return nil
 }
 
+// checkPublish refuses what only an engine could do: docker_gwbridge is its own.
+func (n Network) checkPublish(ports int) error {
+	o, err := driver.ParseOptions(n.Options)
+	switch {
+	case err != nil:
+		return invalid{err}
+	case n.Options["publish"] == driver.PublishGWBridge:
+		return invalidf("network option publish=%s of the network %s: docker_gwbridge is an engine's, leave it away", driver.PublishGWBridge, n.Name)
+	case o.Publish == driver.PublishGWBridge && ports > 0:
+		return invalidf("the network %s publishes no ports with these options: leave -p away, or let the plugin portmap do it after mustang, "+
+			"without mustang's capability portMappings", n.Name)
+	}
+	return nil
+}
+
 // subnetsOf are those of addresses that another plugin has handed out.
 func subnetsOf(given []Given) ([]driver.Subnet, error) {
 	var out []driver.Subnet
@@ -306,6 +321,9 @@ func (m *Manager) removeNetwork(ctx context.Context, name string) error {
 
 // CreateNetwork implements [Host].
 func (m *Manager) CreateNetwork(ctx context.Context, want Network) (Network, error) {
+	if err := want.checkPublish(0); err != nil {
+		return Network{}, err
+	}
 	n, err := m.ensure(ctx, want, nil)
 	if err != nil {
 		return Network{}, err
@@ -347,8 +365,8 @@ func (m *Manager) RemoveNetwork(ctx context.Context, name string) error {
 
 // CanAdd implements [Host].
 func (m *Manager) CanAdd(ctx context.Context, want Network) error {
-	if _, err := driver.ParseOptions(want.Options); err != nil {
-		return invalid{err}
+	if err := want.checkPublish(0); err != nil {
+		return err
 	}
 	m.mu.Lock()
 	_, known := m.networks[want.Name]
