@@ -16,6 +16,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/mustang-net/mustang/driver/cni"
 	"github.com/mustang-net/mustang/service"
 )
 
@@ -78,7 +79,7 @@ func refusal(resp *http.Response) error {
 	if err := json.NewDecoder(resp.Body).Decode(&body); err != nil || body.Error == "" {
 		body.Error = "the mustang daemon answered " + resp.Status
 	}
-	return &Error{Status: resp.StatusCode, Message: body.Error}
+	return classed(&Error{Status: resp.StatusCode, Message: body.Error})
 }
 
 func withRef(path, ref string) string { return path + "?ref=" + url.QueryEscape(ref) }
@@ -150,6 +151,8 @@ func (c *client) Networks(ctx context.Context) ([]Network, error) {
 	err := c.call(ctx, http.MethodGet, "/v1/networks", nil, &list)
 	return list, err
 }
+
+func (c *client) CNI() cni.Host { return cniClient{c} }
 
 func (c *client) Ports(ctx context.Context) ([]Port, error) {
 	var list []Port

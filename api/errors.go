@@ -25,6 +25,35 @@ type badRequest struct{ error }
 func (badRequest) InvalidParameter() {}
 func (e badRequest) Unwrap() error   { return e.error }
 
+// The classes of refusals besides badRequest.
+type (
+	notFound    struct{ error }
+	conflict    struct{ error }
+	unavailable struct{ error }
+)
+
+func (notFound) NotFound()          {}
+func (e notFound) Unwrap() error    { return e.error }
+func (conflict) Conflict()          {}
+func (e conflict) Unwrap() error    { return e.error }
+func (unavailable) Unavailable()    {}
+func (e unavailable) Unwrap() error { return e.error }
+
+// classed undoes statusOf, so that a refusal is of the same class on both sides.
+func classed(e *Error) error {
+	switch e.Status {
+	case http.StatusBadRequest:
+		return badRequest{e}
+	case http.StatusNotFound:
+		return notFound{e}
+	case http.StatusConflict:
+		return conflict{e}
+	case http.StatusServiceUnavailable:
+		return unavailable{e}
+	}
+	return e
+}
+
 // statusOf finds the HTTP status of a Host's error by its marker method, the convention of the
 // Docker engine's packages; errors without one are the daemon's own fault.
 func statusOf(err error) int {

@@ -108,15 +108,14 @@ func handler(host Host, log logrus.FieldLogger) http.Handler {
 	route("GET /v1/networks", s.networks)
 	route("GET /v1/ports", s.ports)
 	route("GET /v1/status", s.status)
+	for pattern, answer := range cniRoutes(host) {
+		route(pattern, answer)
+	}
 	route("/", func(r *http.Request) (any, error) {
 		return nil, notFound{fmt.Errorf("%s %s is not in this daemon's API: command line and daemon may be of different versions", r.Method, r.URL.Path)}
 	})
 	return mux
 }
-
-type notFound struct{ error }
-
-func (notFound) NotFound() {}
 
 type server struct{ host Host }
 

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 
 	"github.com/mustang-net/mustang/driver"
+	"github.com/mustang-net/mustang/driver/cni"
 	"github.com/mustang-net/mustang/service"
 )
 
@@ -30,6 +31,8 @@ type Host interface {
 	RemoveEndpoint(ctx context.Context, ref string) error
 
 	Networks(ctx context.Context) ([]Network, error)
+	// CNI is what runtimes ask of mustang as their plugin.
+	CNI() cni.Host
 	Ports(ctx context.Context) ([]Port, error)
 	Status(ctx context.Context) (Status, error)
 }

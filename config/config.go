@@ -22,6 +22,8 @@ type Config struct {
 	Socket       string // absolute, at most 107 bytes; the API of the command line
 	PluginSocket string // absolute, at most 107 bytes; where Docker finds the network driver
 	DockerSocket string // absolute, at most 107 bytes; "" = no Docker
+	Containerd   string // absolute; socket of containerd, which need not run
+	CNIConfDir   string // absolute; where runtimes find the networks of CNI
 	BPFFS        string // absolute; mount point of the BPF file system
 	Cgroup       string // absolute; "" = the cgroup2 mount named in mountinfo
 
@@ -53,6 +55,8 @@ func Default() Config {
 		Socket:       "/run/mustang/mustang.sock",
 		PluginSocket: "/run/docker/plugins/mustang.sock",
 		DockerSocket: "/var/run/docker.sock",
+		Containerd:   "/run/containerd/containerd.sock",
+		CNIConfDir:   "/etc/cni/net.d",
 		BPFFS:        "/sys/fs/bpf",
 		ServicePools: []netip.Prefix{
 			netip.MustParsePrefix("10.96.0.0/16"),

@@ -57,6 +57,8 @@ state_dir = "/srv/mustang/"
 socket = "/srv/run/m.sock"
 plugin_socket = "/srv/run/plugin.sock"
 docker_socket = "off"
+containerd_socket = "/srv/run/containerd.sock"
+cni_conf_dir = "/srv/cni"
 bpffs = "/bpf"
 cgroup = "/sys/fs/cgroup/fake"
 service_pools = ["10.97.0.0/16"]
@@ -66,7 +68,7 @@ log_format = "json"
 `
 	fromFile := Config{
 		StateDir: "/srv/mustang", Socket: "/srv/run/m.sock", PluginSocket: "/srv/run/plugin.sock",
-		BPFFS: "/bpf", Cgroup: "/sys/fs/cgroup/fake",
+		Containerd: "/srv/run/containerd.sock", CNIConfDir: "/srv/cni", BPFFS: "/bpf", Cgroup: "/sys/fs/cgroup/fake",
 		ServicePools: []netip.Prefix{netip.MustParsePrefix("10.97.0.0/16")},
 		AddressPools: []AddressPool{{netip.MustParsePrefix("10.98.0.0/16"), 26}},
 		LogLevel:     "debug", LogFormat: "json",

@@ -15,7 +15,7 @@ import (
 // keys are all keys of mustang.toml, in the order of the reference file. The environment variable
 // of a key is MUSTANG_ and the key in capitals.
 var keys = []string{
-	"state_dir", "socket", "plugin_socket", "docker_socket", "bpffs", "cgroup",
+	"state_dir", "socket", "plugin_socket", "docker_socket", "containerd_socket", "cni_conf_dir", "bpffs", "cgroup",
 	"service_pools", "address_pools", "uplinks", "log_level", "log_format",
 }
 
@@ -28,6 +28,8 @@ type rawFile struct {
 	Socket       string    `toml:"socket"`
 	PluginSocket string    `toml:"plugin_socket"`
 	DockerSocket string    `toml:"docker_socket"`
+	Containerd   string    `toml:"containerd_socket"`
+	CNIConfDir   string    `toml:"cni_conf_dir"`
 	BPFFS        string    `toml:"bpffs"`
 	Cgroup       string    `toml:"cgroup"`
 	ServicePools []string  `toml:"service_pools"`
@@ -55,7 +57,7 @@ type raw struct {
 func (r *raw) strings() map[string]*string {
 	return map[string]*string{
 		"state_dir": &r.StateDir, "socket": &r.Socket, "plugin_socket": &r.PluginSocket,
-		"docker_socket": &r.DockerSocket, "bpffs": &r.BPFFS, "cgroup": &r.Cgroup,
+		"docker_socket": &r.DockerSocket, "containerd_socket": &r.Containerd, "cni_conf_dir": &r.CNIConfDir, "bpffs": &r.BPFFS, "cgroup": &r.Cgroup,
 		"log_level": &r.LogLevel, "log_format": &r.LogFormat,
 	}
 }
@@ -117,6 +119,8 @@ func (r *raw) validate() (Config, error) {
 	} else {
 		r.socket("docker_socket", r.DockerSocket, &c.DockerSocket)
 	}
+	r.path("containerd_socket", r.Containerd, &c.Containerd)
+	r.path("cni_conf_dir", r.CNIConfDir, &c.CNIConfDir)
 	r.path("bpffs", r.BPFFS, &c.BPFFS)
 	if r.Cgroup != "" {
 		r.path("cgroup", r.Cgroup, &c.Cgroup)

@@ -28,7 +28,7 @@ func (m *Manager) Collect(known map[string]map[string]bool) error {
 		}
 	}
 	for id, n := range m.networks {
-		if _, ok := known[id]; ok {
+		if _, ok := known[id]; ok || n.Source == SourceCNI {
 			continue
 		}
 		missing[id] = true

@@ -16,9 +16,10 @@ import (
 	"github.com/mustang-net/mustang/service"
 )
 
-// Sources of endpoints.
+// Sources of networks and endpoints.
 const (
 	SourceDocker = "docker"
+	SourceCNI    = "cni"
 	SourceHand   = "ep" // `mustang ep add`
 )
 
@@ -94,7 +95,10 @@ func (m *Manager) CreateEndpoint(_ context.Context, cfg EndpointConfig) (Endpoin
 		return Endpoint{}, fmt.Errorf("record the endpoint %s: %w", e.ID, err)
 	}
 	m.endpoints[e.ID] = e
-	if err := m.setUpEndpoint(n, e); err != nil {
+	e.into = cfg.Into
+	err = m.setUpEndpoint(n, e)
+	e.into = ""
+	if err != nil {
 		return Endpoint{}, errors.Join(err, m.tearDownEndpoint(e))
 	}
 	e.Partial = false
@@ -160,7 +164,7 @@ func (m *Manager) makeRoom(e *Endpoint) error {
 
 func newEndpoint(n *Network, cfg EndpointConfig) (*Endpoint, error) {
 	e := &Endpoint{
-		ID: cfg.ID, NetworkID: cfg.NetworkID, Source: SourceDocker, IPv4: cfg.IPv4, IPv6: cfg.IPv6,
+		ID: cfg.ID, NetworkID: cfg.NetworkID, Source: cmp.Or(cfg.Source, SourceDocker), IPv4: cfg.IPv4, IPv6: cfg.IPv6,
 		MAC: cfg.MAC, Options: cfg.Options, IfName: cfg.Options["com.docker.network.endpoint.ifname"],
 	}
 	if len(e.ID) < idBytes {

@@ -18,7 +18,11 @@ func (m *Manager) hold(e *Endpoint, protocol bpf.Protocol, host netip.AddrPort, 
 	}
 	p := ports.Port{Addr: host, Protocol: transport(protocol)}
 	m.ports.Restrict(p, m.sources(e))
-	return m.ports.Hold(p, e.via(host, port))
+	err := m.ports.Hold(p, e.via(host, port))
+	if e.Source == SourceCNI && errors.Is(err, ports.ErrReserved) {
+		return nil // by its runtime, for it
+	}
+	return err
 }
 
 // holdBoth keeps a port of every address of both families, at half the time of two of hold.

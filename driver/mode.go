@@ -80,13 +80,22 @@ func (p pair) lower(n *Network) error {
 }
 
 func (p pair) connect(n *Network, e *Endpoint, mac net.HardwareAddr, mtu int) (link.Device, error) {
-	dev, err := p.links.CreatePair(link.Pair{
-		Owner: e.ID, Type: p.typ, Host: e.HostIf, Peer: e.PeerIf, MTU: mtu, MAC: mac, Open: n.Off(),
-	})
+	dev, err := createPair(p.links, e, link.Pair{Type: p.typ, MTU: mtu, MAC: mac, Open: n.Off()})
 	if err != nil {
 		return dev, err
 	}
 	return dev, p.links.Connect(e.HostIf, e.addrs(), n.gatewaysOf(e), mac)
+}
+
+// createPair makes an endpoint's pair, with its end of the sandbox there if that is where it is made.
+func createPair(links Links, e *Endpoint, p link.Pair) (link.Device, error) {
+	p.Owner, p.Host, p.Peer = e.ID, e.HostIf, e.PeerIf
+	if e.into != "" {
+		p.Into, p.Peer = e.into, e.IfName
+	}
+	dev, err := links.CreatePair(p)
+	e.Inside = err == nil && p.Into != ""
+	return dev, err
 }
 
 func (p pair) disconnect(_ *Network, e *Endpoint) error { return p.links.Delete(e.HostIf, e.ID) }
@@ -132,9 +141,7 @@ func (b bridge) raise(n *Network) error {
 func (b bridge) lower(n *Network) error { return b.links.Delete(b.name(n), n.ID) }
 
 func (b bridge) connect(n *Network, e *Endpoint, mac net.HardwareAddr, mtu int) (link.Device, error) {
-	dev, err := b.links.CreatePair(link.Pair{
-		Owner: e.ID, Type: link.TypeVeth, Host: e.HostIf, Peer: e.PeerIf, MTU: mtu, MAC: mac,
-	})
+	dev, err := createPair(b.links, e, link.Pair{Type: link.TypeVeth, MTU: mtu, MAC: mac})
 	if err != nil {
 		return dev, err
 	}

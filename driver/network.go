@@ -19,7 +19,8 @@ import (
 type Network struct {
 	ID       string            `json:"id"`
 	Name     string            `json:"name,omitempty"`
-	Number   uint32            `json:"number"` // in the maps; from 1, never used twice
+	Source   string            `json:"source,omitempty"` // "" is Docker's
+	Number   uint32            `json:"number"`           // in the maps; from 1, never used twice
 	Options  Options           `json:"options"`
 	Raw      map[string]string `json:"raw,omitempty"` // the options as given
 	IPv4     []Subnet          `json:"ipv4,omitempty"`
@@ -98,7 +99,7 @@ func (m *Manager) CreateNetwork(_ context.Context, cfg NetworkConfig) error {
 		return err
 	}
 	n := &Network{
-		ID: cfg.ID, Name: cfg.Name, Options: opts, Raw: cfg.Options,
+		ID: cfg.ID, Name: cfg.Name, Source: cfg.Source, Options: opts, Raw: cfg.Options,
 		IPv4: cfg.IPv4, IPv6: cfg.IPv6, Internal: cfg.Internal, Partial: true,
 	}
 	if err := m.checkSubnets(n); err != nil {

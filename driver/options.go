@@ -290,5 +290,8 @@ func checkEndpointOptions(raw map[string]string) error {
 	return service.CheckEndpointOptions(raw)
 }
 
+// HasOption tells whether networks have an option.
+func HasOption(key string) bool { _, ok := options[key]; return ok }
+
 // Modes lists the modes that a network can have.
 func Modes() []string { return slices.Clone(options["mode"].choices) }

@@ -46,6 +46,29 @@ func (m *Manager) Restore() error {
 	return errors.Join(errs...)
 }
 
+// Recall takes over what another process has made since the host has booted, for one that makes a change or two: what
+// leads out, and for the services the endpoints of CNI. Nothing in the kernel is made anew.
+func (m *Manager) Recall() error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	known, err := m.datapath.Uplinks()
+	if err != nil {
+		return err
+	}
+	for _, u := range known {
+		if name, err := m.links.Name(u.IfIndex); err == nil { // or it is gone
+			m.uplinks[name] = u
+		}
+	}
+	var errs []error
+	for _, e := range m.endpoints {
+		if e.Source == SourceCNI && !e.Partial {
+			errs = append(errs, m.services.PutEndpoint(m.service(e)))
+		}
+	}
+	return errors.Join(errs...)
+}
+
 func (m *Manager) restoreEndpoint(e *Endpoint) error {
 	n := m.networks[e.NetworkID]
 	if e.Partial || e.Source != SourceHand && n == nil {

@@ -12,6 +12,7 @@ import (
 // NetworkConfig is what a network is made from. Options are the keys of `docker network create --opt`.
 type NetworkConfig struct {
 	ID       string // unique, chosen by the caller (Docker's network id)
+	Source   string // whose it is: SourceDocker, which "" stands for, or SourceCNI
 	Name     string // may be empty while the caller does not know it
 	Options  map[string]string
 	IPv4     []Subnet
@@ -31,17 +32,21 @@ type Subnet struct {
 type EndpointConfig struct {
 	ID        string
 	NetworkID string
+	Source    string // as of a network
 	IPv4      netip.Prefix
 	IPv6      netip.Prefix
 	MAC       string            // "02:42:…", "" lets the driver choose
 	Options   map[string]string // endpoint driver-opts
+	// Into is the path of the sandbox, where it exists already and no engine moves devices there. A pair's device is
+	// made in it under the name that Options ask for ([Endpoint.Inside]); others are the caller's to move.
+	Into string
 }
 
 // Endpoint is one container's attachment to a network.
 type Endpoint struct {
 	ID          string            `json:"id"`
 	NetworkID   string            `json:"network"`
-	Source      string            `json:"source"` // docker, cni or ep (made by `mustang ep add`)
+	Source      string            `json:"source"` // one of the Source constants
 	IPv4        netip.Prefix      `json:"ipv4,omitzero"`
 	IPv6        netip.Prefix      `json:"ipv6,omitzero"`
 	MAC         string            `json:"mac"`      // of the container's interface
@@ -58,6 +63,10 @@ type Endpoint struct {
 	Asked       uint64            `json:"asked,omitempty"` // digest of what Published was made from
 	// Partial says that it is half made or half removed, and nobody's: nobody asks for its removal any more.
 	Partial bool `json:"partial,omitempty"`
+	// Inside says that its device is in the sandbox already.
+	Inside bool `json:"-"`
+
+	into string // of its config, while it is made
 }
 
 // same tells whether e was made from cfg.

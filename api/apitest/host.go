@@ -13,6 +13,7 @@ import (
 	"github.com/mustang-net/mustang/api"
 	"github.com/mustang-net/mustang/bpf"
 	"github.com/mustang-net/mustang/driver"
+	"github.com/mustang-net/mustang/driver/cni"
 	"github.com/mustang-net/mustang/service"
 )
 
@@ -23,6 +24,7 @@ type Host struct {
 	NetworkList  []api.Network
 	PortList     []api.Port
 	State        api.Status
+	Runtimes     cni.Host
 	// Fail, if set, is what every method returns.
 	Fail error
 	// Drained counts, by backend address or container, Drain calls that are not undone.
@@ -187,6 +189,8 @@ func (h *Host) Networks(context.Context) ([]api.Network, error) {
 	defer h.mu.Unlock()
 	return slices.Clone(h.NetworkList), h.Fail
 }
+
+func (h *Host) CNI() cni.Host { return h.Runtimes }
 
 func (h *Host) Ports(context.Context) ([]api.Port, error) {
 	h.mu.Lock()

@@ -15,6 +15,7 @@ import (
 	"github.com/mustang-net/mustang/api"
 	"github.com/mustang-net/mustang/bpf"
 	"github.com/mustang-net/mustang/driver"
+	"github.com/mustang-net/mustang/driver/cni"
 	"github.com/mustang-net/mustang/driver/link"
 	"github.com/mustang-net/mustang/service"
 )
@@ -102,6 +103,9 @@ func (h *host) Networks(context.Context) ([]api.Network, error) {
 	}
 	return out, nil
 }
+
+// CNI implements [api.Host].
+func (h *host) CNI() cni.Host { return h.cni }
 
 // Ports implements [api.Host].
 func (h *host) Ports(context.Context) ([]api.Port, error) {

@@ -18,6 +18,8 @@ import (
 	"github.com/mustang-net/mustang/bpf"
 	"github.com/mustang-net/mustang/config"
 	"github.com/mustang-net/mustang/driver"
+	"github.com/mustang-net/mustang/driver/cni"
+	"github.com/mustang-net/mustang/driver/cni/containerd"
 	"github.com/mustang-net/mustang/driver/docker/watch"
 	"github.com/mustang-net/mustang/driver/link"
 	"github.com/mustang-net/mustang/driver/ports"
@@ -39,6 +41,7 @@ type host struct {
 	services *service.Manager
 	tables   *nft.Tables
 	driver   *driver.Manager
+	cni      *cni.Manager
 	resolver *dns.Server   // nil without a daemon
 	ports    *ports.Holder // nil without a daemon
 	watcher  watcherState
@@ -111,8 +114,24 @@ func (h *host) open() (err error) {
 	if h.driver, err = driver.New(cfg); err != nil {
 		return err
 	}
+	h.cni, err = cni.New(cni.Options{
+		Store: h.store, Driver: h.driver, Pools: h.ipam, Links: h.links, Containers: h.services,
+		VIPs:   h.cfg.ServicePools,
+		BootID: bootID(),
+		Labels: func(ctx context.Context, container string) (map[string]string, error) {
+			return containerd.Labels(ctx, h.cfg.Containerd, container)
+		},
+		Declared: func(name string) bool { return cni.Declared(h.cfg.CNIConfDir, name) }, Log: h.log,
+	})
+	if err != nil {
+		return err
+	}
+	h.cni.Restore()
 	if !h.daemon {
 		h.tables.Know(h.driver.Sandboxes())
+		if err := h.driver.Recall(); err != nil {
+			return err
+		}
 	}
 	return h.services.Reconcile()
 }

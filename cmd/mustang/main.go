@@ -14,12 +14,10 @@ import (
 )
 
 func main() {
-	// CNI: with CNI_COMMAND set a runtime calls us as its plugin. driver/cni takes over here, before
-	// any argument is looked at.
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, unix.SIGTERM)
 	// A second signal ends the process at once, should the first one's clean end hang.
 	context.AfterFunc(ctx, stop)
-	code := run(ctx, env{
+	e := env{
 		args:   os.Args,
 		stdin:  os.Stdin,
 		stdout: os.Stdout,
@@ -29,7 +27,13 @@ func main() {
 		open:   openHost,
 		daemon: runDaemon,
 		bench:  bench.Run,
-	})
+	}
+	var code int
+	if os.Getenv("CNI_COMMAND") != "" { // a runtime calls us as its plugin, and gives no arguments
+		code = runPlugin(ctx, e)
+	} else {
+		code = run(ctx, e)
+	}
 	stop()
 	os.Exit(code)
 }

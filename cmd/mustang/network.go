@@ -16,7 +16,7 @@ import (
 )
 
 func networkCommand(e env) *cli.Command {
-	return noun("network", "networks and their blocks of virtual IPs", networkList(e), networkInspect(e))
+	return noun("network", "networks and their blocks of virtual IPs", networkCreate(e), networkRemove(e), networkList(e), networkInspect(e))
 }
 
 func networkList(e env) verb {

@@ -50,6 +50,21 @@ func runDaemon(ctx context.Context, cfg config.Config, log *logrus.Logger) error
 
 // start makes the kernel agree with the state.
 func (h *host) start() error {
+	if err := h.hook(); err != nil {
+		return err
+	}
+	if err := h.datapath.Beat(); err != nil {
+		return err
+	}
+	if err := h.driver.Restore(); err != nil {
+		// one endpoint that cannot be mended must not keep the others from being served
+		h.log.WithError(err).Error("restore networks and endpoints")
+	}
+	return nil
+}
+
+// hook attaches the socket hooks, and makes the host's own sockets known to them.
+func (h *host) hook() error {
 	cgroup := h.cfg.Cgroup
 	if cgroup == "" {
 		var err error
@@ -64,17 +79,7 @@ func (h *host) start() error {
 	if err != nil {
 		return err
 	}
-	if err := h.datapath.PutSandbox(bpf.Sandbox{Cookie: cookie, SocketLB: true, AllNetworks: true}); err != nil {
-		return err
-	}
-	if err := h.datapath.Beat(); err != nil {
-		return err
-	}
-	if err := h.driver.Restore(); err != nil {
-		// one endpoint that cannot be mended must not keep the others from being served
-		h.log.WithError(err).Error("restore networks and endpoints")
-	}
-	return nil
+	return h.datapath.PutSandbox(bpf.Sandbox{Cookie: cookie, SocketLB: true, AllNetworks: true})
 }
 
 // serve runs everything that serves until ctx ends or one of them fails.
@@ -103,6 +108,7 @@ func (h *host) serve(ctx context.Context, control net.Listener) error {
 	run("retry", h.retry)
 	run("follow uplinks", h.followUplinks)
 	run("collect flows", h.collectFlows)
+	run("sweep", h.sweep)
 	run("serve the command line", func(ctx context.Context) error { return api.Serve(ctx, control, h, h.log) })
 	if h.cfg.DockerSocket == "" {
 		if err := h.synced(); err != nil {
@@ -149,6 +155,17 @@ func (h *host) retry(ctx context.Context) error {
 		if err := h.services.Reconcile(); err != nil {
 			h.log.WithError(err).Warn("write services to the maps")
 		}
+		return nil
+	})
+}
+
+// sweepEvery is how long what a container of CNI leaves stays after its end.
+const sweepEvery = time.Second
+
+// sweep removes what containers leave whose runtime says nothing after they have ended.
+func (h *host) sweep(ctx context.Context) error {
+	return every(ctx, sweepEvery, func() error {
+		h.cni.Sweep(ctx)
 		return nil
 	})
 }

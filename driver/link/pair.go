@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -28,13 +29,20 @@ type Pair struct {
 	MTU   int              // bytes
 	MAC   net.HardwareAddr // of the peer
 	Open  bool             // netkit: what the peer sends passes although no program judges it
+	// Into is the path of a namespace that the peer is made in at once, with its last name: moving it there takes the
+	// kernel longer than making it. "" leaves it here.
+	Into string
 }
 
 // CreatePair creates a pair and returns its host's end, which is up, has no link-local address and
 // forwards nothing. A pair of the same owner that is there already is taken, and finished if it is half made.
-func (Host) CreatePair(p Pair) (Device, error) {
-	pair := p.link()
-	err := netlink.LinkAdd(pair)
+func (h Host) CreatePair(p Pair) (Device, error) {
+	pair, done, err := p.link(h)
+	if err != nil {
+		return Device{}, fmt.Errorf("create the %s pair %s, %s: %w", p.Type, p.Host, p.Peer, err)
+	}
+	defer done()
+	err = netlink.LinkAdd(pair)
 	switch {
 	case errors.Is(err, unix.EEXIST):
 		if found, findErr := netlink.LinkByName(p.Host); findErr == nil && ownedBy(found, p.Owner) {
@@ -54,11 +62,24 @@ func (Host) CreatePair(p Pair) (Device, error) {
 	return dev, nil
 }
 
-func (p Pair) link() netlink.Link {
+// link is the pair as the kernel makes it; done lets go of the namespace that it names.
+func (p Pair) link(h Host) (l netlink.Link, done func(), err error) {
+	var into any
+	done = func() {}
+	if p.Into != "" {
+		if err := h.vacant(p.Into, p.Peer); err != nil {
+			return nil, nil, err
+		}
+		f, err := os.Open(p.Into)
+		if err != nil {
+			return nil, nil, explain(err)
+		}
+		into, done = netlink.NsFd(int(f.Fd())), func() { f.Close() }
+	}
 	// with a random MAC of the kernel's, systemd-udevd would soon give the device another
 	attrs := netlink.LinkAttrs{Name: p.Host, MTU: p.MTU, Group: group, HardwareAddr: randomMAC()}
 	if p.Type != TypeNetkit {
-		return &netlink.Veth{LinkAttrs: attrs, PeerName: p.Peer, PeerHardwareAddr: p.MAC}
+		return &netlink.Veth{LinkAttrs: attrs, PeerName: p.Peer, PeerHardwareAddr: p.MAC, PeerNamespace: into}, done, nil
 	}
 	nk := &netlink.Netkit{
 		LinkAttrs: attrs, Mode: netlink.NETKIT_MODE_L2, Policy: netlink.NETKIT_POLICY_FORWARD,
@@ -69,8 +90,8 @@ func (p Pair) link() netlink.Link {
 	if p.Open {
 		nk.PeerPolicy = netlink.NETKIT_POLICY_FORWARD
 	}
-	nk.SetPeerAttrs(&netlink.LinkAttrs{Name: p.Peer, MTU: p.MTU, HardwareAddr: p.MAC})
-	return nk
+	nk.SetPeerAttrs(&netlink.LinkAttrs{Name: p.Peer, MTU: p.MTU, HardwareAddr: p.MAC, Namespace: into})
+	return nk, done, nil
 }
 
 // CheckPair tells whether the kernel has a type of pair: it asks for one that no kernel makes.

@@ -17,6 +17,30 @@ import (
 
 // by names the process that has a port, " by nginx (pid 4711)", or is empty where nobody can tell.
 func by(p Port) string {
+	pid := holder(p)
+	if pid == "" {
+		return ""
+	}
+	name, err := os.ReadFile("/proc/" + pid + "/comm")
+	if err != nil {
+		return "" // it has ended
+	}
+	return fmt.Sprintf(" by %s (pid %s)", strings.TrimSpace(string(name)), pid)
+}
+
+// reserved tells whether the process that has a port only keeps it from others, as nerdctl's does for a container's
+// ports since its version 2.2: it would never answer.
+func reserved(p Port) bool {
+	pid := holder(p)
+	if pid == "" {
+		return false
+	}
+	line, err := os.ReadFile("/proc/" + pid + "/cmdline")
+	return err == nil && string(line) == "sleep\x00infinity\x00"
+}
+
+// holder is the id of the process that has a port, "" where nobody can tell.
+func holder(p Port) string {
 	inode := socketOf(p)
 	if inode == "" {
 		return ""
@@ -27,14 +51,9 @@ func by(p Port) string {
 	}
 	for _, process := range processes {
 		pid := process.Name()
-		if _, err := strconv.ParseUint(pid, 10, 32); err != nil || !has(pid, inode) {
-			continue
+		if _, err := strconv.ParseUint(pid, 10, 32); err == nil && has(pid, inode) {
+			return pid
 		}
-		name, err := os.ReadFile("/proc/" + pid + "/comm")
-		if err != nil {
-			continue
-		}
-		return fmt.Sprintf(" by %s (pid %s)", strings.TrimSpace(string(name)), pid)
 	}
 	return ""
 }

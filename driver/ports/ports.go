@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -267,6 +268,14 @@ func (e inUse) Error() string {
 }
 
 func (inUse) Unwrap() error { return ErrInUse }
+
+// ErrReserved says of an [ErrInUse] that whoever has the port only keeps it from others, for the one who asks to publish it.
+var ErrReserved = errors.New("reserved")
+
+// Is tells whether the error is [ErrReserved], for which it looks for the processes.
+func (e inUse) Is(target error) bool {
+	return target == ErrReserved && slices.ContainsFunc(e, reserved)
+}
 
 // Release undoes Hold, and one family of HoldEvery, which stays reserved until the other goes, too. Connections that are
 // being passed on go on.

@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"os/exec"
 	"runtime"
 	"strings"
 	"sync/atomic"
@@ -214,6 +215,28 @@ func TestConflict(t *testing.T) {
 			})
 		}
 	}
+}
+
+// TestReserved has a process keep the port that does nothing else, as nerdctl's does.
+func TestReserved(t *testing.T) {
+	server := listen(t, "127.0.0.1:0")
+	p := Port{netip.MustParseAddrPort(server.Addr().String()), "tcp"}
+	h := newHolder(t)
+	require.NotErrorIs(t, h.Hold(p, netip.AddrPort{}), ErrReserved, "a process that may well serve it")
+	copied, err := server.(*net.TCPListener).File()
+	require.NoError(t, err)
+	keeper := exec.Command("sleep", "infinity")
+	keeper.ExtraFiles = []*os.File{copied}
+	require.NoError(t, keeper.Start())
+	defer func() {
+		require.NoError(t, keeper.Process.Kill())
+		_ = keeper.Wait() // says that it was killed
+	}()
+	copied.Close()
+	server.Close()
+	err = h.Hold(p, netip.AddrPort{})
+	require.ErrorIs(t, err, ErrInUse)
+	require.ErrorIs(t, err, ErrReserved)
 }
 
 // TestConflictWithConnection has a connection that goes out from the port, beside a listener elsewhere.

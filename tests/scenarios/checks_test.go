@@ -20,7 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// checks by the word that a script uses. CLIENT is a container, `lan` or `host`; FLAGS are those of mst-load.
+// checks by the word that a script uses. CLIENT is a container, a network namespace such as `lan`, or `host`; FLAGS are those of mst-load.
 var checks = map[string]command{
 	"asks":        asks,
 	"reach":       reach,
@@ -55,11 +55,11 @@ func (s *scenario) loader(client string) ([]string, error) {
 // testProgram is the start of a command line of a program that the image has too, in a container, on the host or outside of it.
 func (s *scenario) testProgram(name, where string) ([]string, error) {
 	built := strings.TrimSuffix(fakehost(), "tests/fakehost") + "bin/tests/" + name
-	switch where {
-	case "host":
+	if where == "host" {
 		return []string{built}, nil
-	case "lan":
-		return []string{"ip", "netns", "exec", "lan", built}, nil
+	}
+	if _, err := os.Stat("/run/netns/" + where); err == nil { // lan, or one that a script made
+		return []string{"ip", "netns", "exec", where, built}, nil
 	}
 	argv, err := s.enter(where)
 	return append(argv, name), err

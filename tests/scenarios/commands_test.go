@@ -14,6 +14,7 @@ import (
 	"os"
 	"os/exec"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -46,6 +47,11 @@ var commands = map[string]command{
 	"daemon": func(s *scenario, dir string, args []string) result {
 		return run(dir, append([]string{fakehost(), "daemon"}, args...)...)
 	},
+	"containerd": func(s *scenario, dir string, args []string) result {
+		return run(dir, append([]string{fakehost(), "containerd"}, args...)...)
+	},
+	"nerdctl":    program("nerdctl"),
+	"cni":        cni,
 	"in":         inContainer,
 	"lookup":     lookup,
 	"nameserver": nameserver,
@@ -98,6 +104,11 @@ func (s *scenario) enter(container string) ([]string, error) {
 // pid finds a container's first process, as long as the engine can be asked.
 func (s *scenario) pid(container string) (string, error) {
 	pid, err := enginePid(container)
+	if err != nil {
+		if r := run("/", "nerdctl", "inspect", "--format", "{{.State.Pid}}", container); r.err == nil {
+			pid, err = strconv.Atoi(strings.TrimSpace(r.stdout))
+		}
+	}
 	if err == nil {
 		if pid == 0 {
 			return "", fmt.Errorf("container %s is not running", container)
@@ -184,6 +195,20 @@ func address(_ *scenario, dir string, args []string) result {
 		return failure("usage: address [-6] CONTAINER NETWORK")
 	}
 	return run(dir, "docker", "inspect", "--format", fmt.Sprintf("{{(index .NetworkSettings.Networks %q).%s}}", args[1], field), args[0])
+}
+
+// cni calls plugins as a runtime does: `cni [CAPABILITIES] VERB NETWORK NETNS [-i IFNAME]`, with CAPABILITIES as JSON.
+func cni(_ *scenario, dir string, args []string) result {
+	argv := []string{"env", "CNI_PATH=/opt/cni/bin", "NETCONFPATH=/etc/cni/net.d"}
+	if len(args) > 0 && strings.HasPrefix(args[0], "{") {
+		argv, args = append(argv, "CAP_ARGS="+args[0]), args[1:]
+	}
+	if len(args) < 3 {
+		return failure("usage: cni [CAPABILITIES] VERB NETWORK NETNS [-i IFNAME]")
+	}
+	args = slices.Clone(args)
+	args[2] = "/run/netns/" + args[2]
+	return run(dir, append(append(argv, "cnitool"), args...)...)
 }
 
 func failure(format string, args ...any) result { return result{err: fmt.Errorf(format, args...)} }

@@ -32,6 +32,7 @@ func snapshot() ([]string, error) {
 	add("route", matching(`.`, "ip", "route", "show", "table", "all", "proto", "205")...)
 	add("route", matching(`.`, "ip", "-6", "route", "show", "table", "all", "proto", "205")...)
 	add("rule", matching(`205|mst`, "ip", "rule")...)
+	add("CNI", matching(`.`, "sh", "-c", "find /etc/cni/ -type f")...)
 	pins, _ := filepath.Glob("/sys/fs/bpf/tc/globals/*")
 	add("pin", pins...)
 	add("nft", matching(`mustang|mst`, "nft", "list", "tables")...)
@@ -123,6 +124,10 @@ func tearDown() {
 	}
 	shell(`ids=$(docker ps -aq); if [ "$ids" ]; then docker rm -fv $ids; fi`)
 	shell(`docker network ls --filter type=custom --format '{{.Name}}' | grep -vx docker_gwbridge | xargs -r docker network rm`)
+	if _, err := os.Stat("/run/containerd.pid"); err == nil {
+		shell(`kill -0 $(cat /run/containerd.pid) 2>/dev/null || "$0" containerd start; ids=$(nerdctl ps -aq); if [ "$ids" ]; then nerdctl rm -f $ids; fi`, fakehost())
+	}
+	shell(`rm -rf /etc/cni/net.d`)
 	shell(`echo '[]' | mustang svc apply -f -`)
 	shell(`ls /sys/class/net | grep -E '^cable[0-9]+$' | xargs -rn1 ip link del 2>/dev/null; ip -n lan -br link | grep -o '^cable[^ @]*' | xargs -rn1 ip -n lan link del 2>/dev/null; true`)
 	shell(`for ns in $(ip netns list | cut -d' ' -f1); do if [ $ns != lan ]; then ip netns pids $ns | xargs -r kill; ip netns delete $ns; fi; done`)

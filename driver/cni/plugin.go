@@ -1,0 +1,273 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cni
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+
+	"github.com/containernetworking/cni/pkg/invoke"
+	"github.com/containernetworking/cni/pkg/skel"
+	"github.com/containernetworking/cni/pkg/types"
+	types100 "github.com/containernetworking/cni/pkg/types/100"
+	"github.com/containernetworking/cni/pkg/version"
+
+	"github.com/mustang-net/mustang/driver/link"
+)
+
+// Plugin is what a runtime executes.
+type Plugin struct {
+	// Open returns who does the work, and a function that lets go of it.
+	Open func(context.Context) (Host, func() error, error)
+}
+
+// Run does what CNI_COMMAND asks for and returns the exit code. Results and errors go to standard output.
+func (p Plugin) Run(ctx context.Context, about string) int {
+	on := func(verb func(context.Context, Host, *skel.CmdArgs) error) func(*skel.CmdArgs) error {
+		return func(args *skel.CmdArgs) error { return p.with(ctx, args, verb) }
+	}
+	err := skel.PluginMainFuncsWithError(skel.CNIFuncs{
+		Add: on(add), Del: on(del), Check: on(check), GC: on(collect), Status: on(status),
+	}, version.VersionsStartingFrom("0.4.0"), about)
+	if err == nil {
+		return 0
+	}
+	if err := err.Print(); err != nil {
+		fmt.Fprintln(os.Stderr, "mustang: write the error:", err)
+	}
+	return 1
+}
+
+// with runs a verb and gives its error the code of the specification.
+func (p Plugin) with(ctx context.Context, args *skel.CmdArgs, verb func(context.Context, Host, *skel.CmdArgs) error) error {
+	h, release, err := p.Open(ctx)
+	if err == nil {
+		err = errors.Join(verb(ctx, h, args), release())
+	}
+	var coded *types.Error
+	if err == nil || errors.As(err, &coded) {
+		return err
+	}
+	return types.NewError(code(err), err.Error(), "")
+}
+
+// errOurs are those from 100 on.
+const errConflict = 100
+
+// code finds the error code of the specification by an error's marker method.
+func code(err error) uint {
+	var (
+		wrong  interface{ InvalidParameter() }
+		absent interface{ NotFound() }
+		clash  interface{ Conflict() }
+		later  interface{ Unavailable() }
+	)
+	switch {
+	case errors.As(err, &wrong):
+		return types.ErrInvalidNetworkConfig
+	case errors.As(err, &absent):
+		return types.ErrUnknownContainer
+	case errors.As(err, &clash):
+		return errConflict
+	case errors.As(err, &later), errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled):
+		return types.ErrTryAgainLater
+	case errors.Is(err, link.ErrNoNetns):
+		return types.ErrInvalidNetNS
+	}
+	return types.ErrInternal
+}
+
+func keyOf(c *conf, args *skel.CmdArgs) Key {
+	return Key{Network: c.Name, Attachee: Attachee{Container: args.ContainerID, IfName: args.IfName}}
+}
+
+// read makes an attachment of what the runtime said.
+func read(args *skel.CmdArgs) (*conf, Attachment, error) {
+	c, err := parseConf(args.StdinData)
+	if err != nil {
+		return nil, Attachment{}, err
+	}
+	a := Attachment{Key: keyOf(c, args), Sandbox: args.Netns}
+	if a.Of, err = c.network(); err != nil {
+		return nil, a, err
+	}
+	if err := version.ParsePrevResult(&c.PluginConf); err != nil {
+		return nil, a, types.NewError(types.ErrDecodingFailure, "read prevResult", err.Error())
+	}
+	return c, a, c.ask(&a, args.Args)
+}
+
+func add(ctx context.Context, h Host, args *skel.CmdArgs) error {
+	c, a, err := read(args)
+	if err != nil {
+		return err
+	}
+	var routes []*types.Route
+	if a.Of.Delegated {
+		r, err := delegate(ctx, c, args, &a)
+		if err != nil {
+			return err
+		}
+		routes = r
+	}
+	done, err := h.Add(ctx, a)
+	if err != nil {
+		if a.Of.Delegated {
+			err = errors.Join(err, invoke.DelegateDel(context.WithoutCancel(ctx), c.IPAM.Type, args.StdinData, nil))
+		}
+		return err
+	}
+	r, err := resultOf(c, a, done)
+	if err != nil {
+		return err
+	}
+	r.Routes = append(r.Routes, routes...)
+	return types.PrintResult(r, c.CNIVersion)
+}
+
+// delegate lets the IPAM plugin of the configuration hand out addresses.
+func delegate(ctx context.Context, c *conf, args *skel.CmdArgs, a *Attachment) ([]*types.Route, error) {
+	got, err := invoke.DelegateAdd(ctx, c.IPAM.Type, args.StdinData, nil)
+	if err != nil {
+		return nil, err
+	}
+	r, err := types100.GetResult(got)
+	if err != nil {
+		return nil, err
+	}
+	for _, ip := range r.IPs {
+		addr, ok := netip.AddrFromSlice(ip.Address.IP)
+		if !ok {
+			continue
+		}
+		bits, _ := ip.Address.Mask.Size()
+		g := Given{Address: netip.PrefixFrom(addr.Unmap(), bits)}
+		if gw, ok := netip.AddrFromSlice(ip.Gateway); ok {
+			g.Gateway = gw.Unmap()
+		}
+		a.Given = append(a.Given, g)
+	}
+	return nil, nil
+}
+
+// resultOf is what the runtime and the plugins after us learn, with what those before us made.
+func resultOf(c *conf, a Attachment, done Attached) (*types100.Result, error) {
+	r := &types100.Result{CNIVersion: types100.ImplementedSpecVersion}
+	if c.PrevResult != nil {
+		before, err := types100.GetResult(c.PrevResult)
+		if err != nil {
+			return nil, types.NewError(types.ErrDecodingFailure, "read prevResult", err.Error())
+		}
+		r = before
+	}
+	if done.HostIf != "" {
+		r.Interfaces = append(r.Interfaces, &types100.Interface{Name: done.HostIf, Mac: done.HostMAC})
+	}
+	r.Interfaces = append(r.Interfaces, &types100.Interface{Name: a.IfName, Mac: done.MAC, Sandbox: a.Sandbox})
+	at := len(r.Interfaces) - 1
+	for _, ip := range done.IPs {
+		r.IPs = append(r.IPs, &types100.IPConfig{Interface: &at, Address: *ipNet(ip.Address), Gateway: ip.Gateway.AsSlice()})
+	}
+	for _, route := range done.Routes {
+		r.Routes = append(r.Routes, &types.Route{Dst: *ipNet(route.To), GW: route.Via.AsSlice()})
+	}
+	r.DNS = c.DNS
+	if !c.RuntimeConfig.DNS.IsEmpty() {
+		r.DNS = c.RuntimeConfig.DNS
+	}
+	return r, nil
+}
+
+func ipNet(p netip.Prefix) *net.IPNet {
+	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
+}
+
+// del reads no more of the configuration than it needs: whatever is wrong with the rest, the container goes.
+func del(ctx context.Context, h Host, args *skel.CmdArgs) error {
+	c := lenient(args)
+	err := h.Delete(ctx, Detachment{Key: keyOf(c, args), Sandbox: args.Netns})
+	if c.delegated() {
+		err = errors.Join(err, invoke.DelegateDel(ctx, c.IPAM.Type, args.StdinData, nil))
+	}
+	return err
+}
+
+func check(ctx context.Context, h Host, args *skel.CmdArgs) error {
+	c, a, err := read(args)
+	if err != nil {
+		return err
+	}
+	if c.PrevResult == nil {
+		return types.NewError(types.ErrInvalidNetworkConfig, "prevResult is missing", "CHECK comes with the result of ADD")
+	}
+	r, err := types100.GetResult(c.PrevResult)
+	if err != nil {
+		return types.NewError(types.ErrDecodingFailure, "read prevResult", err.Error())
+	}
+	if err := a.expect(r); err != nil {
+		return err
+	}
+	if c.delegated() {
+		if err := invoke.DelegateCheck(ctx, c.IPAM.Type, args.StdinData, nil); err != nil {
+			return err
+		}
+	}
+	return h.Check(ctx, a)
+}
+
+// expect takes what ADD made from its result.
+func (a *Attachment) expect(r *types100.Result) error {
+	at := -1
+	for i, dev := range r.Interfaces {
+		if dev.Name == a.IfName && dev.Sandbox != "" {
+			at, a.MAC = i, dev.Mac
+		}
+	}
+	if at < 0 {
+		return types.NewError(types.ErrInvalidNetworkConfig, "prevResult has no interface "+a.IfName+" in a sandbox", "")
+	}
+	a.IPs = nil
+	for _, ip := range r.IPs {
+		if addr, ok := netip.AddrFromSlice(ip.Address.IP); ok && ip.Interface != nil && *ip.Interface == at {
+			a.IPs = append(a.IPs, addr.Unmap())
+		}
+	}
+	for _, route := range r.Routes {
+		if addr, ok := netip.AddrFromSlice(route.Dst.IP); ok {
+			bits, _ := route.Dst.Mask.Size()
+			a.Routes = append(a.Routes, netip.PrefixFrom(addr.Unmap(), bits))
+		}
+	}
+	return nil
+}
+
+func collect(ctx context.Context, h Host, args *skel.CmdArgs) error {
+	c := lenient(args)
+	var valid []Attachee
+	for _, a := range c.ValidAttachments {
+		valid = append(valid, Attachee{Container: a.ContainerID, IfName: a.IfName})
+	}
+	err := h.Collect(ctx, c.Name, valid)
+	if c.delegated() {
+		err = errors.Join(err, invoke.DelegateGC(ctx, c.IPAM.Type, args.StdinData, nil))
+	}
+	return err
+}
+
+func status(ctx context.Context, h Host, args *skel.CmdArgs) error {
+	c, a, err := read(args)
+	if err == nil {
+		err = h.CanAdd(ctx, a.Of)
+	}
+	if err == nil && c.delegated() {
+		err = invoke.DelegateStatus(ctx, c.IPAM.Type, args.StdinData, nil)
+	}
+	if err != nil {
+		return types.NewError(types.ErrPluginNotAvailable, "no container can be added to the network", err.Error())
+	}
+	return nil
+}

@@ -1,0 +1,86 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package kernel
+
+import (
+	"net/netip"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/mustang-net/mustang/driver/link"
+)
+
+// inner is what a device of the tests becomes in a sandbox.
+func inner(name, address string) link.Inner {
+	return link.Inner{
+		Name: name, Addrs: []netip.Prefix{netip.MustParsePrefix(address)}, Routes: []netip.Prefix{netip.MustParsePrefix("10.96.1.0/24")},
+		Gateway: netip.MustParseAddr("10.8.0.1"),
+	}
+}
+
+func TestAPairIsMadeInASandbox(t *testing.T) {
+	begin(t)
+	path := netns(t, "one")
+	p := pair()
+	p.Into, p.Peer = path, "eth0"
+	_, err := host.CreatePair(p)
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, host.Delete(pair().Host, owner)) })
+	in, err := host.FindInside(path, "eth0")
+	require.NoError(t, err)
+	require.Equal(t, mac, in.MAC)
+	require.NotZero(t, in.Peer)
+
+	p.Host = "msttaken0000"
+	_, err = host.CreatePair(p)
+	require.ErrorIs(t, err, link.ErrDeviceExists)
+	p.Into = "/run/netns/none"
+	_, err = host.CreatePair(p)
+	require.ErrorIs(t, err, link.ErrNoNetns)
+	_, err = host.Find(p.Host)
+	require.ErrorIs(t, err, link.ErrNoDevice, "neither end is made")
+}
+
+func TestADeviceIsMovedIntoASandboxAndSetUpThere(t *testing.T) {
+	begin(t)
+	path := netns(t, "one")
+	newPair(t)
+	require.ErrorIs(t, host.MoveInto(pair().Peer, path, "lo"), link.ErrDeviceExists)
+	_, err := host.Find(pair().Peer)
+	require.NoError(t, err, "it is still here")
+	require.ErrorIs(t, host.MoveInto(pair().Peer, "/run/netns/none", "eth0"), link.ErrNoNetns)
+	require.NoError(t, host.MoveInto(pair().Peer, path, "eth0"))
+	require.NoError(t, host.SetUpInside(path, inner("eth0", "10.8.0.2/24")))
+	in, err := host.FindInside(path, "eth0")
+	require.NoError(t, err)
+	require.Equal(t, []netip.Prefix{netip.MustParsePrefix("10.8.0.2/24")}, in.Addrs)
+	require.Contains(t, run(t, "ip -n one link show eth0"), ",UP")
+	require.NotContains(t, run(t, "ip -n one -6 addr show eth0"), "inet6", "without an address of IPv6 it takes no part in that")
+
+	// a second device leaves the routes of the first, which goes on when it is gone
+	before := run(t, "ip -n one route")
+	run(t, "ip -n one link add second type veth peer name other")
+	require.NoError(t, host.SetUpInside(path, inner("second", "10.9.0.2/24")))
+	run(t, "ip -n one link del second")
+	require.Equal(t, before, run(t, "ip -n one route"))
+	routes, err := host.RoutesInside(path)
+	require.NoError(t, err)
+	for _, want := range []string{"0.0.0.0/0", "10.96.1.0/24", "10.8.0.0/24"} {
+		require.Contains(t, routes, netip.MustParsePrefix(want))
+	}
+}
+
+func TestASlaveIsRemovedFromASandboxByItsOwner(t *testing.T) {
+	begin(t)
+	path := netns(t, "one")
+	run(t, "ip -n one link add mine type veth peer name other")
+	run(t, "ip -n one link set mine alias mustang:"+owner)
+	require.NoError(t, host.RemoveInside(path, "somebody"))
+	require.Contains(t, run(t, "ip -n one link"), "mine")
+	for range 2 {
+		require.NoError(t, host.RemoveInside(path, owner))
+		require.NotContains(t, run(t, "ip -n one link"), "mine")
+	}
+	require.NoError(t, host.RemoveInside("/run/netns/none", owner))
+}
