@@ -13,6 +13,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/sirupsen/logrus"
 	"golang.org/x/sys/unix"
 
 	"github.com/mustang-net/mustang/bpf"
@@ -61,7 +62,7 @@ type Ports interface {
 func (m *Manager) Publish(ctx context.Context, networkID, id string, want []PortBinding) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.strangers(m.endpoints[id], want) {
+	if m.unknown(m.endpoints[id], want) {
 		m.mu.Unlock() // the engine may call us before it answers
 		m.introduce(ctx, networkID)
 		m.mu.Lock()
@@ -84,26 +85,52 @@ func (m *Manager) Publish(ctx context.Context, networkID, id string, want []Port
 	if why := n.Options.unpublishable(); why != "" && n.Options.Publish == PublishOff {
 		return fmt.Errorf("the network %s publishes no ports, since %s: leave -p away, its containers are reached at their own addresses", cmp.Or(n.Name, n.ID), why)
 	}
+	if n.Options.Publish == PublishOff && m.publishesElsewhere(e) {
+		return nil
+	}
 	if n.Options.Publish == PublishOff {
 		return fmt.Errorf("the network %s has publish=%s: leave -p away, or use another network", cmp.Or(n.Name, n.ID), PublishOff)
 	}
 	e.Asked = asked
 	err := m.publish(n, e, want)
-	if err != nil {
-		err = errors.Join(err, m.unpublish(e))
+	if err == nil {
+		return nil
 	}
-	return err
+	undone := m.unpublish(e)
+	if errors.Is(err, errElsewhere) {
+		m.log.WithFields(logrus.Fields{"endpoint": e.ID, "network": cmp.Or(n.Name, n.ID)}).WithError(err).
+			Info("published nothing here: the engine asks again if another network of the container becomes its gateway")
+		return undone
+	}
+	return errors.Join(err, undone)
 }
 
-// strangers tells whether an endpoint asks for a port that another of its network has, and it is not known yet whose
-// they are: their names say whether they may share it.
-func (m *Manager) strangers(e *Endpoint, want []PortBinding) bool {
-	if e == nil || m.introduce == nil {
+// errElsewhere is of a port that a container may share, but not here: on another of its networks. The engine joins
+// networks in no order, and asks each for the ports that is the gateway until a better one is joined.
+var errElsewhere = errors.New("the container may share it there, and is on both networks")
+
+// publishesElsewhere tells whether the endpoint's container is on another network, which publishes ports.
+func (m *Manager) publishesElsewhere(e *Endpoint) bool {
+	for _, n := range m.networks {
+		if n.ID != e.NetworkID && n.Options.Publish == PublishEBPF && !n.Internal && m.services.OnNetwork(e.ID, n.ID) {
+			return true
+		}
+	}
+	return false
+}
+
+// unknown tells whether it matters whose an endpoint is, and that is not known yet: it asks for a port that another has,
+// and their names and networks say whether they may share it, or for one where its network publishes none.
+func (m *Manager) unknown(e *Endpoint, want []PortBinding) bool {
+	if e == nil || m.introduce == nil || len(want) == 0 {
 		return false
 	}
 	known := m.services.Known(e.ID)
+	if n := m.networks[e.NetworkID]; n != nil && n.Options.Publish == PublishOff {
+		return !known
+	}
 	for _, other := range m.endpoints {
-		if other == e || other.NetworkID != e.NetworkID || len(other.Published) == 0 || known && m.services.Known(other.ID) {
+		if other == e || len(other.Published) == 0 || known && (other.NetworkID != e.NetworkID || m.services.Known(other.ID)) {
 			continue
 		}
 		for _, b := range want {
@@ -321,7 +348,7 @@ func (m *Manager) refuseTaken(e *Endpoint, b PortBinding, hosts []netip.Addr, po
 		if other == e || !other.has(b.Protocol, hosts, port) {
 			continue
 		}
-		may := other.NetworkID == e.NetworkID
+		may := other.NetworkID == e.NetworkID || m.services.OnNetwork(e.ID, other.NetworkID)
 		for _, p := range other.Published {
 			if p.Protocol == b.Protocol && p.includes(port) {
 				may = may && p.Port+port-p.Host.Port() == b.Port
@@ -329,6 +356,9 @@ func (m *Manager) refuseTaken(e *Endpoint, b PortBinding, hosts []netip.Addr, po
 		}
 		if !may {
 			return fmt.Errorf("port %d/%s is published by %s already: choose another, or stop it", port, transport(b.Protocol), m.services.Label(other.ID))
+		}
+		if other.NetworkID != e.NetworkID {
+			return fmt.Errorf("port %d/%s is published by %s already, on another network: %w", port, transport(b.Protocol), m.services.Label(other.ID), errElsewhere)
 		}
 	}
 	return nil

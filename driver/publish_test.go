@@ -186,12 +186,37 @@ func TestStrangersAreIntroduced(t *testing.T) {
 	}
 	require.NoError(t, w.Publish(ctx, net1, ep1, []PortBinding{tcp(80, 8080, 8080), tcp(81, 9000, 9000)}))
 	require.NoError(t, w.Publish(ctx, net1, ep3, []PortBinding{tcp(80, 8081, 8081), tcp(81, 9000, 9010)}))
-	require.ErrorContains(t, w.Publish(ctx, net2, ep2, []PortBinding{tcp(80, 8080, 8080)}), "is published by the endpoint "+ep1)
-	require.Empty(t, asked, "nothing is asked of free ports, of ranges and of other networks")
+	require.Empty(t, asked, "nothing is asked of free ports and of ranges")
 	require.NoError(t, w.Publish(ctx, net1, ep3, []PortBinding{tcp(80, 8080, 8080)}))
 	require.Equal(t, []string{net1}, asked)
+	require.ErrorContains(t, w.Publish(ctx, net2, ep2, []PortBinding{tcp(80, 8080, 8080)}), "is published by the endpoint "+ep1)
+	require.Equal(t, []string{net1, net2}, asked)
+	w.services.known[ep2] = true
 	require.NoError(t, w.Publish(ctx, net1, ep3, []PortBinding{tcp(80, 8080, 8080), tcp(81, 9000, 9000)}))
-	require.Len(t, asked, 1, "both are known")
+	require.Len(t, asked, 2, "both are known")
+}
+
+// TestPortsOfAContainerOnTwoNetworks has the engine ask the wrong one first, as it does in no order.
+func TestPortsOfAContainerOnTwoNetworks(t *testing.T) {
+	w := publishing(t)
+	off := network("ffffffffffffffff", 9, map[string]string{"publish": "off"})
+	require.NoError(t, w.CreateNetwork(ctx, off))
+	ep3, ep4 := "e3e3e3e3e3e3e3e3", "e4e4e4e4e4e4e4e4"
+	w.createEndpoint(ep3, net1, 1, 3)
+	w.createEndpoint(ep4, off.ID, 9, 2)
+	want := []PortBinding{tcp(80, 8080, 8080)}
+	require.NoError(t, w.Publish(ctx, net1, ep1, want))
+	before := w.lines()
+
+	require.ErrorContains(t, w.Publish(ctx, net2, ep2, want), "is published by the endpoint "+ep1, "which network it is on is not known")
+	require.ErrorContains(t, w.Publish(ctx, off.ID, ep4, want), "publish=off")
+	w.introduce = func(context.Context, string) {
+		w.services.on = map[string][]string{ep2: {net1, net2}, ep4: {net1, off.ID}}
+	}
+	require.NoError(t, w.Publish(ctx, net2, ep2, want))
+	require.NoError(t, w.Publish(ctx, off.ID, ep4, want))
+	require.Empty(t, cmp.Diff(before, w.lines()), "nothing is published there")
+	require.NoError(t, w.Publish(ctx, net1, ep3, want), "the replica's other endpoint")
 }
 
 func TestAHeldPortLeadsToTheReplicaThatIsLeft(t *testing.T) {

@@ -28,9 +28,10 @@ type services struct {
 	networks  map[string]service.Network
 	endpoints map[string]service.Endpoint
 	gone      map[string]bool
-	known     map[string]bool // whose containers services know
-	refuses   string          // id of an endpoint whose address is a VIP
-	onGone    func()          // is called once, when Gone returns
+	known     map[string]bool     // whose containers services know
+	on        map[string][]string // networks of an endpoint's container
+	refuses   string              // id of an endpoint whose address is a VIP
+	onGone    func()              // is called once, when Gone returns
 }
 
 func (s *services) AddNetwork(n service.Network) ([]netip.Prefix, error) {
@@ -102,6 +103,8 @@ func (s *services) Label(id string) string { return "the endpoint " + id }
 
 // Known is what nobody has told of endpoints, unless a test has.
 func (s *services) Known(id string) bool { return s.known[id] }
+
+func (s *services) OnNetwork(id, network string) bool { return slices.Contains(s.on[id], network) }
 
 func (s *services) Gone(id string) {
 	s.mu.Lock()

@@ -3,6 +3,7 @@
 package service
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -234,6 +235,18 @@ func (m *Manager) Known(endpointID string) bool {
 	defer m.mu.Unlock()
 	ep := m.endpoints[endpointID]
 	return ep != nil && (ep.container != nil || ep.expected != nil)
+}
+
+// OnNetwork tells whether the endpoint's container is known to be on a network, or to be joining it.
+func (m *Manager) OnNetwork(endpointID, networkID string) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	ep := m.endpoints[endpointID]
+	if ep == nil {
+		return false
+	}
+	c := cmp.Or(ep.container, ep.expected)
+	return c != nil && slices.Contains(c.Networks, networkID)
 }
 
 // detach ends the hold of old facts on endpoints that are not in keep.

@@ -56,7 +56,14 @@ func (w *Watcher) Introduce(ctx context.Context, network string) {
 	}
 	done := make(chan struct{})
 	select {
-	case w.inbox <- func() { defer close(done); w.containers.Expect(w.expected(network, endpoints)) }:
+	case w.inbox <- func() {
+		defer close(done)
+		told := w.expected(network, endpoints)
+		w.containers.Expect(told)
+		for _, c := range told {
+			w.lookLater(c.ID)
+		}
+	}:
 	case <-ctx.Done():
 		return
 	}
@@ -64,6 +71,18 @@ func (w *Watcher) Introduce(ctx context.Context, network string) {
 	case <-done:
 	case <-ctx.Done():
 	}
+}
+
+// lookLater looks again at a container that does not run, when its start has been refused or not: no event tells that it was
+// connected to a network, or disconnected, meanwhile.
+func (w *Watcher) lookLater(id string) {
+	time.AfterFunc(w.timing.settle, func() {
+		w.post(func() {
+			if r := w.records[id]; r != nil && !w.running[id] && r.look.stage == idle {
+				w.enqueue(r, &w.early)
+			}
+		})
+	})
 }
 
 // expected are the containers of endpoints on a network, by what is known of them from before their start.
@@ -83,7 +102,7 @@ func (w *Watcher) expected(network string, endpoints map[string]string) map[stri
 		for netName, a := range r.info.NetworkSettings.Networks {
 			// Before its first start a container has no network's id on older engines.
 			if a != nil && (a.NetworkID == network || a.NetworkID == "" && w.networks[network] == netName) {
-				c := r.facts(service.PhaseStarting)
+				c := w.facts(r, service.PhaseStarting)
 				c.Aliases = map[string][]string{endpoint: cleanAliases(*r.info, a.Aliases)}
 				out[endpoint] = c
 			}

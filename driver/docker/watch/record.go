@@ -220,6 +220,20 @@ func (w *Watcher) attachments(c container) []*attachment {
 	return out
 }
 
+// networksOf are the ids of those that are ours.
+func (w *Watcher) networksOf(c container) []string {
+	var out []string
+	for id, name := range w.networks {
+		for on, a := range c.NetworkSettings.Networks {
+			if a != nil && (a.NetworkID == id || a.NetworkID == "" && on == name) {
+				out = append(out, id)
+			}
+		}
+	}
+	slices.Sort(out)
+	return out
+}
+
 // isOurs goes by the name where a container that never ran has no network id yet.
 func (w *Watcher) isOurs(id, name string) bool {
 	if id != "" {
@@ -253,20 +267,21 @@ func (w *Watcher) publish(r *record) {
 			priorities[a.EndpointID] = a.GwPriority
 		}
 	}
-	c := r.facts(phase)
+	c := w.facts(r, phase)
 	c.Aliases, c.Priorities = aliases, priorities
 	w.containers.PutContainer(c)
 }
 
 // facts are what is told of a container whatever its endpoints are.
-func (r *record) facts(phase service.Phase) service.Container {
+func (w *Watcher) facts(r *record, phase service.Phase) service.Container {
 	return service.Container{
-		ID:      r.id,
-		Name:    strings.TrimPrefix(r.info.Name, "/"),
-		Phase:   phase,
-		Labels:  ownLabels(r.info.Config.Labels),
-		Started: r.info.State.StartedAt,
-		Source:  service.SourceDocker,
+		Networks: w.networksOf(*r.info),
+		ID:       r.id,
+		Name:     strings.TrimPrefix(r.info.Name, "/"),
+		Phase:    phase,
+		Labels:   ownLabels(r.info.Config.Labels),
+		Started:  r.info.State.StartedAt,
+		Source:   service.SourceDocker,
 	}
 }
 

@@ -57,6 +57,7 @@ type timing struct {
 	inspect   time.Duration // of the first inspect: a container that takes longer joins the slow ones
 	slow      time.Duration // of a later one, to which it doubles
 	early     time.Duration // of the inspect of a container that was created and does not run
+	settle    time.Duration // after a container's names were asked for in its start
 	retryMin  time.Duration // doubles up to retryMax
 	retryMax  time.Duration
 	stop      time.Duration // least time-out of `docker stop`, which is the engine's default
@@ -68,6 +69,7 @@ var defaultTiming = timing{
 	inspect:   2 * time.Second,
 	slow:      10 * time.Second,
 	early:     500 * time.Millisecond,
+	settle:    time.Second,
 	retryMin:  100 * time.Millisecond,
 	retryMax:  time.Second,
 	stop:      10 * time.Second,
