@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
 	"slices"
 	"strings"
 	"time"
@@ -35,8 +36,8 @@ func (u Uplink) Addr(v6 bool) netip.Addr {
 }
 
 // Uplinks are the devices with these names, or, without any, those that default routes lead to and those that lead to
-// other hosts by what they are, by ifindex. A name that the host does not have is no error: the device may come. Unfit says of others why our programs
-// do not lead out by them.
+// other hosts by what they are, by ifindex. A name that the host does not have is no error: the device may come. Unfit
+// says of others why our programs do not lead out by them.
 func (Host) Uplinks(names []string) (uplinks []Uplink, unfit []string, err error) {
 	found := map[int]netlink.Link{}
 	for _, name := range names {
@@ -132,13 +133,12 @@ func addNICs(found map[int]netlink.Link) error {
 	if err != nil {
 		return fmt.Errorf("list the devices: %w", err)
 	}
-	bridges := map[int]bool{}
+	byIndex := map[int]netlink.Link{}
 	for _, l := range links {
-		bridges[l.Attrs().Index] = l.Type() == "bridge"
+		byIndex[l.Attrs().Index] = l
 	}
 	for _, l := range links {
-		onBridge := l.Type() == "vlan" && bridges[l.Attrs().ParentIndex]
-		if found[l.Attrs().Index] != nil || !isNIC(l) || onBridge || unfitUplink(l) != "" {
+		if found[l.Attrs().Index] != nil || !isNIC(l) || !onNIC(l, byIndex, found) || unfitUplink(l) != "" {
 			continue
 		}
 		addrs, err := sourcesOf(l)
@@ -152,9 +152,26 @@ func addNICs(found map[int]netlink.Link) error {
 	return nil
 }
 
-// isNIC tells whether a device leads to other hosts by what it is: hardware, which has no kind, a VLAN, bond or team
-// of some (not of a bridge), or a VPN's or modem's device without Ethernet headers. Others may lead to containers and virtual machines (a bridge, a veth device), among them those that
-// another tool isolates: they have to be named.
+// onNIC tells whether a VLAN, however deep, is one of a device that leads out, and whether a device without a kind is hardware:
+// the networks of some virtual machines have none either.
+func onNIC(l netlink.Link, byIndex, uplinks map[int]netlink.Link) bool {
+	switch l.Type() {
+	case "device":
+		_, err := os.Stat("/sys/class/net/" + l.Attrs().Name + "/device")
+		return err == nil
+	case "vlan":
+		parent := byIndex[l.Attrs().ParentIndex]
+		if parent == nil || l.Attrs().NetNsID >= 0 {
+			return false // in another network namespace
+		}
+		return uplinks[parent.Attrs().Index] != nil || isNIC(parent) && onNIC(parent, byIndex, uplinks)
+	}
+	return true
+}
+
+// isNIC tells whether a device leads to other hosts by what it is: hardware, which has no kind, a VLAN, bond or team, or
+// a VPN's or modem's device without Ethernet headers. Others may lead to containers and virtual machines (a bridge, a
+// veth device), among them those that another tool isolates: they have to be named.
 func isNIC(l netlink.Link) bool {
 	a := l.Attrs()
 	if a.Flags&net.FlagUp == 0 || a.Flags&net.FlagLoopback != 0 || a.MasterIndex != 0 {
