@@ -181,6 +181,16 @@ func TestPublishSources(t *testing.T) {
 			restrict(w, s, map[bool]string{false: "0.0.0.0/0", true: "::/0"}[w.v6])
 			w.send(fromOutside(), tcp(w.outside, 5000, w.host, 80, syn)).toBackend(tcp(w.outside, 5000, w.backend, 8080, syn))
 		}},
+		{"nobody behind another uplink asks in the name of who is in a prefix", func(w *world) {
+			w.leaves(true)
+			restrict(w, w.publish(w.host, 53, ProtocolUDP), lan(w))
+			w.publish(w.host, 54, ProtocolUDP)
+			findSlaves(w.TB)
+			other := fromParent()
+			w.send(other, udp(w.outside, 5000, w.host, 53, "q")).dropped("spoofed to-container")
+			w.send(other, udp(w.outside, 5001, w.host, 54, "q")).toBackend(udp(w.outside, 5001, w.backend, 8080, "q"))
+			w.send(fromOutside(), udp(w.outside, 5000, w.host, 53, "q")).toBackend(udp(w.outside, 5000, w.backend, 8080, "q"))
+		}},
 		{"the sources of one service are not another's", func(w *world) {
 			w.leaves(true)
 			restrict(w, w.publish(w.host, 80, ProtocolTCP), lan(w))

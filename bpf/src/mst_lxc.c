@@ -102,11 +102,12 @@ static __always_inline bool to_published(const struct work *w,
  * and the host's slave, which judges all that leaves it: it may be for a port
  * that a container of another network publishes at its own address.
  */
-static __always_inline bool judged_by_host(const struct work *w)
+__noinline int judged_by_host(struct __sk_buff *skb)
 {
 	const struct mst_endpoint *src;
+	struct work *w = work();
 
-	if (w->place != PLACE_SANDBOX)
+	if (!w || !skb || w->place != PLACE_SANDBOX)
 		return false;
 	src = bpf_map_lookup_elem(&mst_endpoints_v1, &w->sender);
 	return src && src->via && !src->parent;
@@ -154,7 +155,7 @@ static __always_inline int forward(struct __sk_buff *skb, struct work *w,
 				    MST_FROM_CONTAINER);
 	} else if (dst) {
 		if (dst->network != w->network && !translated)
-			return judged_by_host(w)
+			return judged_by_host(skb)
 				       ? TC_PASS
 				       : drop(skb, MST_REASON_ISOLATED,
 					      MST_FROM_CONTAINER);

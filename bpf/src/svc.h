@@ -110,6 +110,40 @@ __noinline int svc_reply(struct __sk_buff *skb)
 }
 
 /*
+ * Would the answer of w->now.daddr to the client leave by the uplink that
+ * brought the request? Else somebody behind one uplink could ask in the name
+ * of an address behind another, which the service allows (RFC 3704, strict
+ * reverse path). On a slave of a LAN the host routes no answers.
+ */
+__noinline int svc_way_back(struct __sk_buff *skb)
+{
+	const struct mst_endpoint *ep;
+	struct bpf_fib_lookup fib = {};
+	struct work *w = work();
+	long err;
+
+	if (!w)
+		return 0;
+	ep = bpf_map_lookup_elem(&mst_endpoints_v1, &w->now.daddr);
+	if (!ep || ep->parent)
+		return 1;
+	fib.ifindex = ep->via ? ep->via : ep->ifindex;
+	if (w->p.v6) {
+		fib.family = AF_INET6;
+		__builtin_memcpy(fib.ipv6_src, &w->p.t.daddr, 16);
+		__builtin_memcpy(fib.ipv6_dst, &w->p.t.saddr, 16);
+	} else {
+		fib.family = AF_INET;
+		fib.ipv4_src = w->p.t.daddr.w[3];
+		fib.ipv4_dst = w->p.t.saddr.w[3];
+	}
+	err = bpf_fib_lookup(skb, &fib, sizeof(fib), 0);
+	return (err == BPF_FIB_LKUP_RET_SUCCESS ||
+		err == BPF_FIB_LKUP_RET_NO_NEIGH) &&
+	       fib.ifindex == skb->ifindex;
+}
+
+/*
  * Chooses a backend of the service at w->service for a new flow and enters it;
  * 0 or a reason.
  */
@@ -132,6 +166,9 @@ __noinline int svc_flow_to(struct __sk_buff *skb, const struct mst_service *svc)
 	sent->daddr = be->addr;
 	sent->sport = t->sport;
 	sent->dport = be->port ? be->port : t->dport;
+	if (w->place == PLACE_UPLINK && svc->flags & MST_SVC_RESTRICTED &&
+	    !svc_way_back(skb))
+		return MST_REASON_SPOOFED;
 	/* a member that calls its own VIP: the reply must come back to us */
 	if (addr_eq(&be->addr, &t->saddr)) {
 		sent->saddr = t->daddr;
