@@ -102,8 +102,8 @@ type Services interface {
 	Label(endpointID string) string
 	// Known tells whether it is known whose an endpoint is.
 	Known(endpointID string) bool
-	// OnNetwork tells whether an endpoint's container is known to be on a network, by its id, or to be joining it.
-	OnNetwork(endpointID, networkID string) bool
+	// Joining tells whether an endpoint's container, which is being started, is expected on a network, by its id.
+	Joining(endpointID, networkID string) bool
 }
 
 // Resolver answers names inside sandboxes; nil if no daemon runs to answer.

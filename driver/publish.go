@@ -112,7 +112,7 @@ var errElsewhere = errors.New("the container may share it there, and is on both 
 // publishesElsewhere tells whether the endpoint's container is on another network, which publishes ports.
 func (m *Manager) publishesElsewhere(e *Endpoint) bool {
 	for _, n := range m.networks {
-		if n.ID != e.NetworkID && n.Options.Publish == PublishEBPF && !n.Internal && m.services.OnNetwork(e.ID, n.ID) {
+		if n.ID != e.NetworkID && n.Options.Publish == PublishEBPF && !n.Internal && m.services.Joining(e.ID, n.ID) {
 			return true
 		}
 	}
@@ -348,7 +348,7 @@ func (m *Manager) refuseTaken(e *Endpoint, b PortBinding, hosts []netip.Addr, po
 		if other == e || !other.has(b.Protocol, hosts, port) {
 			continue
 		}
-		may := other.NetworkID == e.NetworkID || m.services.OnNetwork(e.ID, other.NetworkID)
+		may := other.NetworkID == e.NetworkID || m.services.Joining(e.ID, other.NetworkID)
 		for _, p := range other.Published {
 			if p.Protocol == b.Protocol && p.includes(port) {
 				may = may && p.Port+port-p.Host.Port() == b.Port

@@ -29,7 +29,7 @@ type services struct {
 	endpoints map[string]service.Endpoint
 	gone      map[string]bool
 	known     map[string]bool     // whose containers services know
-	on        map[string][]string // networks of an endpoint's container
+	on        map[string][]string // networks of an endpoint's container that starts
 	refuses   string              // id of an endpoint whose address is a VIP
 	onGone    func()              // is called once, when Gone returns
 }
@@ -104,7 +104,7 @@ func (s *services) Label(id string) string { return "the endpoint " + id }
 // Known is what nobody has told of endpoints, unless a test has.
 func (s *services) Known(id string) bool { return s.known[id] }
 
-func (s *services) OnNetwork(id, network string) bool { return slices.Contains(s.on[id], network) }
+func (s *services) Joining(id, network string) bool { return slices.Contains(s.on[id], network) }
 
 func (s *services) Gone(id string) {
 	s.mu.Lock()

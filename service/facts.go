@@ -3,7 +3,6 @@
 package service
 
 import (
-	"cmp"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -19,6 +18,7 @@ type endpoint struct {
 	net       *network   // nil while unknown
 	container *container // nil until its facts came
 	expected  *container // who it will be, told before those
+	joining   []string   // networks that its container is being started on
 	gone      time.Time  // when Gone was told; zero while alive
 	options   options
 	warned    string   // what the log was told of its options
@@ -205,7 +205,7 @@ func (m *Manager) PutContainer(facts Container) {
 		if ep == nil {
 			continue
 		}
-		ep.container, ep.expected = c, nil
+		ep.container, ep.expected, ep.joining = c, nil, nil
 		if !ep.gone.IsZero() && facts.Started.After(ep.gone) {
 			ep.gone = time.Time{}
 		}
@@ -219,9 +219,16 @@ func (m *Manager) PutContainer(facts Container) {
 
 // Expect tells whose endpoints are, by endpoint id, before an engine tells of those containers as running. It counts
 // for who may share a port, and only for endpoints of which nothing better is known.
-func (m *Manager) Expect(facts map[string]Container) {
+//
+// Networks are the ids of those that such a container is on, or will be: an engine joins them one by one.
+func (m *Manager) Expect(facts map[string]Container, networks map[string][]string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	for id, on := range networks {
+		if ep := m.endpoints[id]; ep != nil && ep.container == nil {
+			ep.joining = on
+		}
+	}
 	for id, c := range facts {
 		if ep := m.endpoints[id]; ep != nil && ep.container == nil {
 			ep.expected = &container{Container: c}
@@ -237,16 +244,12 @@ func (m *Manager) Known(endpointID string) bool {
 	return ep != nil && (ep.container != nil || ep.expected != nil)
 }
 
-// OnNetwork tells whether the endpoint's container is known to be on a network, or to be joining it.
-func (m *Manager) OnNetwork(endpointID, networkID string) bool {
+// Joining tells whether the endpoint's container, which is being started, is expected on a network.
+func (m *Manager) Joining(endpointID, networkID string) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	ep := m.endpoints[endpointID]
-	if ep == nil {
-		return false
-	}
-	c := cmp.Or(ep.container, ep.expected)
-	return c != nil && slices.Contains(c.Networks, networkID)
+	return ep != nil && slices.Contains(ep.joining, networkID)
 }
 
 // detach ends the hold of old facts on endpoints that are not in keep.

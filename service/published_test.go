@@ -270,7 +270,7 @@ func TestWhoIsExpected(t *testing.T) {
 		ep, c := replica(n, PhaseStarting, names...)
 		require.NoError(t, w.PutEndpoint(ep))
 		require.False(t, w.Known(ep.ID))
-		w.Expect(map[string]Container{ep.ID: c, "nobody": c})
+		w.Expect(map[string]Container{ep.ID: c, "nobody": c}, nil)
 		require.True(t, w.Known(ep.ID))
 		ep.Ports = []Port{{Host: netip.MustParseAddrPort("0.0.0.0:8080"), Protocol: bpf.ProtocolTCP, Port: 80}}
 		return w.PutEndpoint(ep)
@@ -303,7 +303,7 @@ func TestWhoIsExpected(t *testing.T) {
 					facts.Labels = map[string]string{"mustang.service": c.label}
 				}
 				require.NoError(t, w.PutEndpoint(ep))
-				w.Expect(map[string]Container{ep.ID: facts})
+				w.Expect(map[string]Container{ep.ID: facts}, nil)
 				ep.Ports = []Port{{Host: netip.MustParseAddrPort("0.0.0.0:8080"), Protocol: bpf.ProtocolTCP, Port: 80}}
 				err = w.PutEndpoint(ep)
 				if c.refused {

@@ -96,9 +96,6 @@ type Container struct {
 	// Priorities are the engine's gateway priorities by endpoint id: networks of a higher one are
 	// asked first for a name. 0 where none was given.
 	Priorities map[string]int
-	// Networks are the ids of all networks of ours that the container is on, or will be: an engine joins
-	// them one by one.
-	Networks []string
 	// Started is when the container last started, on the host's clock. Facts of a start that came
 	// after [Manager.Gone] bring its endpoints back; zero means unknown, which never does.
 	Started time.Time

@@ -56,8 +56,9 @@ type network struct {
 }
 
 type summary struct {
-	ID              string `json:"Id"`
-	State           string // running, paused, created, exited, …
+	ID              string   `json:"Id"`
+	Names           []string // each with a slash in front
+	State           string   // running, paused, created, exited, …
 	NetworkSettings struct {
 		Networks map[string]*attachment // without aliases
 	}

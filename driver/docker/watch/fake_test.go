@@ -128,10 +128,10 @@ func (e *fakeEngine) serveList(w http.ResponseWriter) {
 	e.mu.Lock()
 	list := []object{}
 	for id, c := range e.containers {
-		list = append(list, object{"Id": id, "State": "running", "NetworkSettings": c["NetworkSettings"], "Ports": []object{{"IP": "0.0.0.0", "PrivatePort": 80}}})
+		list = append(list, object{"Id": id, "Names": []any{c["Name"]}, "State": "running", "NetworkSettings": c["NetworkSettings"], "Ports": []object{{"IP": "0.0.0.0", "PrivatePort": 80}}})
 	}
 	for id, c := range e.stopped {
-		list = append(list, object{"Id": id, "State": c["State"].(object)["Status"], "NetworkSettings": c["NetworkSettings"]})
+		list = append(list, object{"Id": id, "Names": []any{c["Name"]}, "State": c["State"].(object)["Status"], "NetworkSettings": c["NetworkSettings"]})
 	}
 	race := e.onList
 	e.onList = nil
@@ -304,6 +304,7 @@ type fakeServices struct {
 	gone       []string
 	removed    []string
 	expected   map[string]service.Container // as last told, by endpoint
+	joining    map[string][]string
 	syncs      int
 	atSync     int // containers known at the first Sync
 	known      map[string]map[string]bool
@@ -339,10 +340,10 @@ func (f *fakeServices) Gone(id string) {
 	f.gone = append(f.gone, id)
 }
 
-func (f *fakeServices) Expect(facts map[string]service.Container) {
+func (f *fakeServices) Expect(facts map[string]service.Container, networks map[string][]string) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.expected = facts
+	f.expected, f.joining = facts, networks
 }
 
 func (f *fakeServices) Sync() error {

@@ -50,6 +50,10 @@ func (w *Watcher) Introduce(ctx context.Context, network string) {
 	ctx, cancel := context.WithTimeout(ctx, introduceWithin)
 	defer cancel()
 	endpoints, err := w.client.endpoints(ctx, network)
+	var list []summary
+	if err == nil {
+		list, err = w.client.list(ctx)
+	}
 	if err != nil {
 		w.log.WithError(err).Debug("not known whose the endpoints of the network are")
 		return
@@ -59,7 +63,7 @@ func (w *Watcher) Introduce(ctx context.Context, network string) {
 	case w.inbox <- func() {
 		defer close(done)
 		told := w.expected(network, endpoints)
-		w.containers.Expect(told)
+		w.containers.Expect(told, w.joining(endpoints, list))
 		for _, c := range told {
 			w.lookLater(c.ID)
 		}
@@ -71,6 +75,22 @@ func (w *Watcher) Introduce(ctx context.Context, network string) {
 	case <-done:
 	case <-ctx.Done():
 	}
+}
+
+// joining are the networks of ours that the containers of endpoints are on, or will be: of a container that is being started
+// the engine's list has them all, though it tells no names on them.
+func (w *Watcher) joining(endpoints map[string]string, list []summary) map[string][]string {
+	byName := make(map[string]summary, len(list))
+	for _, s := range list {
+		for _, name := range s.Names {
+			byName[strings.TrimPrefix(name, "/")] = s
+		}
+	}
+	out := make(map[string][]string)
+	for endpoint, name := range endpoints {
+		out[endpoint] = w.networksOf(byName[name].NetworkSettings.Networks)
+	}
+	return out
 }
 
 // lookLater looks again at a container that does not run, when its start has been refused or not: no event tells that it was
@@ -102,7 +122,7 @@ func (w *Watcher) expected(network string, endpoints map[string]string) map[stri
 		for netName, a := range r.info.NetworkSettings.Networks {
 			// Before its first start a container has no network's id on older engines.
 			if a != nil && (a.NetworkID == network || a.NetworkID == "" && w.networks[network] == netName) {
-				c := w.facts(r, service.PhaseStarting)
+				c := r.facts(service.PhaseStarting)
 				c.Aliases = map[string][]string{endpoint: cleanAliases(*r.info, a.Aliases)}
 				out[endpoint] = c
 			}

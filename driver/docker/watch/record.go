@@ -221,10 +221,10 @@ func (w *Watcher) attachments(c container) []*attachment {
 }
 
 // networksOf are the ids of those that are ours.
-func (w *Watcher) networksOf(c container) []string {
+func (w *Watcher) networksOf(attachments map[string]*attachment) []string {
 	var out []string
 	for id, name := range w.networks {
-		for on, a := range c.NetworkSettings.Networks {
+		for on, a := range attachments {
 			if a != nil && (a.NetworkID == id || a.NetworkID == "" && on == name) {
 				out = append(out, id)
 			}
@@ -267,21 +267,20 @@ func (w *Watcher) publish(r *record) {
 			priorities[a.EndpointID] = a.GwPriority
 		}
 	}
-	c := w.facts(r, phase)
+	c := r.facts(phase)
 	c.Aliases, c.Priorities = aliases, priorities
 	w.containers.PutContainer(c)
 }
 
 // facts are what is told of a container whatever its endpoints are.
-func (w *Watcher) facts(r *record, phase service.Phase) service.Container {
+func (r *record) facts(phase service.Phase) service.Container {
 	return service.Container{
-		Networks: w.networksOf(*r.info),
-		ID:       r.id,
-		Name:     strings.TrimPrefix(r.info.Name, "/"),
-		Phase:    phase,
-		Labels:   ownLabels(r.info.Config.Labels),
-		Started:  r.info.State.StartedAt,
-		Source:   service.SourceDocker,
+		ID:      r.id,
+		Name:    strings.TrimPrefix(r.info.Name, "/"),
+		Phase:   phase,
+		Labels:  ownLabels(r.info.Config.Labels),
+		Started: r.info.State.StartedAt,
+		Source:  service.SourceDocker,
 	}
 }
 

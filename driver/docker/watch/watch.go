@@ -25,8 +25,9 @@ type Containers interface {
 	RemoveContainer(id string)
 	// Gone takes an endpoint out at once, because its container's process has ended.
 	Gone(endpointID string)
-	// Expect tells whose endpoints are, by endpoint id, before their containers run.
-	Expect(map[string]service.Container)
+	// Expect tells whose endpoints are, by endpoint id, before their containers run, and which networks of ours those
+	// are on, or will be.
+	Expect(whose map[string]service.Container, networks map[string][]string)
 	// Sync says, once, that everything that was running has been told. Its error is only logged.
 	Sync() error
 }

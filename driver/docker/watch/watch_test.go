@@ -70,7 +70,7 @@ func TestFirstList(t *testing.T) {
 			assert.Equal(t, service.Container{
 				ID: id(7), Name: "shop-web-7", Phase: service.PhaseReady, Source: service.SourceDocker,
 				Labels:  map[string]string{"mustang.weight": "3"},
-				Aliases: map[string][]string{"e7": {"web", "www"}}, Priorities: map[string]int{"e7": 7}, Networks: []string{"n1"},
+				Aliases: map[string][]string{"e7": {"web", "www"}}, Priorities: map[string]int{"e7": 7},
 				Started: time.Date(2025, 11, 23, 15, 0, 0, 123456789, time.UTC),
 			}, f.containers[id(7)])
 			e.mu.Lock()
