@@ -344,10 +344,14 @@ func (e *Endpoint) has(protocol bpf.Protocol, hosts []netip.Addr, port uint16) b
 
 // refuseTaken refuses a port that another endpoint has, unless that could be a replica, as services know.
 func (m *Manager) refuseTaken(e *Endpoint, b PortBinding, hosts []netip.Addr, port uint16) error {
+	var holders []*Endpoint // the first of them is named
 	for _, other := range m.endpoints {
-		if other == e || !other.has(b.Protocol, hosts, port) {
-			continue
+		if other != e && other.has(b.Protocol, hosts, port) {
+			holders = append(holders, other)
 		}
+	}
+	slices.SortFunc(holders, func(a, b *Endpoint) int { return a.PublishedAt.Compare(b.PublishedAt) })
+	for _, other := range holders {
 		may := other.NetworkID == e.NetworkID || m.services.Joining(e.ID, other.NetworkID)
 		for _, p := range other.Published {
 			if p.Protocol == b.Protocol && p.includes(port) {
