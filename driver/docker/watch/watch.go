@@ -223,9 +223,9 @@ func (w *Watcher) session(ctx context.Context) (listed bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	w.post(func() { w.listed(nets, list) })
-	w.following.Store(true)
+	w.following.Store(true) // before what the list brings is told of: who hears of it may ask
 	defer w.following.Store(false)
+	w.post(func() { w.listed(nets, list) })
 	go w.collect(ctx)
 	for {
 		m, err := s.next()
