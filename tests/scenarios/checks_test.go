@@ -3,6 +3,7 @@
 package scenarios
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -233,6 +234,10 @@ func serve(s *scenario, _ string, args []string) result {
 		return result{err: err}
 	}
 	cmd := exec.Command(argv[0], append(argv[1:], "-client", args[1])...)
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		return result{err: err}
+	}
 	if err := cmd.Start(); err != nil {
 		return result{err: err}
 	}
@@ -240,6 +245,9 @@ func serve(s *scenario, _ string, args []string) result {
 		_ = cmd.Process.Kill() // it may have ended
 		_ = cmd.Wait()
 	})
+	if _, err := bufio.NewReader(out).ReadString('\n'); err != nil {
+		return failure("mst-serve does not listen on %s: %w", args[1], err)
+	}
 	return result{}
 }
 

@@ -4,7 +4,7 @@
 //
 //	mst-serve :80            the name is the hostname, or $NAME
 //
-// With -wait it starts listening late. On SIGTERM it goes on accepting for -linger, so that whoever
+// It says when it listens, with -wait late. On SIGTERM it goes on accepting for -linger, so that whoever
 // balances can hear of it: the kernel resets what waits to be accepted when a listener closes. Then it
 // stops listening, finishes what it has and exits.
 package main
@@ -56,6 +56,7 @@ func main() {
 		go serveTCP(tcp, answer, &flows)
 		go serveUDP(udp, answer)
 	}
+	fmt.Println("listening")
 	stop := make(chan os.Signal, 1)
 	signal.Notify(stop, syscall.SIGTERM, syscall.SIGINT)
 	<-stop
