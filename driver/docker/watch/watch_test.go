@@ -467,3 +467,21 @@ func TestRevive(t *testing.T) {
 	time.Sleep(50 * time.Millisecond)
 	assert.Equal(t, want, started())
 }
+
+// TestStoppedEngine: nobody connects to an engine that does not run or is stopping, which would start it where a service
+// manager holds its socket.
+func TestStoppedEngine(t *testing.T) {
+	pid := 0
+	w := New(Options{Engine: func() int { return pid }})
+	assert.ErrorIs(t, w.mayConnect(), errNotRunning)
+	pid = 7
+	assert.NoError(t, w.mayConnect())
+	w.last.lost = time.Now()
+	assert.ErrorIs(t, w.mayConnect(), errStopping)
+	pid = 0
+	assert.ErrorIs(t, w.mayConnect(), errNotRunning)
+	pid = 8
+	assert.NoError(t, w.mayConnect(), "another")
+	w.last.lost = time.Now().Add(-2 * stopTime)
+	assert.NoError(t, w.mayConnect(), "it hung up for another reason")
+}
