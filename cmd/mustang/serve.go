@@ -112,7 +112,6 @@ func (h *host) serve(ctx context.Context, control net.Listener, d *door) error {
 			Client:     watch.NewClient(h.cfg.DockerSocket),
 			Containers: engineContainers{h.services, h},
 			Networks:   engineNetworks{h.driver, h},
-			Engine:     watch.EngineProcess,
 			Log:        h.log,
 		})
 	}

@@ -3,63 +3,66 @@
 package watch
 
 import (
+	"bufio"
 	"errors"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
-	"time"
 )
 
-// Reasons not to connect. Where the service manager holds the engine's socket, who connects starts an engine that was
-// stopped, and who waits at the socket of one that is stopping starts it again.
-var (
-	errNotRunning = errors.New("no engine runs (there is no process dockerd)")
-	errStopping   = errors.New("the engine is stopping")
-)
+// errStopped keeps us from starting an engine that somebody has stopped.
+var errStopped = errors.New("the engine is stopped: the service manager alone listens at its socket, and would start it for who connects")
 
-// stopTime is longer than an engine takes to stop: one that has hung up and is there after it has done so for another reason.
-const stopTime = time.Minute
-
-// EngineProcess is the id of the host's engine's process, 0 if none runs. Engines inside containers are others.
-func EngineProcess() int {
-	host, err := os.Readlink("/proc/1/ns/pid")
-	names, globErr := filepath.Glob("/proc/[0-9]*/comm")
-	if err != nil || globErr != nil {
-		return 0
+// stopped tells whether process 1 listens at a socket for an engine that does not run, or has closed it to stop. One that
+// cannot be looked at is taken to be no such socket.
+func stopped(socket string) bool {
+	listeners := listening("/proc/net/unix", filepath.Base(socket))
+	if len(listeners) == 0 || !holds("/proc/1", listeners) {
+		return false
+	}
+	names, err := filepath.Glob("/proc/[0-9]*/comm")
+	if err != nil {
+		return false
 	}
 	for _, name := range names {
 		comm, err := os.ReadFile(name)
-		if err != nil || strings.TrimSpace(string(comm)) != "dockerd" {
-			continue
-		}
-		dir := filepath.Dir(name)
-		if ns, err := os.Readlink(filepath.Join(dir, "ns/pid")); err == nil && ns == host {
-			pid, _ := strconv.Atoi(filepath.Base(dir)) // digits, by the pattern
-			return pid
+		if err == nil && strings.TrimSpace(string(comm)) == "dockerd" && holds(filepath.Dir(name), listeners) {
+			return false
 		}
 	}
-	return 0
+	return true
 }
 
-// followed is the engine as it was last followed.
-type followed struct {
-	pid  int
-	lost time.Time // when its events ended
-}
-
-// mayConnect finds the engine's process, and says why it is not to be connected to.
-func (w *Watcher) mayConnect() error {
-	if w.engine == nil {
+// listening are the listening sockets of that name, as the entries of /proc/PID/fd have them. Their directories may be
+// written in several ways (/run and /var/run).
+func listening(table, name string) map[string]bool {
+	const flags, inode, path = 3, 6, 7 // columns
+	const accepts = "00010000"
+	f, err := os.Open(table)
+	if err != nil {
 		return nil
 	}
-	pid := w.engine()
-	switch {
-	case pid == 0:
-		return errNotRunning
-	case pid == w.last.pid && time.Since(w.last.lost) < stopTime:
-		return errStopping
+	defer f.Close()
+	found := map[string]bool{}
+	for lines := bufio.NewScanner(f); lines.Scan(); {
+		fields := strings.Fields(lines.Text())
+		if len(fields) > path && fields[flags] == accepts && filepath.Base(fields[path]) == name {
+			found["socket:["+fields[inode]+"]"] = true
+		}
 	}
-	w.last = followed{pid: pid}
-	return nil
+	return found
+}
+
+// holds tells whether a process has one of the files open.
+func holds(process string, files map[string]bool) bool {
+	fds, err := filepath.Glob(process + "/fd/*")
+	if err != nil {
+		return false
+	}
+	for _, fd := range fds {
+		if to, err := os.Readlink(fd); err == nil && files[to] {
+			return true
+		}
+	}
+	return false
 }

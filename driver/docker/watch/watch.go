@@ -41,14 +41,12 @@ type Networks interface {
 	Collect(known map[string]map[string]bool) error
 }
 
-// Options is what a [Watcher] works with; all but Engine and Driver is needed.
+// Options is what a [Watcher] works with; all but Driver is needed.
 type Options struct {
 	Client     *Client
 	Containers Containers
 	Networks   Networks
 	Log        logrus.FieldLogger
-	// Engine finds the engine's process, 0 if none runs; it is not connected to while it does not run. Nil if it always does.
-	Engine func() int
 	// Driver is the plugin's name, "mustang" if empty. Networks of a managed plugin's reference with
 	// that name, such as mustang:latest, are ours too.
 	Driver string
@@ -100,8 +98,6 @@ type Watcher struct {
 	nets       Networks
 	log        logrus.FieldLogger
 	driver     string
-	engine     func() int
-	last       followed // by follow alone
 	timing     timing
 	inbox      chan func()
 	exits      *exits      // nil if the kernel has no pidfds
@@ -130,7 +126,6 @@ func New(o Options) *Watcher {
 		nets:       o.Networks,
 		log:        o.Log,
 		driver:     o.Driver,
-		engine:     o.Engine,
 		timing:     defaultTiming,
 		inbox:      make(chan func(), inboxSize),
 		networks:   make(map[string]string),
@@ -191,7 +186,6 @@ func (w *Watcher) follow(ctx context.Context) {
 		switch {
 		case listed:
 			wait = w.timing.retryMin
-			w.last.lost = time.Now()
 			w.log.WithError(err).Warn("lost the engine's events; connecting again")
 		case wait == w.timing.retryMin: // once for a run of failures
 			w.log.WithError(err).Info("waiting for the engine")
@@ -209,9 +203,6 @@ func (w *Watcher) follow(ctx context.Context) {
 // session subscribes, lists, and then passes events on until the stream breaks. It reports whether it
 // got as far as the lists.
 func (w *Watcher) session(ctx context.Context) (listed bool, err error) {
-	if err := w.mayConnect(); err != nil {
-		return false, err
-	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	if err := w.within(ctx, w.client.negotiate); err != nil {

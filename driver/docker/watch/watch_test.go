@@ -4,7 +4,10 @@ package watch
 
 import (
 	"fmt"
+	"net"
+	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -468,20 +471,23 @@ func TestRevive(t *testing.T) {
 	assert.Equal(t, want, started())
 }
 
-// TestStoppedEngine: nobody connects to an engine that does not run or is stopping, which would start it where a service
-// manager holds its socket.
-func TestStoppedEngine(t *testing.T) {
-	pid := 0
-	w := New(Options{Engine: func() int { return pid }})
-	assert.ErrorIs(t, w.mayConnect(), errNotRunning)
-	pid = 7
-	assert.NoError(t, w.mayConnect())
-	w.last.lost = time.Now()
-	assert.ErrorIs(t, w.mayConnect(), errStopping)
-	pid = 0
-	assert.ErrorIs(t, w.mayConnect(), errNotRunning)
-	pid = 8
-	assert.NoError(t, w.mayConnect(), "another")
-	w.last.lost = time.Now().Add(-2 * stopTime)
-	assert.NoError(t, w.mayConnect(), "it hung up for another reason")
+// TestListening: a listening socket is told from its connections, and from others.
+func TestListening(t *testing.T) {
+	dir, err := os.MkdirTemp("", "mst")
+	require.NoError(t, err)
+	defer os.RemoveAll(dir)
+	path := filepath.Join(dir, "mst-test.sock")
+	assert.Empty(t, listening("/proc/net/unix", "mst-test.sock"))
+	l, err := net.Listen("unix", path)
+	require.NoError(t, err)
+	c, err := net.Dial("unix", path)
+	require.NoError(t, err)
+	defer c.Close()
+	found := listening("/proc/net/unix", "mst-test.sock")
+	assert.Len(t, found, 1)
+	assert.True(t, holds("/proc/self", found))
+	assert.False(t, stopped(path), "process 1 has nothing to do with it")
+	l.Close()
+	assert.Empty(t, listening("/proc/net/unix", "mst-test.sock"))
+	assert.False(t, holds("/proc/self", found))
 }
