@@ -237,7 +237,9 @@ func (m *Manager) hostsOf(n *Network, e *Endpoint, b PortBinding) []netip.Addr {
 		}
 		for _, a := range e.addrs() {
 			if a.Is6() == host.Is6() {
-				e.add(Published{Protocol: b.Protocol, Host: netip.AddrPortFrom(a, b.Port), Port: b.Port, Count: 1, Routed: true})
+				if !e.routes(b.Protocol, a, b.Port) { // it may be asked for at several addresses of the host's
+					e.add(Published{Protocol: b.Protocol, Host: netip.AddrPortFrom(a, b.Port), Port: b.Port, Count: 1, Routed: true})
+				}
 			}
 		}
 		return true

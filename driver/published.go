@@ -83,6 +83,13 @@ func (e *Endpoint) has(protocol bpf.Protocol, hosts []netip.Addr, port uint16) b
 	})
 }
 
+// routes tells whether the endpoint has a port published at its own address already.
+func (e *Endpoint) routes(protocol bpf.Protocol, own netip.Addr, port uint16) bool {
+	return slices.ContainsFunc(e.Published, func(p Published) bool {
+		return p.Routed && p.Protocol == protocol && p.Host.Addr() == own && port >= p.Port && port-p.Port < p.Count
+	})
+}
+
 // sources are who may reach the endpoint's published ports: as it says itself, or else its network. nil is everybody.
 func (m *Manager) sources(e *Endpoint) []netip.Prefix {
 	if text, ok := e.Options[optionSources]; ok {
