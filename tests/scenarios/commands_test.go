@@ -58,6 +58,7 @@ var commands = map[string]command{
 	"serve":      serve,
 	"radio":      radio,
 	"tunnel":     tunnel,
+	"follow":     follow,
 	"vip":        vip,
 	"address":    address,
 }
