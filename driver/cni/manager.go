@@ -70,9 +70,11 @@ type Options struct {
 	// Declared tells whether a configuration on the host names a network: one that none names goes with its last
 	// container.
 	Declared func(name string) bool
-	VIPs     []netip.Prefix // the pools of them
-	BootID   string         // tells this boot of the host from others, in which cookies of namespaces may be the same
-	Log      logrus.FieldLogger
+	// Swept says that Sweep is called now and then: Add does so only for want of an address.
+	Swept  bool
+	VIPs   []netip.Prefix // the pools of them
+	BootID string         // tells this boot of the host from others, in which cookies of namespaces may be the same
+	Log    logrus.FieldLogger
 }
 
 // Manager keeps the attachments of one host. Its methods may be called at the same time.
@@ -144,7 +146,9 @@ func (m *Manager) Add(ctx context.Context, a Attachment) (Attached, error) {
 	}
 	unlock := m.lock(a.Key)
 	defer unlock()
-	m.sweep(ctx, func(k Key) bool { return k.Network == a.Network && k != a.Key })
+	if !m.Swept {
+		m.sweep(ctx, func(k Key) bool { return k.Network == a.Network && k != a.Key })
+	}
 	cookie, err := m.Links.Cookie(a.Sandbox)
 	if err != nil {
 		return Attached{}, err
@@ -184,7 +188,7 @@ func (m *Manager) attach(ctx context.Context, n *network, a Attachment) (out Att
 		ID: id, NetworkID: n.id(), Source: driver.SourceCNI, MAC: a.MAC, Into: a.Sandbox,
 		Options: map[string]string{"com.docker.network.endpoint.ifname": a.IfName},
 	}
-	if out.IPs, err = m.addresses(n, a); err != nil {
+	if out.IPs, err = m.addresses(ctx, n, a); err != nil {
 		return out, err
 	}
 	for _, ip := range out.IPs {
@@ -258,7 +262,9 @@ func (m *Manager) Delete(ctx context.Context, d Detachment) error {
 		return m.letGo(ctx, had)
 	}
 	err := m.remove(ctx, d.Key)
-	m.sweep(ctx, func(k Key) bool { return k != d.Key })
+	if !m.Swept {
+		m.sweep(ctx, func(k Key) bool { return k != d.Key })
+	}
 	return errors.Join(err, m.removeIdle(ctx, d.Network))
 }
 
