@@ -3,7 +3,9 @@
 package scenarios
 
 import (
+	"net"
 	"os"
+	"os/exec"
 	"slices"
 	"strings"
 )
@@ -44,4 +46,32 @@ func plugin(_ *scenario, dir string, args []string) result {
 	}
 	argv = append(argv, "CNI_COMMAND="+strings.ToUpper(args[0]), "CNI_CONTAINERID="+args[2], "CNI_NETNS="+netns, "CNI_IFNAME="+ifname)
 	return run(dir, append(argv, "sh", "-c", `exec /opt/cni/bin/mustang <"$0"`, args[1])...)
+}
+
+// reserve keeps a port of the host's for a container until the script ends, by a process that never answers, as nerdctl 2.2 does before it calls
+// plugins: `reserve ADDRESS`.
+func reserve(s *scenario, _ string, args []string) result {
+	if len(args) != 1 {
+		return failure("usage: reserve ADDRESS")
+	}
+	listener, err := net.Listen("tcp", args[0])
+	if err != nil {
+		return result{err: err}
+	}
+	defer listener.Close()
+	socket, err := listener.(*net.TCPListener).File()
+	if err != nil {
+		return result{err: err}
+	}
+	defer socket.Close()
+	keeper := exec.Command("sleep", "infinity")
+	keeper.ExtraFiles = []*os.File{socket}
+	if err := keeper.Start(); err != nil {
+		return result{err: err}
+	}
+	s.onEnd = append(s.onEnd, func() {
+		_ = keeper.Process.Kill()
+		_ = keeper.Wait()
+	})
+	return result{}
 }

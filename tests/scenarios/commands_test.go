@@ -52,6 +52,7 @@ var commands = map[string]command{
 	"nerdctl":    program("nerdctl"),
 	"cni":        cni,
 	"plugin":     plugin,
+	"reserve":    reserve,
 	"in":         inContainer,
 	"lookup":     lookup,
 	"nameserver": nameserver,
