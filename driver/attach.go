@@ -26,7 +26,7 @@ func (m *Manager) attach(n *Network, e *Endpoint) error {
 		}
 		end = hostEnd(dev.Type)
 	}
-	if e.Source == SourceCNI && end == bpf.HostEnd {
+	if e.Source == SourceCNI && end == bpf.HostEnd && !e.Shaped {
 		return m.attachAtOnce(e, dev)
 	}
 	return m.attachDevice(e.HostIf, dev, end)
@@ -34,7 +34,8 @@ func (m *Manager) attach(n *Network, e *Endpoint) error {
 
 // attachAtOnce attaches programs to a host's end that stays where it is, as clsact filters: attaching two TCX links waits
 // for two RCU grace periods under rtnetlink's lock, 25 ms in all, for which others that attach wait, too. Runtimes of CNI
-// start many containers at a time.
+// start many containers at a time. An end with a queue has links: upstream's plugin bandwidth puts a qdisc of its own where
+// the filters' is.
 func (m *Manager) attachAtOnce(e *Endpoint, dev link.Device) error {
 	if err := m.datapath.Load(); err != nil {
 		return err

@@ -100,6 +100,8 @@ enum mst_endpoint_flag {
 	MST_EP_OPEN =
 		4, /* all of it is reached, gateway_mode nat-unprotected */
 	MST_EP_PING = 8, /* it answers ping, gateway_mode routed */
+	/* its host end has a queue that limits it: nothing goes past that */
+	MST_EP_SHAPED = 16,
 };
 
 /* mst_interfaces: ifindex of an endpoint's host end -> what it may do. */

@@ -48,6 +48,7 @@ type Links interface {
 	FindInside(path, name string) (link.Inside, error)
 	RemoveInside(path, owner string) error
 	RoutesInside(path string) ([]netip.Prefix, error)
+	Limit(path, name string, r link.Rate) error
 }
 
 // Containers is told which endpoints are a container's; [service.Manager] is the real one.
@@ -70,6 +71,8 @@ type Options struct {
 	// Declared tells whether a configuration on the host names a network: one that none names goes with its last
 	// container.
 	Declared func(name string) bool
+	// Shaper is the plugin bandwidth of a network's file; nil if it has none.
+	Shaper func(name string) (*Shaper, error)
 	// Swept says that Sweep is called now and then: Add does so only for want of an address.
 	Swept  bool
 	VIPs   []netip.Prefix // the pools of them
@@ -188,6 +191,11 @@ func (m *Manager) attach(ctx context.Context, n *network, a Attachment) (out Att
 		ID: id, NetworkID: n.id(), Source: driver.SourceCNI, MAC: a.MAC, Into: a.Sandbox,
 		Options: map[string]string{"com.docker.network.endpoint.ifname": a.IfName},
 	}
+	limits, shaped, err := m.limits(a)
+	if err != nil {
+		return out, err
+	}
+	c.Shaped = shaped
 	if out.IPs, err = m.addresses(ctx, n, a); err != nil {
 		return out, err
 	}
@@ -222,6 +230,9 @@ func (m *Manager) attach(ctx context.Context, n *network, a Attachment) (out Att
 		in.Hops = append(in.Hops, link.Hop(h))
 	}
 	if err := m.Links.SetUpInside(a.Sandbox, in); err != nil {
+		return out, err
+	}
+	if err := m.limit(a, limits, ep.HostIf); err != nil {
 		return out, err
 	}
 	if err := m.Driver.Publish(ctx, c.NetworkID, id, a.Ports); err != nil {
