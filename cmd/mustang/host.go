@@ -124,7 +124,9 @@ func (h *host) open() (err error) {
 		Labels: func(ctx context.Context, container string) (map[string]string, error) {
 			return containerd.Labels(ctx, h.cfg.Containerd, container)
 		},
-		Declared: func(name string) bool { return cni.Declared(h.cfg.CNIConfDir, name) }, Log: h.log,
+		Declared: func(name string) bool { return cni.Declared(h.cfg.CNIConfDir, name) },
+		Shaper:   func(name string) (*cni.Shaper, error) { return cni.ShaperOf(h.cfg.CNIConfDir, name) },
+		Swept:    h.daemon, Log: h.log,
 	})
 	if err != nil {
 		return err
