@@ -56,10 +56,7 @@ func (d *Datapath) Drops() ([]Drop, error) {
 	entries := d.maps["metrics"].Iterate()
 	for entries.Next(&key, &perCPU) {
 		drop := Drop{Direction: directions[key.Dir], IfIndex: int(key.Ifindex)}
-		drop.Reason, drop.Meaning = fmt.Sprint(key.Reason), "unknown to this build"
-		if r, ok := reasons[key.Reason]; ok {
-			drop.Reason, drop.Meaning = r[0], r[1]
-		}
+		drop.Reason, drop.Meaning = reasonText(key.Reason)
 		for _, m := range perCPU {
 			drop.Packets += m.Packets
 			drop.Bytes += m.Bytes
@@ -73,6 +70,14 @@ func (d *Datapath) Drops() ([]Drop, error) {
 		return cmp.Or(cmp.Compare(b.Packets, a.Packets), cmp.Compare(a.Reason, b.Reason), a.IfIndex-b.IfIndex)
 	})
 	return out, nil
+}
+
+// reasonText is the name of a reason, and what it means.
+func reasonText(reason uint32) (name, meaning string) {
+	if r, ok := reasons[reason]; ok {
+		return r[0], r[1]
+	}
+	return fmt.Sprint(reason), "unknown to this build"
 }
 
 // Fill says how full a map is.
