@@ -17,9 +17,10 @@ import (
 
 // What an [Event] tells of.
 const (
-	EventDrop = "drop" // a packet that was not forwarded, or a socket that was refused
-	EventNew  = "new"  // a flow has begun
-	EventEnd  = "end"  // one of TCP has ended
+	EventDrop   = "drop"   // a packet went nowhere
+	EventRefuse = "refuse" // so, and its sender was told; or a socket was refused
+	EventNew    = "new"    // a flow has begun
+	EventEnd    = "end"    // one of TCP has ended
 )
 
 // How a flow travels.
@@ -33,7 +34,7 @@ const (
 // Event is one that the programs tell of while somebody watches.
 type Event struct {
 	Time     time.Time // to some milliseconds
-	Kind     string    // EventDrop, EventNew or EventEnd
+	Kind     string    // EventDrop, EventRefuse, EventNew or EventEnd
 	Path     string    // of a flow
 	Protocol Protocol
 	// From and To are those of who began the flow, as it knows them. What is not known is the zero value:
@@ -46,7 +47,7 @@ type Event struct {
 	Cookie  uint64 // netns cookie of the socket's sandbox; 0 where a packet was seen
 	IfIndex int    // of the device where the packet was seen; 0 for a socket
 
-	Reason, Meaning, Direction string // of a drop, as in [Drop]
+	Reason, Meaning, Direction string // of a drop or refusal, as in [Drop]
 	// Sent and Received are bytes at the end of a socket's stream, by who began it; TCP counts SYN and FIN.
 	Sent, Received uint64
 }
@@ -164,7 +165,7 @@ func (e *Events) Read() (Event, error) {
 }
 
 var (
-	eventKinds = map[uint8]string{eventDrop: EventDrop, eventNew: EventNew, eventEnd: EventEnd}
+	eventKinds = map[uint8]string{eventDrop: EventDrop, eventRefuse: EventRefuse, eventNew: EventNew, eventEnd: EventEnd}
 	eventPaths = map[uint8]string{pathSocket: PathSocket, pathDirect: PathDirect, pathPacket: PathPacket, pathEgress: PathEgress}
 )
 
@@ -176,7 +177,7 @@ func (e *Events) event(raw mstEvent) Event {
 		Service: raw.Service, Backend: raw.Backend, Cookie: raw.Cookie, IfIndex: int(raw.Ifindex),
 		Sent: raw.Sent, Received: raw.Received,
 	}
-	if raw.Kind == eventDrop {
+	if raw.Reason != 0 {
 		out.Reason, out.Meaning = reasonText(raw.Reason)
 		out.Direction = directions[raw.Dir]
 	}

@@ -118,7 +118,7 @@ func TestEventsOfPackets(t *testing.T) {
 			events := watching(w)
 			w.send(fromClient(), tcp(w.client, 5000, w.vip, 80, syn))
 			require.Equal(w, Event{
-				Kind: EventDrop, Protocol: ProtocolTCP, From: port(w.client, 5000), To: port(w.vip, 80), IfIndex: clientIf,
+				Kind: EventRefuse, Protocol: ProtocolTCP, From: port(w.client, 5000), To: port(w.vip, 80), IfIndex: clientIf,
 				Reason: "no-backend", Meaning: reasons[reasonNoBackend][1], Direction: "from-container",
 			}, events.next())
 			w.send(toClient(99), udp(w.foreign, 53, w.client, 5000, "x")).dropped("isolated to-container")
@@ -226,7 +226,7 @@ func TestEventsOfSockets(t *testing.T) {
 			k.ok("sendto", port(w.vip, 53))
 			s.socket(f.af, unix.SOCK_STREAM).fails(unix.ECONNREFUSED, "connect", port(w.vip, 81))
 			require.Equal(t, Event{
-				Kind: EventDrop, Protocol: ProtocolTCP, To: port(w.vip, 81), Cookie: s.cookie,
+				Kind: EventRefuse, Protocol: ProtocolTCP, To: port(w.vip, 81), Cookie: s.cookie,
 				Reason: "no-service", Meaning: reasons[reasonNoService][1], Direction: "socket",
 			}, events.next())
 			events.nothing()

@@ -278,9 +278,10 @@ const (
 
 // enum mst_event_kind
 const (
-	eventDrop = 1
-	eventNew  = 2
-	eventEnd  = 3
+	eventDrop   = 1
+	eventNew    = 2
+	eventEnd    = 3
+	eventRefuse = 4
 )
 
 // enum mst_path

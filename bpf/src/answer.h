@@ -72,7 +72,7 @@ static __noinline int drop(struct __sk_buff *skb, __u32 reason, __u32 dir)
 {
 	count(reason, dir, skb->ifindex, skb->len);
 	if (watched())
-		tell_drop(skb, reason, dir);
+		tell_drop(skb, MST_EVENT_DROP, reason, dir);
 	return TC_DROP;
 }
 
@@ -282,7 +282,7 @@ __noinline int refuse(struct __sk_buff *skb, __u32 reason, __u32 how)
 	dir = w->place == PLACE_UPLINK ? MST_TO_CONTAINER : MST_FROM_CONTAINER;
 	count(reason, dir, skb->ifindex, skb->len);
 	if (watched())
-		tell_drop(skb, reason, dir);
+		tell_drop(skb, MST_EVENT_REFUSE, reason, dir);
 	if (p->frag == FRAG_LATER || is_icmp_error(p))
 		return TC_DROP;
 	if (p->t.proto == IPPROTO_TCP && how == UNREACH_PORT)

@@ -302,9 +302,10 @@ struct mst_event {
 };
 
 enum mst_event_kind {
-	MST_EVENT_DROP = 1, /* or a refusal */
+	MST_EVENT_DROP = 1,
 	MST_EVENT_NEW = 2,
 	MST_EVENT_END = 3,
+	MST_EVENT_REFUSE = 4, /* a drop that its sender is told of */
 };
 
 enum mst_path {

@@ -27,7 +27,8 @@ static __noinline int tell_socket(struct bpf_sock_addr *ctx,
 {
 	struct mst_event *e;
 
-	e = event(f ? MST_EVENT_NEW : MST_EVENT_DROP, f ? MST_PATH_SOCKET : 0);
+	e = event(f ? MST_EVENT_NEW : MST_EVENT_REFUSE,
+		  f ? MST_PATH_SOCKET : 0);
 	if (!e)
 		return 0;
 	e->reason = reason;

@@ -7,14 +7,15 @@
 #include "parse.h"
 
 /* Tells of a packet that is not forwarded. */
-__noinline int tell_drop(struct __sk_buff *skb, __u32 reason, __u32 dir)
+__noinline int tell_drop(struct __sk_buff *skb, __u32 kind, __u32 reason,
+			 __u32 dir)
 {
 	struct work *w = work();
 	struct mst_event *e;
 
 	if (!w || !skb)
 		return 0;
-	e = event(MST_EVENT_DROP, 0);
+	e = event(kind, 0);
 	if (!e)
 		return 0;
 	e->reason = reason;
