@@ -5,6 +5,7 @@ package bpf
 import (
 	"cmp"
 	"fmt"
+	"maps"
 	"slices"
 
 	"github.com/cilium/ebpf"
@@ -37,6 +38,15 @@ var reasons = map[uint32][2]string{
 
 // directions name where a refusal happened.
 var directions = map[uint32]string{fromContainer: "from-container", toContainer: "to-container", socket: "socket"}
+
+// Reasons lists the names of all reasons, as they are counted.
+func Reasons() []string {
+	var out []string
+	for _, n := range slices.Sorted(maps.Keys(reasons)) {
+		out = append(out, reasons[n][0])
+	}
+	return out
+}
 
 // Drop counts what was refused for one reason at one place.
 type Drop struct {

@@ -21,8 +21,15 @@ const (
 	Dropped   = "dropped"
 )
 
-// EventLost is the kind of an event that says how many are missing before it.
-const EventLost = "lost"
+const (
+	// EventLost is the kind of an event that says how many are missing before it.
+	EventLost = "lost"
+	// EventBegun is the kind of the first event of a watch, which says that nothing is missed from now on.
+	EventBegun = "begun"
+)
+
+// Verdicts lists what a [Filter] takes as a verdict.
+func Verdicts() []string { return append([]string{Forwarded, Refused, Dropped}, bpf.Reasons()...) }
 
 // Event is something that the datapath did.
 type Event struct {
@@ -118,7 +125,7 @@ type Filter struct {
 
 // Match tells whether the filter lets an event through.
 func (f Filter) Match(e Event) bool {
-	if e.Kind == EventLost {
+	if e.Kind == EventLost || e.Kind == EventBegun {
 		return true
 	}
 	among := func(wanted []string, got ...string) bool {

@@ -55,13 +55,16 @@ type watcher struct {
 // New makes a hub without watchers.
 func New(s Source) *Hub { return &Hub{source: s, watchers: map[*watcher]struct{}{}} }
 
-// Watch tells of events until ctx ends, which is no error, or tell fails.
+// Watch tells of [EventBegun], then of events until ctx ends, which is no error, or tell fails.
 func (h *Hub) Watch(ctx context.Context, filter Filter, tell func(Event) error) error {
 	w := &watcher{filter: filter, events: make(chan Event, queue)}
 	if err := h.join(w); err != nil {
 		return err
 	}
 	defer h.leave(w)
+	if err := tell(Event{Time: time.Now(), Kind: EventBegun}); err != nil {
+		return err
+	}
 	for {
 		select {
 		case <-ctx.Done():
