@@ -30,6 +30,7 @@ type env struct {
 	open   func(context.Context, config.Config) (api.Host, func() error, error)
 	daemon func(context.Context, config.Config, *logrus.Logger) error
 	bench  func(context.Context, bench.Options, bench.Progress) (bench.Result, error)
+	purge  func(context.Context, config.Config, purgeOptions) error
 }
 
 // Exit codes of the command line.
@@ -72,9 +73,11 @@ func newApp(e env) *cli.App {
 		&cli.StringFlag{Name: "log-level", Usage: "log from `LEVEL` on: " + strings.Join(config.LogLevels, ", ")},
 	}
 	app.Commands = []*cli.Command{
-		daemonCommand(e), svcCommand(e), epCommand(e), networkCommand(e), portsCommand(e), statusCommand(e), benchCommand(e), versionCommand(e),
-		helperCommand(e),
+		daemonCommand(e), svcCommand(e), epCommand(e), networkCommand(e), portsCommand(e), statusCommand(e),
+		monitorCommand(e), benchCommand(e), purgeCommand(e), completionCommand(e), versionCommand(e),
+		helperCommand(e), manCommand(e),
 	}
+	app.EnableBashCompletion = true
 	app.Action = unknownCommand
 	app.OnUsageError = flagError
 	// Errors come back from RunContext; cli would end the process.

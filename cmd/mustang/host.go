@@ -24,11 +24,15 @@ import (
 	"github.com/mustang-net/mustang/driver/link"
 	"github.com/mustang-net/mustang/driver/ports"
 	"github.com/mustang-net/mustang/ipam"
+	"github.com/mustang-net/mustang/monitor"
 	"github.com/mustang-net/mustang/nft"
 	"github.com/mustang-net/mustang/service"
 	"github.com/mustang-net/mustang/service/dns"
 	"github.com/mustang-net/mustang/state"
 )
+
+// stateFile is the file of the state in its directory.
+const stateFile = "state.db"
 
 // host is mustang on one machine, wired: the daemon's, or a command's that found no daemon.
 type host struct {
@@ -42,6 +46,7 @@ type host struct {
 	tables   *nft.Tables
 	driver   *driver.Manager
 	cni      *cni.Manager
+	events   *monitor.Hub  // of what the datapath does
 	resolver *dns.Server   // nil without a daemon
 	ports    *ports.Holder // nil without a daemon
 	watcher  watcherState
@@ -78,12 +83,13 @@ func newHost(cfg config.Config, log *logrus.Logger, daemon bool) (*host, error) 
 }
 
 func (h *host) open() (err error) {
-	if h.store, err = state.Open(filepath.Join(h.cfg.StateDir, "state.db"), state.Options{}); err != nil {
+	if h.store, err = state.Open(filepath.Join(h.cfg.StateDir, stateFile), state.Options{}); err != nil {
 		return err
 	}
 	if h.datapath, err = bpf.Open(h.cfg.BPFFS); err != nil {
 		return err
 	}
+	h.events = watchDatapath(h.datapath, h.names)
 	pools, err := h.setPools()
 	if err != nil {
 		return err
@@ -121,7 +127,9 @@ func (h *host) open() (err error) {
 		Labels: func(ctx context.Context, container string) (map[string]string, error) {
 			return containerd.Labels(ctx, h.cfg.Containerd, container)
 		},
-		Declared: func(name string) bool { return cni.Declared(h.cfg.CNIConfDir, name) }, Log: h.log,
+		Declared: func(name string) bool { return cni.Declared(h.cfg.CNIConfDir, name) },
+		Shaper:   func(name string) (*cni.Shaper, error) { return cni.ShaperOf(h.cfg.CNIConfDir, name) },
+		Swept:    h.daemon, Log: h.log,
 	})
 	if err != nil {
 		return err
