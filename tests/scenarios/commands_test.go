@@ -13,9 +13,7 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"regexp"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -58,12 +56,15 @@ var commands = map[string]command{
 	"booted":     documented(checkout("tests/systemd"), "run", "sh", "-c"),
 	"nerdctl":    program("nerdctl"),
 	"cni":        cni,
+	"plugin":     plugin,
+	"reserve":    reserve,
 	"in":         inContainer,
 	"lookup":     lookup,
 	"nameserver": nameserver,
 	"serve":      serve,
 	"radio":      radio,
 	"tunnel":     tunnel,
+	"follow":     follow,
 	"vip":        vip,
 	"address":    address,
 }
@@ -201,47 +202,6 @@ func address(_ *scenario, dir string, args []string) result {
 		return failure("usage: address [-6] CONTAINER NETWORK")
 	}
 	return run(dir, "docker", "inspect", "--format", fmt.Sprintf("{{(index .NetworkSettings.Networks %q).%s}}", args[1], field), args[0])
-}
-
-// checkout is a path in the project.
-func checkout(path string) string {
-	return filepath.Join(strings.TrimSuffix(fakehost(), "tests/fakehost"), path)
-}
-
-// documented runs, in the project's directory, a command line that must stand so in a document, alone on a line:
-// `documented FILE COMMAND…` on the host, `booted FILE COMMAND…` where systemd runs.
-func documented(shell ...string) command {
-	return func(_ *scenario, dir string, args []string) result {
-		if len(args) < 2 {
-			return failure("usage: documented FILE COMMAND…")
-		}
-		text, err := os.ReadFile(checkout(args[0]))
-		if err != nil {
-			return result{err: err}
-		}
-		line := strings.Join(args[1:], " ")
-		if !slices.ContainsFunc(strings.Split(string(text), "\n"), func(l string) bool {
-			l, _, _ = strings.Cut(l, " #")
-			return strings.TrimSpace(l) == line
-		}) {
-			return failure("%s does not tell readers to run: %s", args[0], line)
-		}
-		return run(dir, append(shell[:len(shell):len(shell)], "cd "+checkout(".")+" && "+line)...)
-	}
-}
-
-// cni calls plugins as a runtime does: `cni [CAPABILITIES] VERB NETWORK NETNS [-i IFNAME]`, with CAPABILITIES as JSON.
-func cni(_ *scenario, dir string, args []string) result {
-	argv := []string{"env", "CNI_PATH=/opt/cni/bin", "NETCONFPATH=/etc/cni/net.d"}
-	if len(args) > 0 && strings.HasPrefix(args[0], "{") {
-		argv, args = append(argv, "CAP_ARGS="+args[0]), args[1:]
-	}
-	if len(args) < 3 {
-		return failure("usage: cni [CAPABILITIES] VERB NETWORK NETNS [-i IFNAME]")
-	}
-	args = slices.Clone(args)
-	args[2] = "/run/netns/" + args[2]
-	return run(dir, append(append(argv, "cnitool"), args...)...)
 }
 
 func failure(format string, args ...any) result { return result{err: fmt.Errorf(format, args...)} }
