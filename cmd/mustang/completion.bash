@@ -2,6 +2,6 @@
 _mustang() {
   local current=${COMP_WORDS[COMP_CWORD]} line=("${COMP_WORDS[@]:0:COMP_CWORD}")
   if [[ $current == -* ]]; then line+=("$current"); fi
-  mapfile -t COMPREPLY < <(compgen -W "$(SHELL=bash "${line[@]}" --generate-bash-completion 2>/dev/null)" -- "$current")
+  mapfile -t COMPREPLY < <(compgen -W "$("${line[@]}" --generate-bash-completion 2>/dev/null)" -- "$current")
 }
 complete -o default -F _mustang mustang
