@@ -73,7 +73,7 @@ func newApp(e env) *cli.App {
 	}
 	app.Commands = []*cli.Command{
 		daemonCommand(e), svcCommand(e), epCommand(e), networkCommand(e), portsCommand(e), statusCommand(e),
-		monitorCommand(e), benchCommand(e), versionCommand(e),
+		verifyCommand(e), monitorCommand(e), benchCommand(e), versionCommand(e),
 		helperCommand(e),
 	}
 	app.Action = unknownCommand

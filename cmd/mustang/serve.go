@@ -50,11 +50,16 @@ func runDaemon(ctx context.Context, cfg config.Config, log *logrus.Logger) error
 
 // start makes the kernel agree with the state.
 func (h *host) start() error {
-	if err := h.hook(); err != nil {
+	if err := h.datapath.MendPins(); err != nil {
+		h.log.WithError(err).Error("mend the pins")
+	}
+	if err := h.hook(h.datapath); err != nil {
 		return err
 	}
-	if err := h.datapath.Beat(); err != nil {
-		return err
+	if h.daemon {
+		if err := h.datapath.Beat(); err != nil {
+			return err
+		}
 	}
 	if err := h.driver.Restore(); err != nil {
 		// one endpoint that cannot be mended must not keep the others from being served
@@ -64,7 +69,7 @@ func (h *host) start() error {
 }
 
 // hook attaches the socket hooks, and makes the host's own sockets known to them.
-func (h *host) hook() error {
+func (h *host) hook(d hooks) error {
 	cgroup := h.cfg.Cgroup
 	if cgroup == "" {
 		var err error
@@ -72,14 +77,20 @@ func (h *host) hook() error {
 			return err
 		}
 	}
-	if err := h.datapath.AttachSock(cgroup); err != nil {
+	if err := d.AttachSock(cgroup); err != nil {
 		return err
 	}
 	cookie, err := h.links.Cookie("")
 	if err != nil {
 		return err
 	}
-	return h.datapath.PutSandbox(bpf.Sandbox{Cookie: cookie, SocketLB: true, AllNetworks: true})
+	return d.PutSandbox(bpf.Sandbox{Cookie: cookie, SocketLB: true, AllNetworks: true})
+}
+
+// hooks are the socket hooks.
+type hooks interface {
+	AttachSock(cgroup string) error
+	PutSandbox(bpf.Sandbox) error
 }
 
 // serve runs everything that serves until ctx ends or one of them fails.
