@@ -21,8 +21,11 @@ func (m *Manager) Look(report drift.Report) error {
 	m.markAll()
 	plans, gone := m.plan()
 	m.dirty = dirty
-	lacking := map[uint32]bool{}
+	lacking, needed := map[uint32]bool{}, map[uint32]bool{}
 	for _, p := range plans {
+		for _, id := range p.backends {
+			needed[id] = true
+		}
 		m.lookAt(p, lacking, report)
 		m.backends.release(p.backends)
 	}
@@ -30,7 +33,7 @@ func (m *Manager) Look(report drift.Report) error {
 		report.Leftover("mst_services "+text(f), "a service")
 	}
 	if m.synced {
-		m.lookForOrphans(report)
+		m.lookForOrphans(needed, report)
 	}
 	return nil
 }
@@ -54,11 +57,10 @@ func (m *Manager) lookAt(p plan, lacking map[uint32]bool, report drift.Report) {
 }
 
 // lookForOrphans tells of backends that no service needs.
-func (m *Manager) lookForOrphans(report drift.Report) {
-	told := map[uint32]bool{}
+func (m *Manager) lookForOrphans(needed map[uint32]bool, report drift.Report) {
 	for _, id := range m.backends.orphans {
-		if e := m.backends.byID[id]; e.refs == 0 && e.written && !told[id] {
-			told[id] = true
+		if e := m.backends.byID[id]; e.refs == 0 && e.written && !needed[id] {
+			needed[id] = true // told once
 			report.Leftover(fmt.Sprintf("mst_backends %d", id), "the backend "+e.key.address().String())
 		}
 	}
