@@ -31,6 +31,9 @@ import (
 	"github.com/mustang-net/mustang/state"
 )
 
+// stateFile is the file of the state in its directory.
+const stateFile = "state.db"
+
 // host is mustang on one machine, wired: the daemon's, or a command's that found no daemon.
 type host struct {
 	cfg      config.Config
@@ -80,7 +83,7 @@ func newHost(cfg config.Config, log *logrus.Logger, daemon bool) (*host, error) 
 }
 
 func (h *host) open() (err error) {
-	if h.store, err = state.Open(filepath.Join(h.cfg.StateDir, "state.db"), state.Options{}); err != nil {
+	if h.store, err = state.Open(filepath.Join(h.cfg.StateDir, stateFile), state.Options{}); err != nil {
 		return err
 	}
 	if h.datapath, err = bpf.Open(h.cfg.BPFFS); err != nil {
@@ -124,7 +127,9 @@ func (h *host) open() (err error) {
 		Labels: func(ctx context.Context, container string) (map[string]string, error) {
 			return containerd.Labels(ctx, h.cfg.Containerd, container)
 		},
-		Declared: func(name string) bool { return cni.Declared(h.cfg.CNIConfDir, name) }, Log: h.log,
+		Declared: func(name string) bool { return cni.Declared(h.cfg.CNIConfDir, name) },
+		Shaper:   func(name string) (*cni.Shaper, error) { return cni.ShaperOf(h.cfg.CNIConfDir, name) },
+		Swept:    h.daemon, Log: h.log,
 	})
 	if err != nil {
 		return err
