@@ -124,7 +124,7 @@ func (d *Datapath) Fill() ([]Fill, error) {
 		}
 	}
 	var out []Fill
-	for _, name := range []string{"services", "backends", "endpoints", "interfaces", "sandboxes", "listeners", "sources", "snat", "traffic"} {
+	for _, name := range []string{"services", "backends", "endpoints", "interfaces", "sandboxes", "listeners", "sources", "snat"} {
 		m := d.maps[name]
 		f := Fill{Name: name, Max: int(m.MaxEntries())}
 		if f.Entries, err = countEntries(m); err != nil {
