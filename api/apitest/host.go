@@ -278,3 +278,17 @@ func (h *Host) Verify(_ context.Context, repair bool) (api.Verification, error) 
 	}
 	return v, h.Fail
 }
+
+// SetDrift sets what Verify tells of.
+func (h *Host) SetDrift(differences, notes []drift.Difference) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.Differences, h.Notes = differences, notes
+}
+
+// SetEvents sets what Monitor tells of.
+func (h *Host) SetEvents(list []monitor.Event) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.EventList = list
+}
