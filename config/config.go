@@ -34,6 +34,7 @@ type Config struct {
 
 	LogLevel  string // one of LogLevels
 	LogFormat string // one of LogFormats
+	Metrics   string // where Prometheus finds the metrics: a loopback ADDRESS:PORT, or the absolute path of a socket; "" = nowhere
 }
 
 // AddressPool is a range that networks without a subnet of their own get one from.
