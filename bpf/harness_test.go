@@ -142,7 +142,7 @@ func clearMaps(t testing.TB) {
 		key, value := make([]byte, m.KeySize()), make([]byte, int(m.ValueSize()))
 		it := m.Iterate()
 		if m.Type() == ebpf.PerCPUHash {
-			var v []mstMetric
+			var v [][]byte
 			for it.Next(&key, &v) {
 				keys = append(keys, slices.Clone(key))
 			}

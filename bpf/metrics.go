@@ -6,6 +6,8 @@ import (
 	"cmp"
 	"fmt"
 	"slices"
+
+	"github.com/cilium/ebpf"
 )
 
 // reasons explain every way in which the datapath refuses a packet or a connection.
@@ -80,6 +82,19 @@ type Fill struct {
 	Max     int
 }
 
+// countEntries counts the entries of a map.
+func countEntries(m *ebpf.Map) (n int, err error) {
+	key, value := make([]byte, m.KeySize()), any(new([]byte))
+	if m.Type() == ebpf.PerCPUHash {
+		value = new([][]byte)
+	}
+	it := m.Iterate()
+	for it.Next(&key, value) {
+		n++
+	}
+	return n, it.Err()
+}
+
 // Fill counts the entries of the maps that desired state fills, and of masqueraded flows. Caches, which make
 // room by themselves, are left out, and so are the host's own addresses, which no desired state has.
 func (d *Datapath) Fill() ([]Fill, error) {
@@ -94,16 +109,10 @@ func (d *Datapath) Fill() ([]Fill, error) {
 		}
 	}
 	var out []Fill
-	for _, name := range []string{"services", "backends", "endpoints", "interfaces", "sandboxes", "listeners", "sources", "snat"} {
+	for _, name := range []string{"services", "backends", "endpoints", "interfaces", "sandboxes", "listeners", "sources", "snat", "traffic"} {
 		m := d.maps[name]
-		key := make([]byte, m.KeySize())
-		value := make([]byte, m.ValueSize())
 		f := Fill{Name: name, Max: int(m.MaxEntries())}
-		entries := m.Iterate()
-		for entries.Next(&key, &value) {
-			f.Entries++
-		}
-		if err := entries.Err(); err != nil {
+		if f.Entries, err = countEntries(m); err != nil {
 			return nil, fmt.Errorf("count the entries of mst_%s: %w", name, err)
 		}
 		if name == "endpoints" {

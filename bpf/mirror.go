@@ -44,6 +44,19 @@ type mstBackend struct {
 	Cookie uint64
 }
 
+type mstTrafficKey struct {
+	_       structs.HostLayout
+	Service uint32
+	Backend uint32
+}
+
+type mstTraffic struct {
+	_           structs.HostLayout
+	Connections uint64
+	ToBackend   uint64
+	FromBackend uint64
+}
+
 type mstAffinityKey struct {
 	_       structs.HostLayout
 	Client  mstAddr
@@ -128,6 +141,8 @@ type mstCt struct {
 	State   uint8
 	Pad     [3]uint8
 	Uplink  uint32
+	Service uint32
+	Pad2    uint32
 }
 
 type mstFragKey struct {
@@ -152,6 +167,7 @@ type mstSockFlow struct {
 	Vport   uint16
 	Port    uint16
 	Backend uint32
+	Service uint32
 }
 
 type mstSock struct {

@@ -70,6 +70,22 @@ struct mst_backend {
 	__u64 cookie; /* netns cookie of the backend's sandbox; 0: unknown */
 };
 
+/*
+ * mst_traffic: what a backend has got of a service. Payload that crosses the
+ * programs again is counted again. An entry outlives its backend until the
+ * daemon collects it.
+ */
+struct mst_traffic_key {
+	__u32 service;
+	__u32 backend;
+};
+
+struct mst_traffic {
+	__u64 connections; /* flows begun */
+	__u64 to_backend;  /* bytes of payload */
+	__u64 from_backend;
+};
+
 /* mst_affinity: which backend a client had. */
 struct mst_affinity_key {
 	struct mst_addr client; /* address, or the netns cookie in w[2], w[3] */
@@ -192,7 +208,9 @@ struct mst_ct {
 	__u64 seen;    /* ns, CLOCK_MONOTONIC */
 	__u8 state;    /* enum mst_ct_state */
 	__u8 pad[3];
-	__u32 uplink; /* by which a slave's client comes; 0: no slave's flow */
+	__u32 uplink;  /* by which a slave's client comes; 0: no slave's flow */
+	__u32 service; /* whose flow it is; 0: of none, and in mst_snat */
+	__u32 pad2;
 };
 
 enum mst_ct_state {
@@ -234,6 +252,7 @@ struct mst_sock_flow {
 	__be16 vport;
 	__be16 port;
 	__u32 backend;
+	__u32 service;
 };
 
 struct mst_sock {

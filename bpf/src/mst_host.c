@@ -66,7 +66,7 @@ static __always_inline int unmasquerade_error(struct __sk_buff *skb,
 
 	if (!quoted(skb, w))
 		return SVC_UNTOUCHED;
-	ct = bpf_map_lookup_elem(&mst_snat_v1, ct_reply_key(w, &w->inner.t,
+	ct = bpf_map_lookup_elem(&mst_snat_v2, ct_reply_key(w, &w->inner.t,
 							    w->inner.t.proto));
 	if (!ct)
 		return SVC_UNTOUCHED;

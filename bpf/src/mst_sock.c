@@ -76,7 +76,7 @@ known_flow(const struct mst_sock *st, const struct mst_addr *vip, __be16 vport)
 static __always_inline void remember(struct mst_sock *st,
 				     const struct mst_addr *vip, __be16 vport,
 				     const struct mst_addr *addr, __be16 port,
-				     __u32 backend)
+				     __u32 service, __u32 backend)
 {
 	struct mst_sock_flow *f;
 	__u32 at = st->next;
@@ -88,6 +88,7 @@ static __always_inline void remember(struct mst_sock *st,
 	f->vport = vport;
 	f->port = port;
 	f->backend = backend;
+	f->service = service;
 	st->next = at + 1;
 }
 
@@ -227,7 +228,8 @@ static __always_inline int to_backend(struct bpf_sock_addr *ctx, bool v6,
 	if (!st)
 		st = sock_state(ctx, true);
 	if (st)
-		remember(st, &vip, vport, &dst, port, id);
+		remember(st, &vip, vport, &dst, port, svc->id, id);
+	traffic(svc->id, id, 1, 0, 0);
 	set_dst(ctx, v6, &dst, port);
 	return ALLOW;
 }
@@ -334,6 +336,63 @@ static __always_inline bool loopback(const struct bpf_sock_ops *ops)
 	       ops->local_ip6[3] == bpf_htonl(1);
 }
 
+/* The flow that the newest of a TCP socket's translations is, if it is. */
+static __always_inline const struct mst_sock_flow *
+translated(struct bpf_sock_ops *ops)
+{
+	struct bpf_sock *sk = ops->sk;
+	const struct mst_sock_flow *f;
+	const struct mst_sock *st;
+	struct mst_addr to;
+	__be32 ip4;
+
+	if (!sk)
+		return NULL;
+	st = bpf_sk_storage_get(&mst_socks_v2, sk, NULL, 0);
+	if (!st || !st->next)
+		return NULL;
+	f = &st->flow[(st->next - 1) & (MST_SOCK_FLOWS - 1)];
+	ip4 = ops->remote_ip4;
+	/* else the compiler chooses an address to load from */
+	asm volatile("" : "+r"(ip4));
+	if (ops->family == AF_INET) {
+		to = addr4(ip4);
+	} else {
+		to.w[0] = ops->remote_ip6[0];
+		to.w[1] = ops->remote_ip6[1];
+		to.w[2] = ops->remote_ip6[2];
+		to.w[3] = ops->remote_ip6[3];
+	}
+	/* it may have connected elsewhere since */
+	if (f->port != bpf_htons((__u16)bpf_ntohl(ops->remote_port)) ||
+	    !addr_eq(&f->addr, &to))
+		return NULL;
+	return f;
+}
+
+/*
+ * A translated stream is counted once, when it closes: only its socket is
+ * told of by the kernel, and no other pays.
+ */
+static __always_inline int begins(struct bpf_sock_ops *ops)
+{
+	if (translated(ops))
+		bpf_sock_ops_cb_flags_set(ops,
+					  ops->bpf_sock_ops_cb_flags |
+						  BPF_SOCK_OPS_STATE_CB_FLAG);
+	return 1;
+}
+
+static __always_inline int ended(struct bpf_sock_ops *ops)
+{
+	const struct mst_sock_flow *f = translated(ops);
+
+	if (f)
+		traffic(f->service, f->backend, 0, ops->bytes_acked,
+			ops->bytes_received);
+	return 1;
+}
+
 /*
  * Keeps mst_listeners: +1 at listen, -1 when the listening socket closes. An
  * entry stays at 0, so that no count is lost between two sockets, and goes
@@ -349,6 +408,11 @@ int sock_ops(struct bpf_sock_ops *ops)
 	__u32 *n, none = 0;
 	bool closes;
 
+	if (ops->op == BPF_SOCK_OPS_TCP_CONNECT_CB)
+		return begins(ops);
+	if (ops->op == BPF_SOCK_OPS_STATE_CB && ops->args[1] == BPF_TCP_CLOSE &&
+	    ops->args[0] != BPF_TCP_LISTEN)
+		return ended(ops);
 	if (ops->op == BPF_SOCK_OPS_TCP_LISTEN_CB)
 		closes = false;
 	else if (ops->op == BPF_SOCK_OPS_STATE_CB &&

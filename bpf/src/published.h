@@ -51,7 +51,7 @@ static __always_inline __u32 published_flow(struct __sk_buff *skb,
 		return svc_flow_to(skb, svc);
 	w->now = w->p.t;
 	frag_remember(w, &w->now, 0);
-	return ct_create(0);
+	return ct_create(0, 0);
 }
 
 /* Of a flow to a published port that goes on; what else there is: untouched. */

@@ -77,10 +77,10 @@ static long snat_try(__u32 i, struct snat_claim *claim)
 			 bpf_get_prandom_u32() % SNAT_PORT_COUNT);
 	w->now.sport = port;
 	key = ct_reply_key(w, &w->now, p->t.proto);
-	if (bpf_map_lookup_elem(&mst_snat_v1, key) ||
+	if (bpf_map_lookup_elem(&mst_snat_v2, key) ||
 	    snat_host_has(claim->skb, p->v6, key))
 		return 0;
-	err = bpf_map_update_elem(&mst_snat_v1, key, &w->ct, BPF_NOEXIST);
+	err = bpf_map_update_elem(&mst_snat_v2, key, &w->ct, BPF_NOEXIST);
 	if (err == -EEXIST)
 		return 0;
 	claim->reason = err ? MST_REASON_SNAT_FULL : 0;
@@ -130,7 +130,7 @@ static __always_inline void snat_keep(struct work *w, struct snat_claim *claim)
 {
 	long err;
 
-	err = bpf_map_update_elem(&mst_snat_v1,
+	err = bpf_map_update_elem(&mst_snat_v2,
 				  ct_reply_key(w, &w->now, w->p.t.proto),
 				  &w->ct, BPF_ANY);
 	claim->reason = err ? MST_REASON_SNAT_FULL : 0;
@@ -167,9 +167,9 @@ static __always_inline __u32 snat_enter(struct __sk_buff *skb, struct work *w,
 	key = &w->key;
 	*key = w->p.t;
 	key->dir = MST_DIR_REQUEST;
-	if (bpf_map_update_elem(&mst_snat_v1, key, ct, BPF_ANY) == 0)
+	if (bpf_map_update_elem(&mst_snat_v2, key, ct, BPF_ANY) == 0)
 		return 0;
-	bpf_map_delete_elem(&mst_snat_v1,
+	bpf_map_delete_elem(&mst_snat_v2,
 			    ct_reply_key(w, &w->now, w->p.t.proto));
 	return MST_REASON_SNAT_FULL;
 }
@@ -203,7 +203,7 @@ static __always_inline struct mst_ct *snat_lookup(struct pkt *p, __u8 dir)
 	struct mst_ct *ct;
 
 	p->t.dir = dir;
-	ct = bpf_map_lookup_elem(&mst_snat_v1, &p->t);
+	ct = bpf_map_lookup_elem(&mst_snat_v2, &p->t);
 	if (!ct)
 		return NULL;
 	if (p->t.proto == IPPROTO_TCP) {
@@ -258,7 +258,7 @@ static __always_inline __u32 snat_error(struct __sk_buff *skb, struct work *w)
 		return MST_REASON_NO_ROUTE;
 	key = ct_reply_key(w, quote, quote->proto);
 	key->dir = MST_DIR_REQUEST;
-	ct = bpf_map_lookup_elem(&mst_snat_v1, key);
+	ct = bpf_map_lookup_elem(&mst_snat_v2, key);
 	if (!ct)
 		return MST_REASON_NO_ROUTE;
 	w->known.saddr = ct->daddr;
@@ -364,7 +364,7 @@ static __always_inline bool snat_asked(struct __sk_buff *skb, struct work *w)
 		key = ct_reply_key(w, &w->p.t, w->p.t.proto);
 	}
 	key->dir = MST_DIR_REQUEST;
-	return bpf_map_lookup_elem(&mst_snat_v1, key);
+	return bpf_map_lookup_elem(&mst_snat_v2, key);
 }
 
 #endif /* MST_SNAT_H */
