@@ -58,7 +58,7 @@ func daemonWith(t *testing.T, host api.Host, log logrus.FieldLogger) (api.Host, 
 	require.NoError(t, err)
 	ctx, stop := context.WithCancel(t.Context())
 	done := make(chan error, 1)
-	go func() { done <- api.Serve(ctx, l, host, log) }()
+	go func() { done <- api.Serve(ctx, l, host, log, nil) }()
 	t.Cleanup(func() {
 		stop()
 		assert.NoError(t, <-done)
@@ -401,7 +401,7 @@ func TestServeLetsRequestsFinish(t *testing.T) {
 	ctx, stop := context.WithCancel(t.Context())
 	served := make(chan error, 1)
 	host := &slow{entered: make(chan struct{}), leave: make(chan struct{})}
-	go func() { served <- api.Serve(ctx, l, host, quiet()) }()
+	go func() { served <- api.Serve(ctx, l, host, quiet(), nil) }()
 	client, err := api.Dial(path)
 	require.NoError(t, err)
 	answered := make(chan api.Status, 1)

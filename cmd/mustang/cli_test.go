@@ -53,7 +53,7 @@ func TestScriptsThroughTheSocket(t *testing.T) {
 		log.SetOutput(io.Discard)
 		ctx, stop := context.WithCancel(context.Background())
 		served := make(chan error, 1)
-		go func() { served <- api.Serve(ctx, l, fake, log) }()
+		go func() { served <- api.Serve(ctx, l, fake, log, nil) }()
 		te.Defer(func() {
 			stop()
 			<-served

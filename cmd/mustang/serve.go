@@ -109,7 +109,7 @@ func (h *host) serve(ctx context.Context, control net.Listener) error {
 	run("follow uplinks", h.followUplinks)
 	run("collect flows", h.collectFlows)
 	run("sweep", h.sweep)
-	run("serve the command line", func(ctx context.Context) error { return api.Serve(ctx, control, h, h.log) })
+	run("serve the command line", func(ctx context.Context) error { return api.Serve(ctx, control, h, h.log, nil) })
 	if h.cfg.DockerSocket == "" {
 		if err := h.synced(); err != nil {
 			h.log.WithError(err).Warn("write services to the maps")

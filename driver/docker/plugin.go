@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"sync/atomic"
 	"time"
 
 	"github.com/sirupsen/logrus"
@@ -57,6 +58,7 @@ type Plugin struct {
 	log      logrus.FieldLogger
 	deadline time.Duration
 	server   *http.Server
+	measure  atomic.Pointer[func(method string, took time.Duration, err error)]
 }
 
 // New makes a plugin that serves nothing yet.
@@ -80,6 +82,11 @@ func New(o Options) *Plugin {
 		IdleTimeout: -1,
 	}
 	return p
+}
+
+// Measure has each told of every call that comes from now on: which, how long it took until it was answered, and with what error.
+func (p *Plugin) Measure(each func(method string, took time.Duration, err error)) {
+	p.measure.Store(&each)
 }
 
 // Serve answers calls from l until Close, then returns nil.
