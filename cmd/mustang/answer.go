@@ -109,7 +109,7 @@ func (h *host) CNI() cni.Host { return h.cni }
 
 // Ports implements [api.Host].
 func (h *host) Ports(context.Context) ([]api.Port, error) {
-	uplinks, _, err := h.links.Uplinks(h.cfg.Uplinks)
+	uplinks, _, err := h.links.Uplinks(h.inForce.config.Load().Uplinks)
 	if err != nil {
 		return nil, err
 	}
@@ -180,9 +180,7 @@ func texts[T fmt.Stringer](in []T) []string {
 // Status implements [api.Host].
 func (h *host) Status(context.Context) (api.Status, error) {
 	version, _ := versionAndCommit()
-	// without the daemon, or before it knows the containers, names are not followed
-	ready := h.daemon && (h.cfg.DockerSocket == "" || h.watcher.synced.Load())
-	s := api.Status{Version: version, Daemon: h.daemon, Ready: ready}
+	s := api.Status{Version: version, Daemon: h.daemon, Ready: h.knows()}
 	for _, sub := range []api.Subsystem{
 		h.statusDatapath(), h.statusDrops(), h.statusUplinks(), h.statusServices(), h.statusDriver(), h.statusTables(), h.statusIPAM(), h.statusWatcher(),
 	} {
@@ -190,6 +188,11 @@ func (h *host) Status(context.Context) (api.Status, error) {
 		s.Subsystems = append(s.Subsystems, sub)
 	}
 	return s, nil
+}
+
+// knows says that names are followed: there is a daemon, and it knows all containers.
+func (h *host) knows() bool {
+	return h.daemon && (h.cfg.DockerSocket == "" || h.watcher.synced.Load())
 }
 
 func (h *host) statusDatapath() api.Subsystem {

@@ -119,7 +119,7 @@ func mustang(ts *testscript.TestScript, neg bool, args []string) {
 			w.held++
 			return h, func() error { w.held--; return nil }, err
 		},
-		daemon: func(_ context.Context, cfg config.Config, log *logrus.Logger) error {
+		daemon: func(_ context.Context, cfg config.Config, log *logrus.Logger, _ func() (config.Config, error)) error {
 			log.Info("daemon runs")
 			_, err := fmt.Fprintf(ts.Stdout(), "%s %s\n", cfg.StateDir, cfg.LogLevel)
 			return err

@@ -19,9 +19,10 @@ func daemonCommand(e env) *cli.Command {
 		run: func(c *cli.Context) error {
 			cfg, err := e.config(c)
 			if err != nil {
-				return err
+				return turnAway(err, newLogger(cfg, e.stderr))
 			}
-			return e.explain(e.daemon(c.Context, cfg, newLogger(cfg, e.stderr)))
+			again := func() (config.Config, error) { return e.config(c) }
+			return e.explain(e.daemon(c.Context, cfg, newLogger(cfg, e.stderr), again))
 		},
 	}.command()
 }
@@ -30,12 +31,18 @@ func daemonCommand(e env) *cli.Command {
 func newLogger(cfg config.Config, w io.Writer) *logrus.Logger {
 	log := logrus.New()
 	log.SetOutput(w)
+	logAs(log, cfg)
+	return log
+}
+
+// logAs makes a log what cfg asks for.
+func logAs(log *logrus.Logger, cfg config.Config) {
 	if level, err := logrus.ParseLevel(cfg.LogLevel); err == nil {
 		log.SetLevel(level)
 	}
-	log.SetFormatter(&logrus.TextFormatter{FullTimestamp: true})
 	if cfg.LogFormat == "json" {
 		log.SetFormatter(&logrus.JSONFormatter{})
+	} else {
+		log.SetFormatter(&logrus.TextFormatter{FullTimestamp: true})
 	}
-	return log
 }

@@ -24,6 +24,7 @@ import (
 	"github.com/mustang-net/mustang/driver/link"
 	"github.com/mustang-net/mustang/driver/ports"
 	"github.com/mustang-net/mustang/ipam"
+	"github.com/mustang-net/mustang/metrics"
 	"github.com/mustang-net/mustang/nft"
 	"github.com/mustang-net/mustang/service"
 	"github.com/mustang-net/mustang/service/dns"
@@ -32,7 +33,8 @@ import (
 
 // host is mustang on one machine, wired: the daemon's, or a command's that found no daemon.
 type host struct {
-	cfg      config.Config
+	cfg      config.Config // as it was at the start
+	inForce  inForce
 	log      *logrus.Logger
 	store    state.Store
 	datapath *bpf.Datapath
@@ -47,6 +49,9 @@ type host struct {
 	watcher  watcherState
 	engine   *watch.Watcher // nil without Docker
 	daemon   bool
+
+	metrics *metrics.Metrics // nil without a daemon
+	shown   *metrics.Server  // nil where nobody is shown any
 }
 
 // openHost returns the Host of a running daemon, or else one that works on the state and the maps
@@ -71,6 +76,7 @@ func openHost(_ context.Context, cfg config.Config) (api.Host, func() error, err
 // newHost opens the state and the maps. Nothing but missing maps is created in the kernel.
 func newHost(cfg config.Config, log *logrus.Logger, daemon bool) (*host, error) {
 	h := &host{cfg: cfg, log: log, daemon: daemon}
+	h.inForce.set(cfg)
 	if err := h.open(); err != nil {
 		return nil, errors.Join(err, h.close())
 	}
@@ -110,6 +116,7 @@ func (h *host) open() (err error) {
 		cfg.Ports = h.ports
 		h.resolver = dns.New(h.services, sandboxNetwork{h.links, h.datapath})
 		cfg.Resolver = sandboxResolver{h.resolver}
+		h.metrics = newMetrics(h)
 	}
 	if h.driver, err = driver.New(cfg); err != nil {
 		return err
@@ -119,9 +126,9 @@ func (h *host) open() (err error) {
 		VIPs:   h.cfg.ServicePools,
 		BootID: bootID(),
 		Labels: func(ctx context.Context, container string) (map[string]string, error) {
-			return containerd.Labels(ctx, h.cfg.Containerd, container)
+			return containerd.Labels(ctx, h.inForce.config.Load().Containerd, container)
 		},
-		Declared: func(name string) bool { return cni.Declared(h.cfg.CNIConfDir, name) }, Log: h.log,
+		Declared: func(name string) bool { return cni.Declared(h.inForce.config.Load().CNIConfDir, name) }, Log: h.log,
 	})
 	if err != nil {
 		return err

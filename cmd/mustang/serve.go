@@ -10,12 +10,12 @@ import (
 	"sync"
 	"time"
 
+	"github.com/coreos/go-systemd/v22/daemon"
 	"github.com/sirupsen/logrus"
 
 	"github.com/mustang-net/mustang/api"
 	"github.com/mustang-net/mustang/bpf"
 	"github.com/mustang-net/mustang/config"
-	"github.com/mustang-net/mustang/driver/docker"
 	"github.com/mustang-net/mustang/driver/docker/watch"
 )
 
@@ -26,7 +26,19 @@ const heartbeat = 400 * time.Millisecond
 const retryEvery = 5 * time.Second
 
 // runDaemon serves Docker and the command line until ctx ends.
-func runDaemon(ctx context.Context, cfg config.Config, log *logrus.Logger) error {
+func runDaemon(ctx context.Context, cfg config.Config, log *logrus.Logger, again func() (config.Config, error)) error {
+	r, stop := newReloader(again)
+	defer stop()
+	d, err := openDoor(log)
+	if err != nil {
+		return err
+	}
+	err = d.run(ctx, cfg, log, r)
+	return errors.Join(err, d.close(err))
+}
+
+// run is the daemon behind its door.
+func (d *door) run(ctx context.Context, cfg config.Config, log *logrus.Logger, r reloader) error {
 	h, err := newHost(cfg, log, true)
 	if err != nil {
 		return err
@@ -45,7 +57,7 @@ func runDaemon(ctx context.Context, cfg config.Config, log *logrus.Logger) error
 		return err
 	}
 	defer control.Close()
-	return h.serve(ctx, control)
+	return h.serve(ctx, control, d, r)
 }
 
 // start makes the kernel agree with the state.
@@ -83,7 +95,7 @@ func (h *host) hook() error {
 }
 
 // serve runs everything that serves until ctx ends or one of them fails.
-func (h *host) serve(ctx context.Context, control net.Listener) error {
+func (h *host) serve(ctx context.Context, control net.Listener, d *door, r reloader) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	var group sync.WaitGroup
@@ -100,31 +112,41 @@ func (h *host) serve(ctx context.Context, control net.Listener) error {
 			Containers: engineContainers{h.services, h},
 			Networks:   engineNetworks{h.driver, h},
 			Log:        h.log,
+			Applied:    h.metrics.EventApplied,
 		})
 	}
-	plugin := docker.New(docker.Options{Driver: h.driver, Pools: enginePools{h.ipam}, Log: h.log})
+	d.plugin.Measure(h.metrics.PluginCall)
+	d.plugin.Begin(h.driver, enginePools{h.ipam})
 	run("beat", h.beat)
 	run("beat in sandboxes", h.beatTables)
 	run("retry", h.retry)
 	run("follow uplinks", h.followUplinks)
 	run("collect flows", h.collectFlows)
 	run("sweep", h.sweep)
-	run("serve the command line", func(ctx context.Context) error { return api.Serve(ctx, control, h, h.log, nil) })
+	run("serve the command line", func(ctx context.Context) error { return api.Serve(ctx, control, h, h.log, h.observe) })
 	if h.cfg.DockerSocket == "" {
 		if err := h.synced(); err != nil {
 			h.log.WithError(err).Warn("write services to the maps")
 		}
 	} else {
-		socket, err := docker.Listen(h.cfg.PluginSocket)
+		socket, err := d.listen(h.cfg.PluginSocket)
 		if err != nil {
 			cancel(err)
 		} else {
-			run("serve Docker", func(context.Context) error { return plugin.Serve(socket) })
+			if socket != nil {
+				run("serve Docker", func(context.Context) error { return d.plugin.Serve(socket) })
+			}
 			run("watch Docker", h.engine.Run)
 		}
 	}
+	run("show the metrics", func(ctx context.Context) error { return h.reloads(ctx, r) })
+	run("tell the service manager", watchdog)
+	if ctx.Err() == nil {
+		notify(daemon.SdNotifyReady)
+	}
 	<-ctx.Done()
-	err := plugin.Close()
+	notify(daemon.SdNotifyStopping)
+	err := d.plugin.Close()
 	group.Wait()
 	if cause := context.Cause(ctx); !errors.Is(cause, context.Canceled) {
 		return cause

@@ -113,12 +113,30 @@ func (p *Plugin) answer(r *http.Request, c call, log logrus.FieldLogger) (any, e
 	if err != nil {
 		return nil, err
 	}
+	do = p.whenSettled(do)
 	parent := r.Context()
 	if c.removes {
 		// What is half removed when the engine dies is asked for by nobody again.
 		parent = context.WithoutCancel(parent)
 	}
 	return p.within(parent, do, log)
+}
+
+// whenSettled is work that waits for a daemon that starts.
+func (p *Plugin) whenSettled(do work) work {
+	return func(ctx context.Context) (any, func(context.Context) error, error) {
+		select {
+		case <-p.settled:
+		case <-time.After(p.patience):
+			return nil, nil, fmt.Errorf("%s: it is still starting: try again", NotReady)
+		case <-ctx.Done():
+			return nil, nil, context.Cause(ctx)
+		}
+		if p.refusal != nil {
+			return nil, nil, p.refusal
+		}
+		return do(ctx)
+	}
 }
 
 type outcome struct {
