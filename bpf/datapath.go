@@ -46,7 +46,7 @@ type Datapath struct {
 // It refuses a bpffs that is not mounted, and pins that somebody other than root could have put there.
 func Open(bpffs string) (*Datapath, error) {
 	bpffs = filepath.Clean(bpffs)
-	if err := checkBPFFS(bpffs); err != nil {
+	if err := Check(bpffs); err != nil {
 		return nil, err
 	}
 	dir := filepath.Join(bpffs, pinDir)
@@ -168,7 +168,8 @@ func shortName(name string) string {
 	return name
 }
 
-func checkBPFFS(path string) error {
+// Check refuses a directory that is no BPF file system, or that others than root may write to.
+func Check(path string) error {
 	var fs unix.Statfs_t
 	if err := unix.Statfs(path, &fs); err != nil {
 		return fmt.Errorf("look at the BPF filesystem %s: %w", path, err)

@@ -82,7 +82,14 @@ metrics = "127.0.0.1:9464"
 	require.NoError(t, err)
 	assert.Equal(t, fromFile, c, "file named by MUSTANG_CONFIG")
 
-	c, err = Load(file(t, all), environment(map[string]string{
+	path := file(t, all)
+	_, origins, err := Trace(path, environment(map[string]string{"MUSTANG_LOG_LEVEL": "error"}))
+	require.NoError(t, err)
+	assert.Equal(t, path, origins["socket"])
+	assert.Equal(t, "MUSTANG_LOG_LEVEL", origins["log_level"])
+	assert.NotContains(t, origins, "uplinks")
+
+	c, err = Load(path, environment(map[string]string{
 		"MUSTANG_STATE_DIR": "/env", "MUSTANG_DOCKER_SOCKET": "/d.sock",
 		"MUSTANG_SERVICE_POOLS": "10.99.0.0/16, fd00:1::/96",
 		"MUSTANG_ADDRESS_POOLS": "10.100.0.0/16=28,fd00:2::/48=64",

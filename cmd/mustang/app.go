@@ -30,7 +30,9 @@ type env struct {
 	open func(context.Context, config.Config) (api.Host, func() error, error)
 	// daemon serves; the last argument reads the configuration anew.
 	daemon func(context.Context, config.Config, *logrus.Logger, func() (config.Config, error)) error
-	bench  func(context.Context, bench.Options, bench.Progress) (bench.Result, error)
+	// contradictions says what on this host a configuration does not fit.
+	contradictions func(config.Config) []error
+	bench          func(context.Context, bench.Options, bench.Progress) (bench.Result, error)
 }
 
 // Exit codes of the command line.

@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"io/fs"
@@ -123,6 +124,12 @@ func mustang(ts *testscript.TestScript, neg bool, args []string) {
 			log.Info("daemon runs")
 			_, err := fmt.Fprintf(ts.Stdout(), "%s %s\n", cfg.StateDir, cfg.LogLevel)
 			return err
+		},
+		contradictions: func(cfg config.Config) []error {
+			if cfg.ServicePools[0].String() == "10.97.0.0/16" {
+				return []error{errors.New("service_pools = 10.97.0.0/16 overlaps the host's route to 10.97.3.0/24")}
+			}
+			return nil
 		},
 		bench: func(_ context.Context, o bench.Options, p bench.Progress) (bench.Result, error) {
 			p.Begin(2)

@@ -15,8 +15,13 @@ func daemonCommand(e env) *cli.Command {
 	return verb{
 		name: "daemon", usage: "serve Docker and the command line until stopped",
 		about: "The datapath keeps forwarding, load-balancing and publishing while the daemon is stopped.\n" +
-			"Logs go to stderr.",
+			"Logs go to stderr. SIGHUP has the configuration read anew.",
+		flags: []cli.Flag{&cli.BoolFlag{Name: "check", DisableDefaultText: true,
+			Usage: "serve nothing: say what the configuration is and what on this host it does not fit; the exit code is 0 only if it is right"}},
 		run: func(c *cli.Context) error {
+			if c.Bool("check") {
+				return e.check(c)
+			}
 			cfg, err := e.config(c)
 			if err != nil {
 				return turnAway(err, newLogger(cfg, e.stderr))

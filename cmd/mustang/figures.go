@@ -183,7 +183,7 @@ func countPorts(list []driver.PublishedPort) (n int) {
 
 // ready says that all containers are known, and what should be in the maps is there.
 func (h *host) ready() bool {
-	return h.knows() && h.services.Err() == nil && !h.driver.Orphaned()
+	return h.knows() && h.services.Err() == nil
 }
 
 var _ metrics.Host = figures{}

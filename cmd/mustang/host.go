@@ -5,7 +5,6 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"net/netip"
 	"os"
@@ -145,15 +144,15 @@ func (h *host) open() (err error) {
 
 // setPools tells the datapath the first service pool of each family, and returns them.
 func (h *host) setPools() (pools [2]netip.Prefix, err error) {
+	if err := oneOfEachFamily(h.cfg.ServicePools); err != nil {
+		return pools, err
+	}
 	for _, p := range h.cfg.ServicePools {
-		family := 0
 		if p.Addr().Is6() {
-			family = 1
+			pools[1] = p
+		} else {
+			pools[0] = p
 		}
-		if pools[family].IsValid() {
-			return pools, fmt.Errorf("service_pools has more than one pool of a family (%s and %s): keep one of each", pools[family], p)
-		}
-		pools[family] = p
 	}
 	return pools, h.datapath.SetPools(pools[0], pools[1])
 }

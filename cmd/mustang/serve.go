@@ -77,12 +77,9 @@ func (h *host) start() error {
 
 // hook attaches the socket hooks, and makes the host's own sockets known to them.
 func (h *host) hook() error {
-	cgroup := h.cfg.Cgroup
-	if cgroup == "" {
-		var err error
-		if cgroup, err = bpf.CgroupRoot(); err != nil {
-			return err
-		}
+	cgroup, err := cgroupOf(h.cfg)
+	if err != nil {
+		return err
 	}
 	if err := h.datapath.AttachSock(cgroup); err != nil {
 		return err
