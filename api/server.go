@@ -116,7 +116,7 @@ func handler(host Host, log logrus.FieldLogger, observe Observer) http.Handler {
 		route(pattern, answer)
 	}
 	route("/", func(r *http.Request) (any, error) {
-		return nil, notFound{fmt.Errorf("%s %s is not in this daemon's API: command line and daemon may be of different versions", r.Method, r.URL.Path)}
+		return nil, notFound{fmt.Errorf("%s %s is not in this daemon's API: command line and daemon may be of different versions: restart the daemon after an upgrade", r.Method, r.URL.Path)}
 	})
 	return mux
 }

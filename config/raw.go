@@ -305,7 +305,7 @@ func (r *raw) apart(c Config) {
 	check := func(key string, p netip.Prefix) {
 		for _, other := range seen {
 			if p.Overlaps(other) {
-				r.bad(key, p, fmt.Sprintf("overlaps the pool %s", other))
+				r.bad(key, p, fmt.Sprintf("overlaps the pool %s: choose another", other))
 			}
 		}
 		seen = append(seen, p)
