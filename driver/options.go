@@ -172,7 +172,7 @@ func ParseOptions(raw map[string]string) (Options, error) {
 	for _, key := range slices.Sorted(maps.Keys(raw)) {
 		opt, ok := options[key]
 		if !ok {
-			return o, fmt.Errorf("unknown network option %q: choose among %s",
+			return o, fmt.Errorf("unknown network option %q: the options are %s",
 				key, strings.Join(slices.Sorted(maps.Keys(options)), ", "))
 		}
 		value := raw[key]
@@ -280,7 +280,7 @@ func checkEndpointOptions(raw map[string]string) error {
 		if strings.HasPrefix(key, "com.docker.network.endpoint.") || slices.Contains(endpointOptions, key) {
 			continue
 		}
-		return fmt.Errorf("unknown endpoint option %q: choose among %s", key, strings.Join(endpointOptions, ", "))
+		return fmt.Errorf("unknown endpoint option %q: the options are %s", key, strings.Join(endpointOptions, ", "))
 	}
 	if text, ok := raw[optionSources]; ok {
 		if _, err := parseSources(text); err != nil {

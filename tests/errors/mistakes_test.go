@@ -94,7 +94,7 @@ var asks = map[string]struct {
 			return err
 		},
 		[]mistake{
-			{"mod=veth", `unknown network option "mod": choose among `},
+			{"mod=veth", `unknown network option "mod": the options are `},
 			{"mode=vlan", `network option mode="vlan": choose one of veth, `},
 			{"mtu=1 mode=veth", `network option mtu="1" must be a number of bytes from `},
 			{"mtu=1400 com.docker.network.driver.mtu=1500", "contradicts the other MTU option, which says 1"},
