@@ -33,6 +33,7 @@ type env struct {
 	// contradictions says what on this host a configuration does not fit.
 	contradictions func(config.Config) []error
 	bench          func(context.Context, bench.Options, bench.Progress) (bench.Result, error)
+	purge          func(context.Context, config.Config, purgeOptions) error
 }
 
 // Exit codes of the command line.
@@ -76,8 +77,9 @@ func newApp(e env) *cli.App {
 	}
 	app.Commands = []*cli.Command{
 		daemonCommand(e), svcCommand(e), epCommand(e), networkCommand(e), portsCommand(e), statusCommand(e), benchCommand(e), versionCommand(e),
-		helperCommand(e),
+		helperCommand(e), purgeCommand(e), completionCommand(e), manCommand(e),
 	}
+	app.EnableBashCompletion = true
 	app.Action = unknownCommand
 	app.OnUsageError = flagError
 	// Errors come back from RunContext; cli would end the process.

@@ -27,6 +27,7 @@ func main() {
 		open:   openHost,
 		daemon: runDaemon,
 		bench:  bench.Run,
+		purge:  runPurge,
 
 		contradictions: contradictions,
 	}

@@ -62,6 +62,9 @@ func (d *door) run(ctx context.Context, cfg config.Config, log *logrus.Logger, r
 
 // start makes the kernel agree with the state.
 func (h *host) start() error {
+	if err := h.links.OpenSysctls(); err != nil {
+		return err
+	}
 	if err := h.hook(); err != nil {
 		return err
 	}

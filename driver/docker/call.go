@@ -125,17 +125,29 @@ func (p *Plugin) answer(r *http.Request, c call, log logrus.FieldLogger) (any, e
 // whenSettled is work that waits for a daemon that starts.
 func (p *Plugin) whenSettled(do work) work {
 	return func(ctx context.Context) (any, func(context.Context) error, error) {
-		select {
-		case <-p.settled:
-		case <-time.After(p.patience):
-			return nil, nil, fmt.Errorf("%s: it is still starting: try again", NotReady)
-		case <-ctx.Done():
-			return nil, nil, context.Cause(ctx)
+		if err := p.await(ctx); err != nil {
+			return nil, nil, err
 		}
 		if p.refusal != nil {
 			return nil, nil, p.refusal
 		}
 		return do(ctx)
+	}
+}
+
+func (p *Plugin) await(ctx context.Context) error {
+	select {
+	case <-p.settled:
+		return nil // even if the engine has hung up: what it asked for is done, and undone
+	default:
+	}
+	select {
+	case <-p.settled:
+		return nil
+	case <-time.After(p.patience):
+		return fmt.Errorf("%s: it is still starting: try again", NotReady)
+	case <-ctx.Done():
+		return context.Cause(ctx)
 	}
 }
 

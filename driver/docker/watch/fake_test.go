@@ -51,7 +51,8 @@ type fakeEngine struct {
 	streams     map[chan object]bool
 	history     []past // replayed by since
 	onList      func() // runs before the list of containers is answered
-	unreachable bool   // accepts and answers nothing, as at boot
+	started     []string
+	unreachable bool // accepts and answers nothing, as at boot
 }
 
 func newFakeEngine(t *testing.T, api string) *fakeEngine {
@@ -109,6 +110,11 @@ func (e *fakeEngine) serve(w http.ResponseWriter, r *http.Request) {
 		e.serveNetwork(w, strings.TrimPrefix(path, "/networks/"))
 	case path == "/containers/json":
 		e.serveList(w)
+	case r.Method == http.MethodPost:
+		e.mu.Lock()
+		defer e.mu.Unlock()
+		e.started = append(e.started, strings.TrimSuffix(strings.TrimPrefix(path, "/containers/"), "/start"))
+		w.WriteHeader(http.StatusNoContent)
 	default:
 		e.serveInspect(w, r, strings.TrimSuffix(strings.TrimPrefix(path, "/containers/"), "/json"))
 	}

@@ -116,6 +116,7 @@ type Watcher struct {
 	fresh    lane
 	slow     lane
 	early    lane
+	starts   chan struct{} // holds one for each start that runs
 }
 
 // New makes a watcher that does nothing until Run.
@@ -141,6 +142,7 @@ func New(o Options) *Watcher {
 		fresh:      lane{limit: maxInspects},
 		slow:       lane{limit: maxSlowInspects},
 		early:      lane{limit: maxEarlyInspects},
+		starts:     make(chan struct{}, maxStarts),
 	}
 }
 
@@ -286,7 +288,7 @@ func (w *Watcher) listed(nets []network, list []summary) {
 		w.record(s.ID)
 	}
 	for _, r := range w.records {
-		r.stale = true
+		r.stale, r.revived = true, false
 		w.look(r)
 	}
 	if first {
