@@ -51,7 +51,7 @@ type Observer func(request string, took time.Duration, err error)
 func Serve(ctx context.Context, l net.Listener, host Host, log logrus.FieldLogger, observe Observer) error {
 	lines := &logWriter{log}
 	srv := &http.Server{
-		Handler:           handler(host, log, observe),
+		Handler:           handler(ctx, host, log, observe),
 		ReadHeaderTimeout: 10 * time.Second,
 		ErrorLog:          stdLogger(lines),
 	}
@@ -75,7 +75,7 @@ func Serve(ctx context.Context, l net.Listener, host Host, log logrus.FieldLogge
 }
 
 // handler maps the paths of the contract to the Host's methods.
-func handler(host Host, log logrus.FieldLogger, observe Observer) http.Handler {
+func handler(ctx context.Context, host Host, log logrus.FieldLogger, observe Observer) http.Handler {
 	if observe == nil {
 		observe = func(string, time.Duration, error) {}
 	}
@@ -112,6 +112,7 @@ func handler(host Host, log logrus.FieldLogger, observe Observer) http.Handler {
 	route("GET /v1/networks", s.networks)
 	route("GET /v1/ports", s.ports)
 	route("GET /v1/status", s.status)
+	mux.HandleFunc("GET /v1/events", func(w http.ResponseWriter, r *http.Request) { s.monitor(ctx, w, r) })
 	for pattern, answer := range cniRoutes(host) {
 		route(pattern, answer)
 	}

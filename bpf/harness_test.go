@@ -129,7 +129,10 @@ func clearMaps(t testing.TB) {
 	testDP.sources = sources{}
 	for name, m := range testDP.maps {
 		switch name {
-		case "socks":
+		case "socks", "events":
+			continue
+		case "event_rate":
+			require.NoError(t, m.Put(uint32(0), make([]mstEventRate, ebpf.MustPossibleCPU())))
 			continue
 		case "config":
 			require.NoError(t, testDP.putConfig(mstConfig{}))

@@ -6,6 +6,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"maps"
 	"reflect"
 	"slices"
 
@@ -40,6 +41,15 @@ var reasons = map[uint32][2]string{
 // directions name where a refusal happened.
 var directions = map[uint32]string{fromContainer: "from-container", toContainer: "to-container", socket: "socket"}
 
+// Reasons lists the names of all reasons, as they are counted.
+func Reasons() []string {
+	var out []string
+	for _, n := range slices.Sorted(maps.Keys(reasons)) {
+		out = append(out, reasons[n][0])
+	}
+	return out
+}
+
 // Drop counts what was refused for one reason at one place.
 type Drop struct {
 	Reason    string
@@ -58,10 +68,7 @@ func (d *Datapath) Drops() ([]Drop, error) {
 	entries := d.maps["metrics"].Iterate()
 	for entries.Next(&key, &perCPU) {
 		drop := Drop{Direction: directions[key.Dir], IfIndex: int(key.Ifindex)}
-		drop.Reason, drop.Meaning = fmt.Sprint(key.Reason), "unknown to this build"
-		if r, ok := reasons[key.Reason]; ok {
-			drop.Reason, drop.Meaning = r[0], r[1]
-		}
+		drop.Reason, drop.Meaning = reasonText(key.Reason)
 		for _, m := range perCPU {
 			drop.Packets += m.Packets
 			drop.Bytes += m.Bytes
@@ -75,6 +82,14 @@ func (d *Datapath) Drops() ([]Drop, error) {
 		return cmp.Or(cmp.Compare(b.Packets, a.Packets), cmp.Compare(a.Reason, b.Reason), a.IfIndex-b.IfIndex)
 	})
 	return out, nil
+}
+
+// reasonText is the name of a reason, and what it means.
+func reasonText(reason uint32) (name, meaning string) {
+	if r, ok := reasons[reason]; ok {
+		return r[0], r[1]
+	}
+	return fmt.Sprint(reason), "unknown to this build"
 }
 
 // Fill says how full a map is.

@@ -72,7 +72,7 @@ var (
 var (
 	buildInfo = define(Gauge, "mustang_build_info", "What was built; always 1.", one, "version", "commit", "goversion")
 	ready     = define(Gauge, "mustang_ready", "1 if the daemon knows all containers and nothing of it has failed, as in `mustang status`.", one)
-	sourceUp  = define(Gauge, "mustang_source_up", "0 if the metrics of this source could not be read for this scrape: drops, maps or services.", "3", "source")
+	sourceUp  = define(Gauge, "mustang_source_up", "0 if the metrics of this source could not be read for this scrape: drops, maps, services or daemon.", "4", "source")
 
 	drops        = define(Counter, "mustang_drops_total", "Packets, or connections where direction is socket, that were refused, by reason.", "one a reason, direction and network that had one", "reason", "direction", "network")
 	droppedBytes = define(Counter, "mustang_dropped_bytes_total", "Bytes of refused packets, by reason.", "one a reason, direction and network that had one", "reason", "direction", "network")

@@ -32,7 +32,7 @@ func (c collector) Collect(out chan<- prometheus.Metric) {
 		out <- leases.value(float64(p.Leases), p.Subnet)
 		out <- poolAddresses.value(p.Addresses, p.Subnet)
 	}
-	c.daemon(out)
+	c.read(out, "daemon", func() error { return c.collectDaemon(out) })
 }
 
 // read tells of a source that cannot be read, in the log once until it can.
@@ -142,8 +142,11 @@ func joined(list []Service) (out []Service, left int) {
 	return out, left
 }
 
-func (c collector) daemon(out chan<- prometheus.Metric) {
-	d := c.host.Daemon()
+func (c collector) collectDaemon(out chan<- prometheus.Metric) error {
+	d, err := c.host.Daemon()
+	if err != nil {
+		return err
+	}
 	out <- ready.value(truth(d.Ready))
 	out <- following.value(truth(d.Following))
 	out <- streamsLost.value(float64(d.StreamsLost))
@@ -157,6 +160,7 @@ func (c collector) daemon(out chan<- prometheus.Metric) {
 	out <- reloadOK.value(truth(!d.ReloadFailed))
 	out <- reloadTime.value(float64(d.LastReload.UnixMilli()) / 1000)
 	out <- ports.value(float64(d.PublishedPorts))
+	return nil
 }
 
 func truth(holds bool) float64 {

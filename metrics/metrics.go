@@ -28,7 +28,7 @@ type Host interface {
 	// Pools are the subnets of which addresses are leased.
 	Pools() []Pool
 	// Daemon is how the parts of the daemon are.
-	Daemon() Daemon
+	Daemon() (Daemon, error)
 }
 
 // Drop counts what was refused for one reason at one device.
@@ -92,7 +92,7 @@ type Daemon struct {
 	Writes         uint64            // of services to the maps
 	WritesFailed   uint64
 	WriteFailing   bool // the last one failed, and is tried again
-	EventsLost     uint64
+	EventsLost     uint64 // since the maps were made, which is usually the boot
 	ReloadFailed   bool
 	LastReload     time.Time // or the start, if there was none
 	PublishedPorts int

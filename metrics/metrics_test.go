@@ -48,8 +48,8 @@ func (f *fake) Networks() []Network          { return f.networks }
 func (f *fake) Pools() []Pool {
 	return []Pool{{Subnet: "10.201.0.0/24", Leases: 3, Addresses: 254}}
 }
-func (f *fake) Daemon() Daemon {
-	return Daemon{Ready: true, Following: true, Queries: map[string]uint64{"service": 7}, Writes: 5, WritesFailed: 1, LastReload: time.Unix(1, 0)}
+func (f *fake) Daemon() (Daemon, error) {
+	return Daemon{Ready: true, Following: true, Queries: map[string]uint64{"service": 7}, Writes: 5, WritesFailed: 1, LastReload: time.Unix(1, 0)}, nil
 }
 
 func busy() *fake {
@@ -170,8 +170,9 @@ func TestAFailureHidesNothingElseAndIsLoggedOnce(t *testing.T) {
 	m, hook := made(t, f)
 	for range 3 {
 		assert.NoError(t, testutil.GatherAndCompare(m.registry, strings.NewReader(`
-# HELP mustang_source_up 0 if the metrics of this source could not be read for this scrape: drops, maps or services.
+# HELP mustang_source_up 0 if the metrics of this source could not be read for this scrape: drops, maps, services or daemon.
 # TYPE mustang_source_up gauge
+mustang_source_up{source="daemon"} 1
 mustang_source_up{source="drops"} 0
 mustang_source_up{source="maps"} 1
 mustang_source_up{source="services"} 1

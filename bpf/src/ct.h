@@ -63,6 +63,7 @@ static __always_inline struct mst_ct *ct_lookup(struct pkt *p, __u8 dir)
 			if (ct->state == MST_CT_CLOSING)
 				return NULL; /* the client reuses its port */
 		} else if (p->tcp_flags & (TCP_FIN | TCP_RST)) {
+			p->ends = ct->state != MST_CT_CLOSING;
 			ct->state = MST_CT_CLOSING;
 		} else if (ct->state == MST_CT_NEW) {
 			ct->state = MST_CT_ESTABLISHED;

@@ -161,7 +161,7 @@ struct {
 	__type(key, __u32);
 	__type(value, struct mst_config);
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
-} mst_config_v1 SEC(".maps");
+} mst_config_v2 SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_HASH);
@@ -172,11 +172,26 @@ struct {
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } mst_metrics_v1 SEC(".maps");
 
+/* What happens, for one reader. Big enough for 0.1 s of a flood. */
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 262144);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} mst_events_v1 SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct mst_event_rate);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} mst_event_rate_v1 SEC(".maps");
+
 static __always_inline const struct mst_config *config(void)
 {
 	__u32 zero = 0;
 
-	return bpf_map_lookup_elem(&mst_config_v1, &zero);
+	return bpf_map_lookup_elem(&mst_config_v2, &zero);
 }
 
 /*

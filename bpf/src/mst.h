@@ -263,6 +263,7 @@ struct mst_sock {
 
 enum mst_sock_flag {
 	MST_SOCK_EXEMPT = 1, /* the daemon's own: never translated */
+	MST_SOCK_TOLD = 2,   /* who watches was told of its direct stream */
 };
 
 /* mst_config: one entry. */
@@ -272,7 +273,56 @@ struct mst_config {
 	struct mst_addr mask4;
 	struct mst_addr pool6;
 	struct mst_addr mask6;
+	__u64 events; /* ns, CLOCK_MONOTONIC: until then somebody reads
+		       * mst_events
+		       */
 };
+
+/*
+ * mst_events: what `mustang monitor` shows, while its reader renews
+ * mst_config.events. A reader that is gone switches it off by that.
+ */
+struct mst_event {
+	__u64 time; /* ns, CLOCK_MONOTONIC, as of the last tick */
+	/* as who began it knows it; the zero address: not known here */
+	struct mst_tuple t;
+	/* a flow: its backend; one that leaves: the source it leaves with */
+	struct mst_addr to;
+	__be16 port;
+	__u8 kind;     /* enum mst_event_kind */
+	__u8 path;     /* of a flow: enum mst_path */
+	__u32 reason;  /* of a drop: enum mst_reason */
+	__u32 dir;     /* of a drop: enum mst_metric_dir */
+	__u32 ifindex; /* where it was seen; 0: at a socket */
+	__u32 service;
+	__u32 backend;
+	__u64 cookie; /* netns cookie of the socket's sandbox; 0: a packet */
+	__u64 sent;   /* bytes, by who began the flow, at its end */
+	__u64 received;
+};
+
+enum mst_event_kind {
+	MST_EVENT_DROP = 1,
+	MST_EVENT_NEW = 2,
+	MST_EVENT_END = 3,
+	MST_EVENT_REFUSE = 4, /* a drop that its sender is told of */
+};
+
+enum mst_path {
+	MST_PATH_SOCKET = 1, /* translated when its socket connected */
+	MST_PATH_DIRECT = 2, /* a socket's, to an endpoint's own address */
+	MST_PATH_PACKET = 3, /* translated packet by packet */
+	MST_PATH_EGRESS = 4, /* out of the host */
+};
+
+/* mst_event_rate: for each CPU what mst_events has got, and what not. */
+struct mst_event_rate {
+	__u64 window; /* the time in units of 2^27 ns (0.13 s) */
+	__u64 sent;   /* events in the window */
+	__u64 lost;   /* ever: beyond EVENTS_MAX, or the ring was full */
+};
+
+#define EVENTS_MAX 1024 /* a window and CPU: some 7,600 a second */
 
 /* mst_metrics: what was not forwarded, why, and where. */
 struct mst_metric_key {

@@ -51,7 +51,7 @@ static __always_inline int unmasquerade(struct __sk_buff *skb, struct work *w)
 	ct = snat_lookup(&w->p, MST_DIR_REPLY);
 	if (!ct)
 		return SVC_UNTOUCHED;
-	snat_become(w, ct);
+	snat_become(skb, w, ct);
 	frag_remember(w, &w->now, 0);
 	if (nat_tuple(skb))
 		return drop(skb, MST_REASON_NAT_FAILED, MST_TO_CONTAINER);

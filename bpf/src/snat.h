@@ -5,6 +5,7 @@
 
 #include "ct.h"
 #include "nat.h"
+#include "tell.h"
 
 /*
  * Source ports of masqueraded flows: above what the host's own sockets choose
@@ -191,6 +192,8 @@ __noinline int snat_create(struct __sk_buff *skb)
 	reason = snat_enter(skb, w, owner);
 	if (reason)
 		snat_unquota(owner);
+	else if (watched())
+		tell_flow(skb, MST_EVENT_NEW, MST_PATH_EGRESS, 0, 0);
 	return reason;
 }
 
@@ -207,23 +210,29 @@ static __always_inline struct mst_ct *snat_lookup(struct pkt *p, __u8 dir)
 	if (!ct)
 		return NULL;
 	if (p->t.proto == IPPROTO_TCP) {
-		if (p->tcp_flags & TCP_SYN)
+		if (p->tcp_flags & TCP_SYN) {
 			ct->state = MST_CT_NEW;
-		else if (p->tcp_flags & (TCP_FIN | TCP_RST))
+		} else if (p->tcp_flags & (TCP_FIN | TCP_RST)) {
+			p->ends = ct->state != MST_CT_CLOSING;
 			ct->state = MST_CT_CLOSING;
-		else if (ct->state == MST_CT_NEW)
+		} else if (ct->state == MST_CT_NEW) {
 			ct->state = MST_CT_ESTABLISHED;
+		}
 	}
 	ct->seen = clock();
 	return ct;
 }
 
-static __always_inline void snat_become(struct work *w, const struct mst_ct *ct)
+/* Makes w->now what the flow's packets become in this direction. */
+static __always_inline void snat_become(struct __sk_buff *skb, struct work *w,
+					const struct mst_ct *ct)
 {
 	w->now.saddr = ct->saddr;
 	w->now.daddr = ct->daddr;
 	w->now.sport = ct->sport;
 	w->now.dport = ct->dport;
+	if (ends(&w->p) && watched())
+		tell_flow(skb, MST_EVENT_END, MST_PATH_EGRESS, 0, 0);
 }
 
 /* Has the packet what a masqueraded flow is known by? */
@@ -310,7 +319,7 @@ __noinline int snat_out(struct __sk_buff *skb, const struct mst_uplink *uplink)
 	if (ct && !addr_eq(&ct->saddr, addr))
 		ct = NULL;
 	if (ct) {
-		snat_become(w, ct);
+		snat_become(skb, w, ct);
 	} else {
 		if (addr_zero(addr))
 			return MST_REASON_NO_ROUTE;
@@ -339,8 +348,10 @@ __noinline int snat_track(struct __sk_buff *skb)
 	if (w->p.frag == FRAG_LATER || (is_icmp(&w->p) && !is_echo(&w->p)))
 		return 0;
 	ct = snat_lookup(&w->p, MST_DIR_REQUEST);
-	if (ct && addr_eq(&ct->saddr, &w->p.t.saddr))
+	if (ct && addr_eq(&ct->saddr, &w->p.t.saddr)) {
+		snat_become(skb, w, ct);
 		return 0;
+	}
 	w->now = w->p.t;
 	reason = snat_create(skb);
 	return reason;

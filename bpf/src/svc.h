@@ -67,6 +67,9 @@ static __always_inline int svc_translate(struct __sk_buff *skb, struct work *w,
 	w->uplink = ct->uplink;
 	w->came = w->p.t;
 	ct_traffic(&w->p, ct->service, ct->backend, false);
+	if (ends(&w->p) && watched())
+		tell_flow(skb, MST_EVENT_END, MST_PATH_PACKET, ct->service,
+			  ct->backend);
 	frag_remember(w, &w->now, ct->uplink);
 	if (nat_tuple(skb))
 		return drop(skb, MST_REASON_NAT_FAILED, MST_FROM_CONTAINER);
@@ -188,6 +191,8 @@ __noinline int svc_flow_to(struct __sk_buff *skb, const struct mst_service *svc)
 		return reason;
 	t->dir = MST_DIR_REQUEST;
 	ct_traffic(&w->p, svc->id, id, true);
+	if (watched())
+		tell_flow(skb, MST_EVENT_NEW, MST_PATH_PACKET, svc->id, id);
 	frag_remember(w, sent, 0);
 	return nat_tuple(skb) ? MST_REASON_NAT_FAILED : 0;
 }

@@ -162,16 +162,20 @@ func addressesOf(p netip.Prefix) float64 {
 }
 
 // Daemon implements [metrics.Host].
-func (f figures) Daemon() metrics.Daemon {
+func (f figures) Daemon() (metrics.Daemon, error) {
+	lost, err := f.datapath.LostEvents()
+	if err != nil {
+		return metrics.Daemon{}, err
+	}
 	writes, last := f.services.Writes(), f.inForce.last.Load()
 	d := metrics.Daemon{
 		Ready: f.ready(), Queries: f.resolver.Queries(), Writes: writes.All, WritesFailed: writes.Failed, WriteFailing: f.services.Err() != nil,
-		ReloadFailed: last.failed, LastReload: last.at, PublishedPorts: countPorts(f.driver.Ports()),
+		ReloadFailed: last.failed, LastReload: last.at, PublishedPorts: countPorts(f.driver.Ports()), EventsLost: lost,
 	}
 	if f.engine != nil {
 		d.Following, d.StreamsLost = f.engine.State()
 	}
-	return d
+	return d, nil
 }
 
 func countPorts(list []driver.PublishedPort) (n int) {
