@@ -91,7 +91,7 @@ type Daemon struct {
 	Queries        map[string]uint64 // of names, by what became of them
 	Writes         uint64            // of services to the maps
 	WritesFailed   uint64
-	WriteFailing   bool // the last one failed, and is tried again
+	WriteFailing   bool   // the last one failed, and is tried again
 	EventsLost     uint64 // since the maps were made, which is usually the boot
 	ReloadFailed   bool
 	LastReload     time.Time // or the start, if there was none
