@@ -95,7 +95,7 @@ var (
 	cniCalls    = define(Histogram, "mustang_cni_call_duration_seconds", "Time that the daemon took for what a runtime asked of the CNI plugin.", "one a command and result (5 × 2)", "command", "result").in(callTimes...)
 	apiRequests = define(Histogram, "mustang_api_request_duration_seconds", "Time that a request of the command line took.", "one a request and result (about 20 × 2)", "request", "result").in(callTimes...)
 
-	following   = define(Gauge, "mustang_engine_up", "1 while the engine answers and its events come.", one)
+	following   = define(Gauge, "mustang_engine_up", "1 while the engine answers and its events come; missing where docker_socket is off.", one)
 	streamsLost = define(Counter, "mustang_engine_streams_lost_total", "Times that the engine's events broke off; what they would have told is then read anew.", one)
 	eventLag    = define(Histogram, "mustang_engine_event_lag_seconds", "Time from an event of the engine's, by its own clock, until it was applied.", one).in(lagTimes...)
 

@@ -148,8 +148,10 @@ func (c collector) collectDaemon(out chan<- prometheus.Metric) error {
 		return err
 	}
 	out <- ready.value(truth(d.Ready))
-	out <- following.value(truth(d.Following))
-	out <- streamsLost.value(float64(d.StreamsLost))
+	if d.Engine {
+		out <- following.value(truth(d.Following))
+		out <- streamsLost.value(float64(d.StreamsLost))
+	}
 	for _, result := range slices.SortedFunc(maps.Keys(d.Queries), cmp.Compare[string]) {
 		out <- queries.value(float64(d.Queries[result]), result)
 	}

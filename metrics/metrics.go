@@ -86,7 +86,8 @@ type Pool struct {
 // Daemon is how the parts of the daemon are. Its counters begin with the process.
 type Daemon struct {
 	Ready          bool
-	Following      bool // the engine answers, and its events come
+	Engine         bool // there is meant to be one
+	Following      bool // it answers, and its events come
 	StreamsLost    uint64
 	Queries        map[string]uint64 // of names, by what became of them
 	Writes         uint64            // of services to the maps

@@ -49,7 +49,7 @@ func (f *fake) Pools() []Pool {
 	return []Pool{{Subnet: "10.201.0.0/24", Leases: 3, Addresses: 254}}
 }
 func (f *fake) Daemon() (Daemon, error) {
-	return Daemon{Ready: true, Following: true, Queries: map[string]uint64{"service": 7}, Writes: 5, WritesFailed: 1, LastReload: time.Unix(1, 0)}, nil
+	return Daemon{Ready: true, Engine: true, Following: true, Queries: map[string]uint64{"service": 7}, Writes: 5, WritesFailed: 1, LastReload: time.Unix(1, 0)}, nil
 }
 
 func busy() *fake {

@@ -173,6 +173,7 @@ func (f figures) Daemon() (metrics.Daemon, error) {
 		ReloadFailed: last.failed, LastReload: last.at, PublishedPorts: countPorts(f.driver.Ports()), EventsLost: lost,
 	}
 	if f.engine != nil {
+		d.Engine = true
 		d.Following, d.StreamsLost = f.engine.State()
 	}
 	return d, nil
