@@ -58,8 +58,9 @@ test-full: check-host ## what is too long for `make test`: every scenario on bot
 	tests/modes full
 	tests/fuzz
 
-generate: ## the BPF objects and their Go mirrors; needs clang
+generate: ## the BPF objects and their Go mirrors, which needs clang; dashboard, alert rules and the page of metrics
 	$(MAKE) -C bpf -B
+	$(GO) run ./metrics/gen
 
 lint: ## static checks of Go, C and shell, and that `make generate` leaves no diff
 	tests/tools/lint
