@@ -9,6 +9,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -215,6 +216,19 @@ func TestServe(t *testing.T) {
 	require.NoError(t, s.Close())
 	status, _ = scrape()
 	assert.Zero(t, status, "closed")
+}
+
+func TestShown(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	m, _ := made(t, busy())
+	s := m.Serve(l)
+	assert.True(t, Shown(l.Addr().String()))
+	require.NoError(t, s.Close())
+	assert.False(t, Shown(l.Addr().String()))
+	other := httptest.NewServer(http.NotFoundHandler())
+	defer other.Close()
+	assert.False(t, Shown(other.Listener.Addr().String()))
 }
 
 // Whoever asks too often is refused at once, and the daemon reads for no more than two of them.

@@ -3,7 +3,9 @@
 package metrics
 
 import (
+	"bytes"
 	"errors"
+	"io"
 	"net"
 	"net/http"
 	"time"
@@ -36,6 +38,18 @@ func (m *Metrics) Serve(l net.Listener) *Server {
 	}}
 	go func() { s.served <- s.http.Serve(l) }()
 	return s
+}
+
+// Shown tells whether it is a mustang that answers at an address, ADDRESS:PORT.
+func Shown(at string) bool {
+	client := http.Client{Timeout: 2 * time.Second}
+	reply, err := client.Get("http://" + at + "/metrics")
+	if err != nil {
+		return false
+	}
+	defer reply.Body.Close()
+	text, err := io.ReadAll(io.LimitReader(reply.Body, 16<<20))
+	return err == nil && bytes.Contains(text, []byte(buildInfo.Name))
 }
 
 // Close stops to show them and closes the listener. A scrape that goes on is cut off.

@@ -13,10 +13,10 @@ import (
 	"github.com/urfave/cli/v2"
 	"golang.org/x/sys/unix"
 
-	"github.com/mustang-net/mustang/api"
 	"github.com/mustang-net/mustang/bpf"
 	"github.com/mustang-net/mustang/config"
 	"github.com/mustang-net/mustang/driver/link"
+	"github.com/mustang-net/mustang/metrics"
 )
 
 // check prints the configuration that a daemon would start with, as a file that says it, and fails where it does not fit the host.
@@ -130,14 +130,17 @@ func isOther(path string) bool {
 	return err == nil && info.Mode().Type() != os.ModeSocket
 }
 
-// metricsFree says who is where the metrics are to be shown. A daemon that runs may be it.
+// metricsFree says that another program is where the metrics are to be shown. A daemon that runs may be there.
 func metricsFree(cfg config.Config) error {
-	if _, err := api.Dial(cfg.Socket); cfg.Metrics == "" || strings.HasPrefix(cfg.Metrics, "/") || !errors.Is(err, api.ErrNoDaemon) {
+	if cfg.Metrics == "" || strings.HasPrefix(cfg.Metrics, "/") {
 		return nil
 	}
 	l, err := listenMetrics(cfg.Metrics)
-	if err != nil {
-		return err
+	if err == nil {
+		return l.Close()
 	}
-	return l.Close()
+	if errors.Is(err, unix.EADDRINUSE) && metrics.Shown(cfg.Metrics) {
+		return nil
+	}
+	return err
 }

@@ -4,6 +4,7 @@ package main
 
 import (
 	"io"
+	"time"
 
 	"github.com/sirupsen/logrus"
 	"github.com/urfave/cli/v2"
@@ -45,9 +46,9 @@ func logAs(log *logrus.Logger, cfg config.Config) {
 	if level, err := logrus.ParseLevel(cfg.LogLevel); err == nil {
 		log.SetLevel(level)
 	}
+	var format logrus.Formatter = &logrus.TextFormatter{FullTimestamp: true}
 	if cfg.LogFormat == "json" {
-		log.SetFormatter(&logrus.JSONFormatter{})
-	} else {
-		log.SetFormatter(&logrus.TextFormatter{FullTimestamp: true})
+		format = &logrus.JSONFormatter{}
 	}
+	log.SetFormatter(&quiet{Formatter: format, now: time.Now, told: map[string]*repeats{}})
 }

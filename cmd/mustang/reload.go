@@ -83,6 +83,7 @@ func (h *host) reloads(ctx context.Context, r reloader) error {
 func (h *host) reload(load func() (config.Config, error)) bool {
 	next, err := load()
 	now := *h.inForce.config.Load()
+	logAs(h.log, now) // what is wrong again is told again
 	after, changed, waiting := now.Reload(next)
 	if err == nil && (after.Metrics != now.Metrics || h.shown == nil) {
 		err = h.show(after.Metrics) // first: it is what may fail
@@ -101,9 +102,13 @@ func (h *host) reload(load func() (config.Config, error)) bool {
 	}
 	values := logrus.Fields{}
 	for _, s := range changed {
-		values[s.Key] = s.Value
+		values[s.Key] = strings.Trim(s.Value, `"`)
 	}
-	h.log.WithFields(values).Infof("the configuration was read anew: %d keys have changed", len(changed))
+	if len(values)+len(waiting) == 0 {
+		h.log.Info("the configuration was read anew, and has not changed")
+	} else {
+		h.log.WithFields(values).Info("the configuration was read anew")
+	}
 	for _, s := range waiting {
 		h.log.WithField("key", s.Key).Warnf("%s = %s waits for the daemon's next start: restart the daemon, which interrupts no connection", s.Key, s.Value)
 	}
