@@ -8,18 +8,20 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"sync"
 
 	"github.com/mustang-net/mustang/bpf"
 	"github.com/mustang-net/mustang/service"
 )
 
-// nameForm is a DNS name of lower or upper case, with the underscores that Compose allows.
-var nameForm = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9_.-]{0,251}[A-Za-z0-9])?$`)
+// nameForm is a DNS name of lower or upper case, with the underscores that Compose allows. It is compiled when it is used: a runtime of
+// CNI starts our program for every container.
+var nameForm = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9_.-]{0,251}[A-Za-z0-9])?$`) })
 
 // CheckName refuses names that a hand-made service cannot have: what is no DNS name, and what would
 // read as an id or an address wherever a service is referred to.
 func CheckName(name string) error {
-	if !nameForm.MatchString(name) {
+	if !nameForm().MatchString(name) {
 		return fmt.Errorf("service name %q: use 1 to 253 letters, digits, \"-\", \"_\" and \".\", with a letter or digit at both ends", name)
 	}
 	_, notID := strconv.ParseUint(name, 10, 64)

@@ -23,7 +23,7 @@ type Endpoint struct {
 	Ping     bool   // answers ping from outside there (gateway_mode routed)
 	MAC      net.HardwareAddr
 	HostMAC  net.HardwareAddr // of the host's end, or of Via
-	Via      int              // ifindex of the host's own slave beside a slave; 0 for none
+	Via      int              // ifindex of what leads to it instead: the host's own slave beside a slave, or a host's end with a queue; 0 for none
 	Parent   int              // ifindex of a slave's parent that leads out; 0 for none
 }
 

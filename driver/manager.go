@@ -83,6 +83,7 @@ type Datapath interface {
 	DeleteMember(cookie uint64, network uint32) error
 	Sandboxes() (map[uint64][]uint32, error)
 	Sandbox(cookie uint64) (bpf.Sandbox, bool, error)
+	Load() error
 	AttachLXC(ifname string, ifindex int, end bpf.End) error
 	RenameLXC(from, to string) error
 	DetachLXC(ifname string) error

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"regexp"
+	"sync"
 	"time"
 
 	"github.com/mustang-net/mustang/state"
@@ -16,7 +17,7 @@ import (
 const DefaultSpace = "mustang-local"
 
 // A space is part of pool ids and of keys in the state, so it has no separators of either.
-var spaceName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$`)
+var spaceName = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$`) })
 
 // Request asks for a pool.
 type Request struct {
@@ -175,7 +176,7 @@ func (i *IPAM) ReleasePool(id string) error {
 // parseRequest checks what can be checked without knowing other pools. The subnet is the zero Prefix
 // if the request names none.
 func parseRequest(req Request) (subnet, subPool netip.Prefix, err error) {
-	if !spaceName.MatchString(req.Space) {
+	if !spaceName().MatchString(req.Space) {
 		return subnet, subPool, fmt.Errorf("address space %q: %w: want up to 64 of A-Z a-z 0-9 . _ -", req.Space, ErrInvalid)
 	}
 	if req.Pool == "" {

@@ -105,7 +105,7 @@ struct mst_endpoint {
 	__u32 flags;
 	__u8 mac[6];	  /* of the container's interface */
 	__u8 host_mac[6]; /* of the host's end, or of the slave via */
-	__u32 via;    /* ifindex of the host's own slave beside it; 0: none */
+	__u32 via; /* ifindex: slave beside it, or end with a queue */
 	__u32 parent; /* ifindex of the parent that leads out; 0: none */
 };
 

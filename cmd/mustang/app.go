@@ -77,8 +77,8 @@ func newApp(e env) *cli.App {
 	}
 	app.Commands = []*cli.Command{
 		daemonCommand(e), svcCommand(e), epCommand(e), networkCommand(e), portsCommand(e), statusCommand(e),
-		monitorCommand(e), benchCommand(e), versionCommand(e),
-		helperCommand(e), purgeCommand(e), completionCommand(e), manCommand(e),
+		monitorCommand(e), benchCommand(e), purgeCommand(e), completionCommand(e), versionCommand(e),
+		helperCommand(e), manCommand(e),
 	}
 	app.EnableBashCompletion = true
 	app.Action = unknownCommand

@@ -133,7 +133,9 @@ func (h *host) open() (err error) {
 		Labels: func(ctx context.Context, container string) (map[string]string, error) {
 			return containerd.Labels(ctx, h.inForce.config.Load().Containerd, container)
 		},
-		Declared: func(name string) bool { return cni.Declared(h.inForce.config.Load().CNIConfDir, name) }, Log: h.log,
+		Declared: func(name string) bool { return cni.Declared(h.inForce.config.Load().CNIConfDir, name) },
+		Shaper:   func(name string) (*cni.Shaper, error) { return cni.ShaperOf(h.inForce.config.Load().CNIConfDir, name) },
+		Swept:    h.daemon, Log: h.log,
 	})
 	if err != nil {
 		return err

@@ -7,6 +7,8 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -17,6 +19,7 @@ import (
 	"github.com/mustang-net/mustang/bpf"
 	"github.com/mustang-net/mustang/config"
 	"github.com/mustang-net/mustang/driver/docker/watch"
+	"github.com/mustang-net/mustang/service/dns"
 )
 
 // The datapath trusts our resolvers for 2 s after a beat.
@@ -111,6 +114,7 @@ func (h *host) serve(ctx context.Context, control net.Listener, d *door, r reloa
 			Client:     watch.NewClient(h.cfg.DockerSocket),
 			Containers: engineContainers{h.services, h},
 			Networks:   engineNetworks{h.driver, h},
+			Answers:    h.answers,
 			Log:        h.log,
 			Applied:    h.metrics.EventApplied,
 		})
@@ -222,6 +226,22 @@ func (h *host) introduce(ctx context.Context, networkID string) {
 	if h.engine != nil {
 		h.engine.Introduce(ctx, networkID)
 	}
+}
+
+// answers tells whether the engine's resolver, in the sandbox of a container on a network, answers a name with an address.
+func (h *host) answers(ctx context.Context, networkID, name string, addr netip.Addr) (bool, error) {
+	err := errors.New("no container on the network runs")
+	for _, e := range h.driver.Endpoints() {
+		if e.NetworkID != networkID || e.Sandbox == "" || e.IPv4.Addr() == addr || e.IPv6.Addr() == addr {
+			continue // it may not have its resolver yet
+		}
+		var got []netip.Addr
+		got, err = dns.Lookup(ctx, sandboxNetwork{h.links, h.datapath}, dns.Sandbox{Cookie: e.Cookie, Key: e.Sandbox}, name, addr.Is6())
+		if err == nil {
+			return slices.Contains(got, addr), nil
+		}
+	}
+	return false, err
 }
 
 // synced says that all containers are known, so that leftovers in the maps can go.

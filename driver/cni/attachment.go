@@ -86,6 +86,7 @@ type Attachment struct {
 	Given   []Given              `json:"given,omitempty"` // by another plugin
 	MAC     string               `json:"mac,omitempty"`
 	Ports   []driver.PortBinding `json:"ports,omitempty"`
+	Limits  Limits               `json:"limits,omitzero"`
 	Aliases []string             `json:"aliases,omitempty"` // service names
 	Routes  []netip.Prefix       `json:"routes,omitempty"`  // of CHECK: what there must be a route to
 }

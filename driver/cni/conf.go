@@ -66,6 +66,7 @@ type runtimeConfig struct {
 	MAC          string          `json:"mac"`
 	DNS          types.DNS       `json:"dns"`
 	IPRanges     [][]rangeConf   `json:"ipRanges"`
+	Bandwidth    Limits          `json:"bandwidth"`
 	Aliases      json.RawMessage `json:"aliases"` // a list, or lists by network
 }
 
@@ -211,6 +212,7 @@ func (c *conf) ask(a *Attachment, args string) error {
 		}
 		a.MAC = mac.String()
 	}
+	a.Limits = c.RuntimeConfig.Bandwidth
 	for _, p := range c.RuntimeConfig.PortMappings {
 		b, err := p.parse()
 		if err != nil {

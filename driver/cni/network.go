@@ -212,8 +212,18 @@ func (m *Manager) makePools(n Network) ([]driver.Subnet, error) {
 	return out, nil
 }
 
-// addresses are those that the container gets: one of each family.
-func (m *Manager) addresses(n *network, a Attachment) ([]Given, error) {
+// addresses are those that the container gets: one of each family. Those of containers that have ended without a word
+// are free.
+func (m *Manager) addresses(ctx context.Context, n *network, a Attachment) ([]Given, error) {
+	out, err := m.lease(n, a)
+	if errors.Is(err, ipam.ErrTaken) || errors.Is(err, ipam.ErrExhausted) {
+		m.sweep(ctx, func(k Key) bool { return k.Network == a.Network && k != a.Key })
+		return m.lease(n, a)
+	}
+	return out, err
+}
+
+func (m *Manager) lease(n *network, a Attachment) ([]Given, error) {
 	if n.Delegated {
 		return a.Given, nil
 	}

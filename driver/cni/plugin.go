@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"net/netip"
 	"os"
@@ -101,8 +102,17 @@ func read(args *skel.CmdArgs) (*conf, Attachment, error) {
 	return c, a, c.ask(&a, args.Args)
 }
 
+// readFor is read for a verb that needs the sandbox: where none is, the error has a code of its own, which is lost on
+// the way from a daemon.
+func readFor(args *skel.CmdArgs) (*conf, Attachment, error) {
+	if _, err := os.Stat(args.Netns); errors.Is(err, fs.ErrNotExist) {
+		return nil, Attachment{}, types.NewError(types.ErrInvalidNetNS, link.ErrNoNetns.Error()+": "+args.Netns, "")
+	}
+	return read(args)
+}
+
 func add(ctx context.Context, h Host, args *skel.CmdArgs) error {
-	c, a, err := read(args)
+	c, a, err := readFor(args)
 	if err != nil {
 		return err
 	}
@@ -197,7 +207,7 @@ func del(ctx context.Context, h Host, args *skel.CmdArgs) error {
 }
 
 func check(ctx context.Context, h Host, args *skel.CmdArgs) error {
-	c, a, err := read(args)
+	c, a, err := readFor(args)
 	if err != nil {
 		return err
 	}

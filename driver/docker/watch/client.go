@@ -58,7 +58,8 @@ type network struct {
 type summary struct {
 	ID              string   `json:"Id"`
 	Names           []string // each with a slash in front
-	State           string   // running, paused, created, exited, …
+	Labels          map[string]string
+	State           string // running, paused, created, exited, …
 	NetworkSettings struct {
 		Networks map[string]*attachment // without aliases
 	}
