@@ -112,6 +112,8 @@ func handler(ctx context.Context, host Host, log logrus.FieldLogger, observe Obs
 	route("GET /v1/networks", s.networks)
 	route("GET /v1/ports", s.ports)
 	route("GET /v1/status", s.status)
+	route("GET /v1/verify", func(r *http.Request) (any, error) { return s.host.Verify(r.Context(), false) })
+	route("POST /v1/verify", func(r *http.Request) (any, error) { return s.host.Verify(r.Context(), true) })
 	mux.HandleFunc("GET /v1/events", func(w http.ResponseWriter, r *http.Request) { s.monitor(ctx, w, r) })
 	for pattern, answer := range cniRoutes(host) {
 		route(pattern, answer)

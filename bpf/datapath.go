@@ -35,6 +35,7 @@ const pinDir = "tc/globals"
 type Datapath struct {
 	dir  string
 	maps map[string]*ebpf.Map // by name without version: "services"
+	pins map[*ebpf.Map]string // their names with it
 	lxc  *ebpf.Collection
 	sock *ebpf.Collection
 	host *ebpf.Collection
@@ -64,7 +65,7 @@ func Open(bpffs string) (*Datapath, error) {
 	if err := rlimit.RemoveMemlock(); err != nil {
 		return nil, fmt.Errorf("lift the limit on locked memory: %w", explain(err))
 	}
-	d := &Datapath{dir: dir, maps: map[string]*ebpf.Map{}}
+	d := &Datapath{dir: dir, maps: map[string]*ebpf.Map{}, pins: map[*ebpf.Map]string{}}
 	spec, err := loadSpec(sockObject)
 	if err != nil {
 		return nil, err
@@ -82,7 +83,7 @@ func Open(bpffs string) (*Datapath, error) {
 			d.Close()
 			return nil, fmt.Errorf("open the map %s: %w", name, explain(err))
 		}
-		d.maps[shortName(name)] = opened
+		d.maps[shortName(name)], d.pins[opened] = opened, name
 	}
 	return d, nil
 }

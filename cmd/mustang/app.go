@@ -77,7 +77,7 @@ func newApp(e env) *cli.App {
 	}
 	app.Commands = []*cli.Command{
 		daemonCommand(e), svcCommand(e), epCommand(e), networkCommand(e), portsCommand(e), statusCommand(e),
-		monitorCommand(e), benchCommand(e), purgeCommand(e), completionCommand(e), versionCommand(e),
+		verifyCommand(e), monitorCommand(e), benchCommand(e), purgeCommand(e), completionCommand(e), versionCommand(e),
 		helperCommand(e), manCommand(e),
 	}
 	app.EnableBashCompletion = true

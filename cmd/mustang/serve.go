@@ -68,11 +68,16 @@ func (h *host) start() error {
 	if err := h.links.OpenSysctls(); err != nil {
 		return err
 	}
-	if err := h.hook(); err != nil {
+	if err := h.datapath.MendPins(); err != nil {
+		h.log.WithError(err).Error("mend the pins")
+	}
+	if err := h.hook(h.datapath); err != nil {
 		return err
 	}
-	if err := h.datapath.Beat(); err != nil {
-		return err
+	if h.daemon {
+		if err := h.datapath.Beat(); err != nil {
+			return err
+		}
 	}
 	if err := h.driver.Restore(); err != nil {
 		// one endpoint that cannot be mended must not keep the others from being served
@@ -82,19 +87,25 @@ func (h *host) start() error {
 }
 
 // hook attaches the socket hooks, and makes the host's own sockets known to them.
-func (h *host) hook() error {
+func (h *host) hook(d hooks) error {
 	cgroup, err := cgroupOf(h.cfg)
 	if err != nil {
 		return err
 	}
-	if err := h.datapath.AttachSock(cgroup); err != nil {
+	if err := d.AttachSock(cgroup); err != nil {
 		return err
 	}
 	cookie, err := h.links.Cookie("")
 	if err != nil {
 		return err
 	}
-	return h.datapath.PutSandbox(bpf.Sandbox{Cookie: cookie, SocketLB: true, AllNetworks: true})
+	return d.PutSandbox(bpf.Sandbox{Cookie: cookie, SocketLB: true, AllNetworks: true})
+}
+
+// hooks are the socket hooks.
+type hooks interface {
+	AttachSock(cgroup string) error
+	PutSandbox(bpf.Sandbox) error
 }
 
 // serve runs everything that serves until ctx ends or one of them fails.

@@ -105,6 +105,17 @@ func (s *Server) Add(sandbox Sandbox) (port uint16, err error) {
 	return port, nil
 }
 
+// Port is where a sandbox's names are answered; false if they are not.
+func (s *Server) Port(cookie uint64) (uint16, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	r := s.sandboxes[cookie]
+	if r == nil {
+		return 0, false
+	}
+	return r.port, true
+}
+
 func samePort(udp net.PacketConn, tcp net.Listener) (uint16, error) {
 	u, ok1 := udp.LocalAddr().(*net.UDPAddr)
 	t, ok2 := tcp.Addr().(*net.TCPAddr)
