@@ -137,19 +137,6 @@ func countBatches(m *ebpf.Map) (n int, err error) {
 	}
 }
 
-// Caches says how full the maps are that make room by themselves, and the counters of refusals.
-func (d *Datapath) Caches() ([]Fill, error) {
-	var out []Fill
-	for _, name := range []string{"ct", "affinity", "frags", "metrics"} {
-		n, err := countEntries(d.maps[name])
-		if err != nil {
-			return nil, fmt.Errorf("count the entries of mst_%s: %w", name, err)
-		}
-		out = append(out, Fill{Name: name, Entries: n, Max: int(d.maps[name].MaxEntries())})
-	}
-	return out, nil
-}
-
 // Fill counts the entries of the maps that desired state fills, and of masqueraded flows. Caches, which make
 // room by themselves, are left out, and so are the host's own addresses, which no desired state has.
 func (d *Datapath) Fill() ([]Fill, error) {
@@ -164,7 +151,7 @@ func (d *Datapath) Fill() ([]Fill, error) {
 		}
 	}
 	var out []Fill
-	for _, name := range []string{"services", "backends", "endpoints", "interfaces", "sandboxes", "listeners", "sources", "snat", "traffic"} {
+	for _, name := range []string{"services", "backends", "endpoints", "interfaces", "sandboxes", "listeners", "sources", "snat"} {
 		m := d.maps[name]
 		f := Fill{Name: name, Max: int(m.MaxEntries())}
 		if f.Entries, err = countEntries(m); err != nil {

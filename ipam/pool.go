@@ -51,6 +51,24 @@ type Pool struct {
 	Leases  int    // how many addresses are leased, the gateway's included
 }
 
+// Used is the part of the addresses which may be given that are leased, from 0 to 1. Of a pool too large to count it is 0.
+func (p Pool) Used() float64 {
+	from := p.SubPool
+	if !from.IsValid() {
+		from = p.Subnet
+	}
+	const countable = 32 // bits
+	bits := from.Addr().BitLen() - from.Bits()
+	if bits > countable {
+		return 0
+	}
+	all := float64(uint64(1) << bits)
+	if from.Addr().Is4() && bits > 1 && from == p.Subnet {
+		all -= 2 // its own address and the broadcast
+	}
+	return min(float64(p.Leases)/all, 1)
+}
+
 func poolID(space string, subnet netip.Prefix) string { return space + "/" + subnet.String() }
 
 // pool is a Pool with its addresses. The mutex of IPAM guards it.

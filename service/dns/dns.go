@@ -105,6 +105,13 @@ func (s *Server) Add(sandbox Sandbox) (port uint16, err error) {
 	return port, nil
 }
 
+// Sandboxes counts those that it answers in.
+func (s *Server) Sandboxes() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.sandboxes)
+}
+
 // Port is where a sandbox's names are answered; false if they are not.
 func (s *Server) Port(cookie uint64) (uint16, bool) {
 	s.mu.Lock()

@@ -111,7 +111,7 @@ func says(format string) bool {
 
 // advice are the words with which a text says what to do, or what would be right.
 var advice = regexp.MustCompile(`(?i)\b(choose|give|use|remove|leave|stop|start|want|must|see|run|set|keep|name|make|write|end|try|report|needs?|merge|widen|` +
-	`create|lists?|at most|did you mean|goes with|mount|restart|wait|put|add|only|first|has no method|install|look|load|ask|the options are)\b`)
+	`create|lists?|at most|did you mean|goes with|mount|restart|wait|put|add|only|first|has no method|install|look|load|ask|neither may|the options are)\b`)
 
 // Advises tells whether a text says what to do.
 func (t Text) Advises() bool { return advice.MatchString(verbs.ReplaceAllString(t.Format, "…")) }
