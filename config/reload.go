@@ -66,10 +66,10 @@ func list[T any](items []T, text func(T) string) string {
 	return "[" + strings.Join(texts, ", ") + "]"
 }
 
-// Reload is what a running daemon with configuration now goes on with after next was read: next, but for the keys that wait
+// Reload is what a running daemon with this configuration goes on with after next was read: next, but for the keys that wait
 // for a start, which are told by name and keep their value.
-func (now Config) Reload(next Config) (after Config, changed, waiting []Setting) {
-	before := now.Settings()
+func (c Config) Reload(next Config) (after Config, changed, waiting []Setting) {
+	before := c.Settings()
 	for i, s := range next.Settings() {
 		switch {
 		case s == before[i]:
@@ -79,7 +79,7 @@ func (now Config) Reload(next Config) (after Config, changed, waiting []Setting)
 			waiting = append(waiting, s)
 		}
 	}
-	after = now
+	after = c
 	after.Containerd, after.CNIConfDir, after.Uplinks = next.Containerd, next.CNIConfDir, next.Uplinks
 	after.LogLevel, after.LogFormat, after.Metrics = next.LogLevel, next.LogFormat, next.Metrics
 	return after, changed, waiting
