@@ -50,7 +50,7 @@ type Datapath struct {
 // It refuses a bpffs that is not mounted, and pins that somebody other than root could have put there.
 func Open(bpffs string) (*Datapath, error) {
 	bpffs = filepath.Clean(bpffs)
-	if err := checkBPFFS(bpffs); err != nil {
+	if err := Check(bpffs); err != nil {
 		return nil, err
 	}
 	dir := filepath.Join(bpffs, pinDir)
@@ -172,7 +172,8 @@ func shortName(name string) string {
 	return name
 }
 
-func checkBPFFS(path string) error {
+// Check refuses a directory that is no BPF file system, or that others than root may write to.
+func Check(path string) error {
 	var fs unix.Statfs_t
 	if err := unix.Statfs(path, &fs); err != nil {
 		return fmt.Errorf("look at the BPF filesystem %s: %w", path, err)
@@ -206,7 +207,7 @@ func explain(err error) error {
 	case errors.Is(err, unix.EPERM), errors.Is(err, unix.EACCES) && !errors.As(err, &verifier):
 		return fmt.Errorf("%w: run as root or with CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN", err)
 	case errors.Is(err, ebpf.ErrNotSupported):
-		return fmt.Errorf("%w: this kernel is too old for the eBPF datapath (Linux 6.1 or newer)", err)
+		return fmt.Errorf("%w: this kernel is too old for the eBPF datapath, which needs Linux 6.1 or newer: use networks with -o ebpf=off", err)
 	}
 	return err
 }

@@ -148,7 +148,7 @@ func (i *IPAM) RequestPool(req Request) (Pool, error) {
 		Owner: req.Owner, Since: i.opts.Now().UTC(), BootID: i.opts.BootID,
 	})
 	if p.auto.empty() {
-		return Pool{}, fmt.Errorf("request pool: sub-pool %s: %w: all its addresses are network or broadcast addresses of %s",
+		return Pool{}, fmt.Errorf("request pool: sub-pool %s: %w: all its addresses are network or broadcast addresses of %s: choose a larger one",
 			subPool, ErrInvalid, subnet)
 	}
 	err = i.store.Update(func(tx state.Tx) error { return tx.Put(bucketPools, p.id, p.poolRecord) })
@@ -207,10 +207,10 @@ func parseRequest(req Request) (subnet, subPool netip.Prefix, err error) {
 		return subnet, subPool, err
 	}
 	if subnet.Addr().Is6() != req.IPv6 {
-		return subnet, subPool, fmt.Errorf("pool %s: %w: its family is not the one asked for", subnet, ErrInvalid)
+		return subnet, subPool, fmt.Errorf("pool %s: %w: its family is not the one asked for: give a subnet of that family", subnet, ErrInvalid)
 	}
 	if bad, found := overlapping(subnet, unusable); found {
-		return subnet, subPool, fmt.Errorf("pool %s: %w: no interface can have an address of %s", subnet, ErrInvalid, bad)
+		return subnet, subPool, fmt.Errorf("pool %s: %w: no interface can have an address of %s: choose another", subnet, ErrInvalid, bad)
 	}
 	if req.SubPool == "" {
 		return subnet, subPool, nil
@@ -219,7 +219,7 @@ func parseRequest(req Request) (subnet, subPool netip.Prefix, err error) {
 		return subnet, subPool, err
 	}
 	if subPool.Bits() < subnet.Bits() || !subnet.Contains(subPool.Addr()) {
-		return subnet, subPool, fmt.Errorf("sub-pool %s: %w: it is not inside its pool %s", subPool, ErrInvalid, subnet)
+		return subnet, subPool, fmt.Errorf("sub-pool %s: %w: it is not inside its pool %s: choose an --ip-range in it", subPool, ErrInvalid, subnet)
 	}
 	return subnet, subPool, nil
 }

@@ -108,7 +108,7 @@ func (h *host) CNI() cni.Host { return h.cni }
 
 // Ports implements [api.Host].
 func (h *host) Ports(context.Context) ([]api.Port, error) {
-	uplinks, _, err := h.links.Uplinks(h.cfg.Uplinks)
+	uplinks, _, err := h.links.Uplinks(h.inForce.config.Load().Uplinks)
 	if err != nil {
 		return nil, err
 	}

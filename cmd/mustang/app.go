@@ -27,10 +27,13 @@ type env struct {
 	getenv         func(string) string
 	euid           int // effective user id
 	// open returns what answers the commands and a function that lets go of it.
-	open   func(context.Context, config.Config) (api.Host, func() error, error)
-	daemon func(context.Context, config.Config, *logrus.Logger) error
-	bench  func(context.Context, bench.Options, bench.Progress) (bench.Result, error)
-	purge  func(context.Context, config.Config, purgeOptions) error
+	open func(context.Context, config.Config) (api.Host, func() error, error)
+	// daemon serves; the last argument reads the configuration anew.
+	daemon func(context.Context, config.Config, *logrus.Logger, func() (config.Config, error)) error
+	// contradictions says what on this host a configuration does not fit.
+	contradictions func(config.Config) []error
+	bench          func(context.Context, bench.Options, bench.Progress) (bench.Result, error)
+	purge          func(context.Context, config.Config, purgeOptions) error
 }
 
 // Exit codes of the command line.

@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"io/fs"
@@ -55,7 +56,7 @@ func TestScriptsThroughTheSocket(t *testing.T) {
 		log.SetOutput(io.Discard)
 		ctx, stop := context.WithCancel(context.Background())
 		served := make(chan error, 1)
-		go func() { served <- api.Serve(ctx, l, fake, log) }()
+		go func() { served <- api.Serve(ctx, l, fake, log, nil) }()
 		te.Defer(func() {
 			stop()
 			<-served
@@ -121,10 +122,16 @@ func mustang(ts *testscript.TestScript, neg bool, args []string) {
 			w.held++
 			return h, func() error { w.held--; return nil }, err
 		},
-		daemon: func(_ context.Context, cfg config.Config, log *logrus.Logger) error {
+		daemon: func(_ context.Context, cfg config.Config, log *logrus.Logger, _ func() (config.Config, error)) error {
 			log.Info("daemon runs")
 			_, err := fmt.Fprintf(ts.Stdout(), "%s %s\n", cfg.StateDir, cfg.LogLevel)
 			return err
+		},
+		contradictions: func(cfg config.Config) []error {
+			if cfg.ServicePools[0].String() == "10.97.0.0/16" {
+				return []error{errors.New("service_pools = 10.97.0.0/16 overlaps the host's route to 10.97.3.0/24")}
+			}
+			return nil
 		},
 		purge: func(_ context.Context, cfg config.Config, o purgeOptions) error {
 			_, err := fmt.Fprintf(ts.Stdout(), "purge %s %+v\n", cfg.StateDir, o)

@@ -21,9 +21,7 @@ import (
 // Status implements [api.Host].
 func (h *host) Status(context.Context) (api.Status, error) {
 	version, _ := versionAndCommit()
-	// without the daemon, or before it knows the containers, names are not followed
-	ready := h.daemon && (h.cfg.DockerSocket == "" || h.watcher.synced.Load())
-	s := api.Status{Version: version, Daemon: h.daemon, Ready: ready}
+	s := api.Status{Version: version, Daemon: h.daemon, Ready: h.knows()}
 	for _, sub := range []api.Subsystem{
 		h.statusKernel(), h.statusAttached(), h.statusDatapath(), h.statusFlows(), h.statusDrops(), h.statusEvents(), h.statusUplinks(), h.statusServices(),
 		h.statusDriver(), h.statusTables(), h.statusIPAM(), h.statusNames(), h.statusWatcher(),
@@ -32,6 +30,11 @@ func (h *host) Status(context.Context) (api.Status, error) {
 		s.Subsystems = append(s.Subsystems, sub)
 	}
 	return s, nil
+}
+
+// knows says that names are followed: there is a daemon, and it knows all containers.
+func (h *host) knows() bool {
+	return h.daemon && (h.cfg.DockerSocket == "" || h.watcher.synced.Load())
 }
 
 func (h *host) statusDatapath() api.Subsystem {

@@ -69,6 +69,7 @@ type Server struct {
 	names Names
 	net   Network
 
+	counts    counts
 	mu        sync.Mutex
 	closed    bool
 	sandboxes map[uint64]*resolver
@@ -98,7 +99,7 @@ func (s *Server) Add(sandbox Sandbox) (port uint16, err error) {
 	if err != nil {
 		return 0, errors.Join(fmt.Errorf("listen for DNS in netns %s: %w", sandbox.Key, err), udp.Close(), tcp.Close())
 	}
-	r := newResolver(sandbox, s.names, s.net, udp, tcp, port)
+	r := newResolver(sandbox, s.names, s.net, udp, tcp, port, &s.counts)
 	s.sandboxes[sandbox.Cookie] = r
 	r.start()
 	return port, nil
