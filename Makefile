@@ -33,7 +33,7 @@ demo: check-host ## the main job, shown in a fake host (HOST=1: on this host's o
 	tests/demo
 
 test: check-host ## all tests that fit a quarter of an hour, with all set-up
-	@$(MAKE) --no-print-directory build test-programs engines kernels
+	@$(MAKE) --no-print-directory build test-programs plugin engines kernels
 	@$(MAKE) --no-print-directory test-unit test-packets test-engine29 test-engine20 test-kernels
 
 test-unit: ## unit tests, no root needed
@@ -52,7 +52,7 @@ test-kernels: ## ipvlan, and a kernel without TCX, in a virtual machine
 	tests/modes test
 
 test-full: check-host ## what is too long for `make test`: every scenario on both engines, every mode on every kernel, fuzzing, lint
-	@$(MAKE) --no-print-directory build test-programs engines kernels lint
+	@$(MAKE) --no-print-directory build test-programs deb rpm plugin engines kernels lint
 	tests/scenarios/run --engine 29 --tag long
 	tests/scenarios/run --engine 20 --all
 	tests/modes full

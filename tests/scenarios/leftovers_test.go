@@ -114,6 +114,7 @@ func without(lines, others []string, label string) (out []string) {
 // tearDown removes all that a scenario may have made, as a user would: containers, networks, services, its own namespaces, and devices
 // called cable….
 func tearDown() {
+	shell(`"$0" stop`, checkout("tests/systemd"))
 	if exec.Command("pgrep", "-x", "mustang").Run() != nil {
 		shell(`"$0" daemon start`, fakehost())
 	}
