@@ -21,10 +21,9 @@ type Endpoint struct {
 	Host     bool   // an address of the host itself
 	Open     bool   // reached from outside at its own address, all of it (gateway_mode nat-unprotected)
 	Ping     bool   // answers ping from outside there (gateway_mode routed)
-	Shaped   bool   // its host's end has a queue that limits it
 	MAC      net.HardwareAddr
 	HostMAC  net.HardwareAddr // of the host's end, or of Via
-	Via      int              // ifindex of the host's own slave beside a slave; 0 for none
+	Via      int              // ifindex of what leads to it instead: the host's own slave beside a slave, or a host's end with a queue; 0 for none
 	Parent   int              // ifindex of a slave's parent that leads out; 0 for none
 }
 
@@ -63,7 +62,7 @@ func (d *Datapath) PutEndpoint(e Endpoint) error {
 	for _, f := range []struct {
 		on   bool
 		flag uint32
-	}{{e.Redirect, epRedirect}, {e.Host, epHost}, {e.Open, epOpen}, {e.Ping, epPing}, {e.Shaped, epShaped}} {
+	}{{e.Redirect, epRedirect}, {e.Host, epHost}, {e.Open, epOpen}, {e.Ping, epPing}} {
 		if f.on {
 			value.Flags |= f.flag
 		}
@@ -116,7 +115,7 @@ func (d *Datapath) Endpoints() ([]Endpoint, error) {
 		out = append(out, Endpoint{
 			Addr: key.ip(), IfIndex: int(v.Ifindex), Network: v.Network,
 			Redirect: v.Flags&epRedirect != 0, Host: v.Flags&epHost != 0,
-			Open: v.Flags&epOpen != 0, Ping: v.Flags&epPing != 0, Shaped: v.Flags&epShaped != 0,
+			Open: v.Flags&epOpen != 0, Ping: v.Flags&epPing != 0,
 			MAC: append(net.HardwareAddr{}, v.Mac[:]...), HostMAC: append(net.HardwareAddr{}, v.HostMac[:]...),
 			Via: int(v.Via), Parent: int(v.Parent),
 		})

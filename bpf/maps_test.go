@@ -162,7 +162,7 @@ func TestBackendEntries(t *testing.T) {
 func TestEndpointEntries(t *testing.T) {
 	clearMaps(t)
 	for _, e := range []Endpoint{
-		{Addr: netip.MustParseAddr("10.1.0.2"), IfIndex: 70000, Network: 4, Redirect: true, Shaped: true, MAC: mac(1), HostMAC: mac(2)},
+		{Addr: netip.MustParseAddr("10.1.0.2"), IfIndex: 70000, Network: 4, Redirect: true, MAC: mac(1), HostMAC: mac(2)},
 		{Addr: netip.MustParseAddr("fd00:1::2"), IfIndex: 2, Host: true, MAC: mac(1), HostMAC: mac(2)},
 	} {
 		require.NoError(t, testDP.PutEndpoint(e))

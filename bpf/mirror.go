@@ -195,7 +195,6 @@ const (
 	epHost     = 2
 	epOpen     = 4
 	epPing     = 8
-	epShaped   = 16
 )
 
 // enum mst_interface_flag

@@ -270,8 +270,11 @@ func (m *Manager) putDatapath(n *Network, e *Endpoint, hostMAC, mac net.Hardware
 	}
 	for _, a := range e.addrs() {
 		ep := bpf.Endpoint{
-			Addr: a, IfIndex: e.Index, Network: n.Number, Redirect: e.HostIf != "", Shaped: e.Shaped, MAC: mac, HostMAC: hostMAC,
+			Addr: a, IfIndex: e.Index, Network: n.Number, Redirect: e.HostIf != "", MAC: mac, HostMAC: hostMAC,
 			Open: n.leadsOut() && n.Options.gatewayMode(a.Is6()) == GatewayOpen, Ping: n.leadsOut() && n.Options.routed(a.Is6()),
+		}
+		if e.Shaped { // past its end it would pass the queue by
+			ep.Via = e.Index
 		}
 		if err := m.beside(n, &ep); err != nil {
 			return err

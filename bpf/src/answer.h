@@ -14,7 +14,7 @@ enum {
 
 /*
  * In cb[0], which no sandbox can write: a program of ours has let the packet
- * go out by the host's slave, or by a host end with a queue.
+ * go out by the host's slave.
  */
 #define VOUCHED 0x6d737402
 
@@ -28,7 +28,7 @@ static __always_inline bool at_ingress(const struct __sk_buff *skb)
 	return skb->ingress_ifindex == skb->ifindex;
 }
 
-/* Sends the packet out by the host's slave, or the host end, via. */
+/* Sends the packet out by the host's slave via. */
 static __always_inline int send_by(struct __sk_buff *skb, __u32 via)
 {
 	skb->cb[0] = VOUCHED;

@@ -15,8 +15,8 @@ static __always_inline bool reaches(const struct mst_endpoint *dst, __u32 place)
 
 /*
  * Straight into the destination's sandbox, past its host end; from a netkit
- * device, where bpf_redirect_peer() is not to be had, or to an end with a
- * queue, through the end; to a slave, through the host's slave beside it.
+ * device, where bpf_redirect_peer() is not to be had, through the end; to a
+ * slave, through the host's slave beside it.
  */
 static __always_inline int deliver(struct __sk_buff *skb, __u32 place,
 				   const struct mst_endpoint *dst)
@@ -29,8 +29,6 @@ static __always_inline int deliver(struct __sk_buff *skb, __u32 place,
 		return TC_PASS;
 	if (dst->via)
 		return send_by(skb, dst->via);
-	if (dst->flags & MST_EP_SHAPED)
-		return send_by(skb, dst->ifindex);
 	if (place == PLACE_NETKIT)
 		return bpf_redirect(dst->ifindex, 0);
 	return bpf_redirect_peer(dst->ifindex, 0);

@@ -89,8 +89,8 @@ struct mst_endpoint {
 	__u32 flags;
 	__u8 mac[6];	  /* of the container's interface */
 	__u8 host_mac[6]; /* of the host's end, or of the slave via */
-	__u32 via;    /* ifindex of the host's own slave beside it; 0: none */
-	__u32 parent; /* ifindex of the parent that leads out; 0: none */
+	__u32 via;	  /* ifindex: slave beside it, or end with a queue */
+	__u32 parent;	  /* ifindex of the parent that leads out; 0: none */
 };
 
 enum mst_endpoint_flag {
@@ -100,8 +100,6 @@ enum mst_endpoint_flag {
 	MST_EP_OPEN =
 		4, /* all of it is reached, gateway_mode nat-unprotected */
 	MST_EP_PING = 8, /* it answers ping, gateway_mode routed */
-	/* its host end has a queue that limits it: nothing goes past that */
-	MST_EP_SHAPED = 16,
 };
 
 /* mst_interfaces: ifindex of an endpoint's host end -> what it may do. */
