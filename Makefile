@@ -10,6 +10,7 @@ COMMIT  ?= $(shell git rev-parse --short HEAD 2>/dev/null || echo unknown)
 LDFLAGS := -s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT)
 
 include tests/bench.mk
+include plugin-config/rules.mk
 
 .PHONY: build check-host demo test test-full test-unit test-packets test-engine29 test-engine20 test-kernels generate lint bench help
 

@@ -253,6 +253,8 @@ static __always_inline int leave(struct __sk_buff *skb, struct work *w,
 	if (dst && dst->flags & MST_EP_HOST ? shut_in(skb, w, iface, gateway)
 					    : dst && dst->network != w->network)
 		return drop(skb, MST_REASON_ISOLATED, MST_FROM_CONTAINER);
+	if (dst && dst->flags & MST_EP_HOST)
+		snat_track_to_host(skb, iface);
 	if (dst)
 		return reaches(dst, w->place) ? deliver(skb, w->place, dst)
 					      : SVC_UNTOUCHED;

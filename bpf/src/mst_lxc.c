@@ -153,6 +153,8 @@ static __always_inline int forward(struct __sk_buff *skb, struct work *w,
 		if (strict && shut_in(skb, w, iface, gateway))
 			return drop(skb, MST_REASON_ISOLATED,
 				    MST_FROM_CONTAINER);
+		if (!translated)
+			snat_track_to_host(skb, iface);
 	} else if (dst) {
 		if (dst->network != w->network && !translated)
 			return judged_by_host(skb)
@@ -247,6 +249,21 @@ int lxc_netkit(struct __sk_buff *skb)
 	return from_container(skb, PLACE_NETKIT);
 }
 
+/*
+ * Is it an answer of somebody whom the host's stack has sent a container to
+ * that asked the host, as by a port that Docker's own bridge publishes? It has
+ * the host's address, and so has what the stack masquerades: so a stream does
+ * not begin here, and datagrams are known by snat_track_to_host().
+ */
+static __always_inline bool host_answers(const struct work *w,
+					 const struct mst_interface *iface,
+					 const struct mst_endpoint *src)
+{
+	return src && src->flags & MST_EP_HOST &&
+	       iface->flags & MST_IF_EGRESS && w->p.t.proto == IPPROTO_TCP &&
+	       !is_syn(&w->p);
+}
+
 SEC("lxc-egress")
 int lxc_egress(struct __sk_buff *skb)
 {
@@ -283,6 +300,8 @@ int lxc_egress(struct __sk_buff *skb)
 						 MST_TO_CONTAINER)
 					  : TC_PASS;
 	if (src && src->network == iface->network && src->ifindex == from)
+		return TC_PASS;
+	if (host_answers(w, iface, src))
 		return TC_PASS;
 	if (ct_of_sent(w, &w->p.t))
 		return TC_PASS; /* translated where it came from */

@@ -347,6 +347,22 @@ __noinline int snat_track(struct __sk_buff *skb)
 }
 
 /*
+ * Enters a flow of datagrams to the host, whose stack may send them on, as to a
+ * port that Docker's own bridge publishes. Without room for it none such come
+ * back, and those of the host itself do.
+ */
+__noinline int snat_track_to_host(struct __sk_buff *skb,
+				  const struct mst_interface *iface)
+{
+	struct work *w = work();
+
+	if (!w || !iface || !(iface->flags & MST_IF_EGRESS) ||
+	    w->p.t.proto != IPPROTO_UDP)
+		return 0;
+	return snat_track(skb);
+}
+
+/*
  * Is the packet part of a flow that its destination began, or an error about
  * one? The tuple is looked for as the container knows it.
  */

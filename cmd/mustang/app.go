@@ -30,6 +30,7 @@ type env struct {
 	open   func(context.Context, config.Config) (api.Host, func() error, error)
 	daemon func(context.Context, config.Config, *logrus.Logger) error
 	bench  func(context.Context, bench.Options, bench.Progress) (bench.Result, error)
+	purge  func(context.Context, config.Config, purgeOptions) error
 }
 
 // Exit codes of the command line.
@@ -73,8 +74,9 @@ func newApp(e env) *cli.App {
 	}
 	app.Commands = []*cli.Command{
 		daemonCommand(e), svcCommand(e), epCommand(e), networkCommand(e), portsCommand(e), statusCommand(e), benchCommand(e), versionCommand(e),
-		helperCommand(e),
+		helperCommand(e), purgeCommand(e), completionCommand(e), manCommand(e),
 	}
+	app.EnableBashCompletion = true
 	app.Action = unknownCommand
 	app.OnUsageError = flagError
 	// Errors come back from RunContext; cli would end the process.

@@ -124,6 +124,10 @@ func mustang(ts *testscript.TestScript, neg bool, args []string) {
 			_, err := fmt.Fprintf(ts.Stdout(), "%s %s\n", cfg.StateDir, cfg.LogLevel)
 			return err
 		},
+		purge: func(_ context.Context, cfg config.Config, o purgeOptions) error {
+			_, err := fmt.Fprintf(ts.Stdout(), "purge %s %+v\n", cfg.StateDir, o)
+			return err
+		},
 		bench: func(_ context.Context, o bench.Options, p bench.Progress) (bench.Result, error) {
 			p.Begin(2)
 			p.Step("one")

@@ -19,7 +19,7 @@ func daemonCommand(e env) *cli.Command {
 		run: func(c *cli.Context) error {
 			cfg, err := e.config(c)
 			if err != nil {
-				return err
+				return turnAway(err, newLogger(cfg, e.stderr))
 			}
 			return e.explain(e.daemon(c.Context, cfg, newLogger(cfg, e.stderr)))
 		},

@@ -30,6 +30,9 @@ import (
 	"github.com/mustang-net/mustang/state"
 )
 
+// stateFile is the file of the state in its directory.
+const stateFile = "state.db"
+
 // host is mustang on one machine, wired: the daemon's, or a command's that found no daemon.
 type host struct {
 	cfg      config.Config
@@ -78,7 +81,7 @@ func newHost(cfg config.Config, log *logrus.Logger, daemon bool) (*host, error) 
 }
 
 func (h *host) open() (err error) {
-	if h.store, err = state.Open(filepath.Join(h.cfg.StateDir, "state.db"), state.Options{}); err != nil {
+	if h.store, err = state.Open(filepath.Join(h.cfg.StateDir, stateFile), state.Options{}); err != nil {
 		return err
 	}
 	if h.datapath, err = bpf.Open(h.cfg.BPFFS); err != nil {

@@ -7,16 +7,19 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
+	"github.com/coreos/go-systemd/v22/daemon"
 	"github.com/sirupsen/logrus"
 
 	"github.com/mustang-net/mustang/api"
 	"github.com/mustang-net/mustang/bpf"
 	"github.com/mustang-net/mustang/config"
-	"github.com/mustang-net/mustang/driver/docker"
 	"github.com/mustang-net/mustang/driver/docker/watch"
+	"github.com/mustang-net/mustang/service/dns"
 )
 
 // The datapath trusts our resolvers for 2 s after a beat.
@@ -27,6 +30,16 @@ const retryEvery = 5 * time.Second
 
 // runDaemon serves Docker and the command line until ctx ends.
 func runDaemon(ctx context.Context, cfg config.Config, log *logrus.Logger) error {
+	d, err := openDoor(log)
+	if err != nil {
+		return err
+	}
+	err = d.run(ctx, cfg, log)
+	return errors.Join(err, d.close(err))
+}
+
+// run is the daemon behind its door.
+func (d *door) run(ctx context.Context, cfg config.Config, log *logrus.Logger) error {
 	h, err := newHost(cfg, log, true)
 	if err != nil {
 		return err
@@ -45,11 +58,14 @@ func runDaemon(ctx context.Context, cfg config.Config, log *logrus.Logger) error
 		return err
 	}
 	defer control.Close()
-	return h.serve(ctx, control)
+	return h.serve(ctx, control, d)
 }
 
 // start makes the kernel agree with the state.
 func (h *host) start() error {
+	if err := h.links.OpenSysctls(); err != nil {
+		return err
+	}
 	if err := h.hook(); err != nil {
 		return err
 	}
@@ -83,7 +99,7 @@ func (h *host) hook() error {
 }
 
 // serve runs everything that serves until ctx ends or one of them fails.
-func (h *host) serve(ctx context.Context, control net.Listener) error {
+func (h *host) serve(ctx context.Context, control net.Listener, d *door) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	var group sync.WaitGroup
@@ -99,10 +115,11 @@ func (h *host) serve(ctx context.Context, control net.Listener) error {
 			Client:     watch.NewClient(h.cfg.DockerSocket),
 			Containers: engineContainers{h.services, h},
 			Networks:   engineNetworks{h.driver, h},
+			Answers:    h.answers,
 			Log:        h.log,
 		})
 	}
-	plugin := docker.New(docker.Options{Driver: h.driver, Pools: enginePools{h.ipam}, Log: h.log})
+	d.plugin.Begin(h.driver, enginePools{h.ipam})
 	run("beat", h.beat)
 	run("beat in sandboxes", h.beatTables)
 	run("retry", h.retry)
@@ -115,16 +132,23 @@ func (h *host) serve(ctx context.Context, control net.Listener) error {
 			h.log.WithError(err).Warn("write services to the maps")
 		}
 	} else {
-		socket, err := docker.Listen(h.cfg.PluginSocket)
+		socket, err := d.listen(h.cfg.PluginSocket)
 		if err != nil {
 			cancel(err)
 		} else {
-			run("serve Docker", func(context.Context) error { return plugin.Serve(socket) })
+			if socket != nil {
+				run("serve Docker", func(context.Context) error { return d.plugin.Serve(socket) })
+			}
 			run("watch Docker", h.engine.Run)
 		}
 	}
+	run("tell the service manager", watchdog)
+	if ctx.Err() == nil {
+		notify(daemon.SdNotifyReady)
+	}
 	<-ctx.Done()
-	err := plugin.Close()
+	notify(daemon.SdNotifyStopping)
+	err := d.plugin.Close()
 	group.Wait()
 	if cause := context.Cause(ctx); !errors.Is(cause, context.Canceled) {
 		return cause
@@ -200,6 +224,22 @@ func (h *host) introduce(ctx context.Context, networkID string) {
 	if h.engine != nil {
 		h.engine.Introduce(ctx, networkID)
 	}
+}
+
+// answers tells whether the engine's resolver, in the sandbox of a container on a network, answers a name with an address.
+func (h *host) answers(ctx context.Context, networkID, name string, addr netip.Addr) (bool, error) {
+	err := errors.New("no container on the network runs")
+	for _, e := range h.driver.Endpoints() {
+		if e.NetworkID != networkID || e.Sandbox == "" || e.IPv4.Addr() == addr || e.IPv6.Addr() == addr {
+			continue // it may not have its resolver yet
+		}
+		var got []netip.Addr
+		got, err = dns.Lookup(ctx, sandboxNetwork{h.links, h.datapath}, dns.Sandbox{Cookie: e.Cookie, Key: e.Sandbox}, name, addr.Is6())
+		if err == nil {
+			return slices.Contains(got, addr), nil
+		}
+	}
+	return false, err
 }
 
 // synced says that all containers are known, so that leftovers in the maps can go.

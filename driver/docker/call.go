@@ -109,12 +109,42 @@ func (p *Plugin) answer(r *http.Request, c call, log logrus.FieldLogger) (any, e
 	if err != nil {
 		return nil, err
 	}
+	do = p.whenSettled(do)
 	parent := r.Context()
 	if c.removes {
 		// What is half removed when the engine dies is asked for by nobody again.
 		parent = context.WithoutCancel(parent)
 	}
 	return p.within(parent, do, log)
+}
+
+// whenSettled is work that waits for a daemon that starts.
+func (p *Plugin) whenSettled(do work) work {
+	return func(ctx context.Context) (any, func(context.Context) error, error) {
+		if err := p.await(ctx); err != nil {
+			return nil, nil, err
+		}
+		if p.refusal != nil {
+			return nil, nil, p.refusal
+		}
+		return do(ctx)
+	}
+}
+
+func (p *Plugin) await(ctx context.Context) error {
+	select {
+	case <-p.settled:
+		return nil // even if the engine has hung up: what it asked for is done, and undone
+	default:
+	}
+	select {
+	case <-p.settled:
+		return nil
+	case <-time.After(p.patience):
+		return fmt.Errorf("%s: it is still starting: try again", NotReady)
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
 }
 
 type outcome struct {

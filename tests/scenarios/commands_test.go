@@ -59,6 +59,7 @@ var commands = map[string]command{
 	"serve":      serve,
 	"radio":      radio,
 	"tunnel":     tunnel,
+	"follow":     follow,
 	"vip":        vip,
 	"address":    address,
 }

@@ -3,8 +3,10 @@
 package watch
 
 import (
+	"cmp"
 	"context"
 	"errors"
+	"net/netip"
 	"net/url"
 	"time"
 )
@@ -62,18 +64,26 @@ func (w *Watcher) known(ctx context.Context) (map[string]map[string]bool, error)
 	return known, nil
 }
 
-// endpoints lists the endpoints of a network, each with its container's name. The engine answers it without a
-// container's lock, so also about those that are being started.
-func (c *Client) endpoints(ctx context.Context, network string) (map[string]string, error) {
+// attached is a container's endpoint on a network, as the network tells of it.
+type attached struct {
+	container string // name
+	addr      netip.Addr
+}
+
+// endpoints lists the endpoints of a network. The engine answers it without a container's lock, so also about those
+// that are being started.
+func (c *Client) endpoints(ctx context.Context, network string) (map[string]attached, error) {
 	var answer struct {
-		Containers map[string]struct{ EndpointID, Name string }
+		Containers map[string]struct{ EndpointID, Name, IPv4Address, IPv6Address string }
 	}
 	if err := c.get(ctx, "/networks/"+url.PathEscape(network), nil, &answer); err != nil {
 		return nil, err
 	}
-	out := map[string]string{}
+	out := map[string]attached{}
 	for _, a := range answer.Containers {
-		out[a.EndpointID] = a.Name
+		// The zero Addr where there is none, or none that can be read.
+		p, _ := netip.ParsePrefix(cmp.Or(a.IPv4Address, a.IPv6Address))
+		out[a.EndpointID] = attached{a.Name, p.Addr()}
 	}
 	return out, nil
 }

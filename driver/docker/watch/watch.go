@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"sync/atomic"
 	"time"
 
@@ -28,6 +29,9 @@ type Containers interface {
 	// Expect tells whose endpoints are, by endpoint id, before their containers run, and which networks of ours those
 	// are on, or will be.
 	Expect(whose map[string]service.Container, networks map[string][]string)
+	// PublishedNames are the names of those that have published ports on a network; all says that those of each are known,
+	// and that the engine answers them.
+	PublishedNames(network string) (names []string, all bool)
 	// Sync says, once, that everything that was running has been told. Its error is only logged.
 	Sync() error
 }
@@ -47,6 +51,8 @@ type Options struct {
 	Containers Containers
 	Networks   Networks
 	Log        logrus.FieldLogger
+	// Answers tells whether the engine's resolver answers a name on a network with an address, and fails if it cannot be asked.
+	Answers func(ctx context.Context, network, name string, addr netip.Addr) (bool, error)
 	// Driver is the plugin's name, "mustang" if empty. Networks of a managed plugin's reference with
 	// that name, such as mustang:latest, are ours too.
 	Driver string
@@ -97,6 +103,7 @@ type Watcher struct {
 	containers Containers
 	nets       Networks
 	log        logrus.FieldLogger
+	answers    func(ctx context.Context, network, name string, addr netip.Addr) (bool, error)
 	driver     string
 	timing     timing
 	inbox      chan func()
@@ -112,6 +119,7 @@ type Watcher struct {
 	fresh    lane
 	slow     lane
 	early    lane
+	starts   chan struct{} // holds one for each start that runs
 }
 
 // New makes a watcher that does nothing until Run.
@@ -124,6 +132,7 @@ func New(o Options) *Watcher {
 		containers: o.Containers,
 		nets:       o.Networks,
 		log:        o.Log,
+		answers:    o.Answers,
 		driver:     o.Driver,
 		timing:     defaultTiming,
 		inbox:      make(chan func(), inboxSize),
@@ -133,6 +142,7 @@ func New(o Options) *Watcher {
 		fresh:      lane{limit: maxInspects},
 		slow:       lane{limit: maxSlowInspects},
 		early:      lane{limit: maxEarlyInspects},
+		starts:     make(chan struct{}, maxStarts),
 	}
 }
 
@@ -274,7 +284,7 @@ func (w *Watcher) listed(nets []network, list []summary) {
 		w.record(s.ID)
 	}
 	for _, r := range w.records {
-		r.stale = true
+		r.stale, r.revived = true, false
 		w.look(r)
 	}
 	if first {
