@@ -46,7 +46,7 @@ type errorBody struct {
 func Serve(ctx context.Context, l net.Listener, host Host, log logrus.FieldLogger) error {
 	lines := &logWriter{log}
 	srv := &http.Server{
-		Handler:           handler(host, log),
+		Handler:           handler(ctx, host, log),
 		ReadHeaderTimeout: 10 * time.Second,
 		ErrorLog:          stdLogger(lines),
 	}
@@ -70,7 +70,7 @@ func Serve(ctx context.Context, l net.Listener, host Host, log logrus.FieldLogge
 }
 
 // handler maps the paths of the contract to the Host's methods.
-func handler(host Host, log logrus.FieldLogger) http.Handler {
+func handler(ctx context.Context, host Host, log logrus.FieldLogger) http.Handler {
 	s := server{host: host}
 	mux := http.NewServeMux()
 	route := func(pattern string, answer func(*http.Request) (any, error)) {
@@ -108,6 +108,7 @@ func handler(host Host, log logrus.FieldLogger) http.Handler {
 	route("GET /v1/networks", s.networks)
 	route("GET /v1/ports", s.ports)
 	route("GET /v1/status", s.status)
+	mux.HandleFunc("GET /v1/events", func(w http.ResponseWriter, r *http.Request) { s.monitor(ctx, w, r) })
 	for pattern, answer := range cniRoutes(host) {
 		route(pattern, answer)
 	}

@@ -9,6 +9,7 @@ import (
 
 	"github.com/mustang-net/mustang/driver"
 	"github.com/mustang-net/mustang/driver/cni"
+	"github.com/mustang-net/mustang/monitor"
 	"github.com/mustang-net/mustang/service"
 )
 
@@ -35,6 +36,8 @@ type Host interface {
 	CNI() cni.Host
 	Ports(ctx context.Context) ([]Port, error)
 	Status(ctx context.Context) (Status, error)
+	// Monitor tells of what the datapath does until ctx ends, which is no error, or tell fails.
+	Monitor(ctx context.Context, filter monitor.Filter, tell func(monitor.Event) error) error
 }
 
 // Applied counts what ApplyServices did.

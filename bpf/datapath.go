@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 
 	"github.com/cilium/ebpf"
@@ -39,6 +40,8 @@ type Datapath struct {
 	host *ebpf.Collection
 
 	sources sources
+
+	settings sync.Mutex // held while mst_config is read and written
 }
 
 // Open opens the pinned maps below the BPF filesystem bpffs, creating those that are missing.

@@ -89,6 +89,16 @@ func (m *Manager) viewMembers(members []member, strict bool) []BackendView {
 	return views
 }
 
+// ContainerOf is the name of the container that an endpoint belongs to, "" while nobody has told of it.
+func (m *Manager) ContainerOf(endpoint string) string {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	if ep := m.endpoints[endpoint]; ep != nil && ep.container != nil {
+		return ep.container.Name
+	}
+	return ""
+}
+
 // Replica is an endpoint as the service published at f has it, and "" as its state where it is none of its backends.
 func (m *Manager) Replica(endpoint string, f bpf.Frontend) BackendView {
 	m.mu.RLock()

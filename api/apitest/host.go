@@ -14,6 +14,7 @@ import (
 	"github.com/mustang-net/mustang/bpf"
 	"github.com/mustang-net/mustang/driver"
 	"github.com/mustang-net/mustang/driver/cni"
+	"github.com/mustang-net/mustang/monitor"
 	"github.com/mustang-net/mustang/service"
 )
 
@@ -24,6 +25,7 @@ type Host struct {
 	NetworkList  []api.Network
 	PortList     []api.Port
 	State        api.Status
+	EventList    []monitor.Event // what Monitor tells of
 	Runtimes     cni.Host
 	// Fail, if set, is what every method returns.
 	Fail error
@@ -238,4 +240,21 @@ func viewOf(id uint32, spec service.Spec) service.View {
 		v.Backends = append(v.Backends, b)
 	}
 	return v
+}
+
+func (h *Host) Monitor(_ context.Context, filter monitor.Filter, tell func(monitor.Event) error) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.Fail != nil {
+		return h.Fail
+	}
+	for _, e := range append([]monitor.Event{{Kind: monitor.EventBegun}}, h.EventList...) {
+		if !filter.Match(e) {
+			continue
+		}
+		if err := tell(e); err != nil {
+			return err
+		}
+	}
+	return nil
 }

@@ -51,7 +51,7 @@ static __always_inline int unmasquerade(struct __sk_buff *skb, struct work *w)
 	ct = snat_lookup(&w->p, MST_DIR_REPLY);
 	if (!ct)
 		return SVC_UNTOUCHED;
-	snat_become(w, ct);
+	snat_become(skb, w, ct);
 	frag_remember(w, &w->now, 0);
 	if (nat_tuple(skb))
 		return drop(skb, MST_REASON_NAT_FAILED, MST_TO_CONTAINER);
@@ -66,7 +66,7 @@ static __always_inline int unmasquerade_error(struct __sk_buff *skb,
 
 	if (!quoted(skb, w))
 		return SVC_UNTOUCHED;
-	ct = bpf_map_lookup_elem(&mst_snat_v1, ct_reply_key(w, &w->inner.t,
+	ct = bpf_map_lookup_elem(&mst_snat_v2, ct_reply_key(w, &w->inner.t,
 							    w->inner.t.proto));
 	if (!ct)
 		return SVC_UNTOUCHED;

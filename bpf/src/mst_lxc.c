@@ -324,4 +324,7 @@ const enum mst_endpoint_flag *mst_keep_endpoint_flag __attribute__((unused));
 const enum mst_interface_flag *mst_keep_interface_flag __attribute__((unused));
 const enum mst_sandbox_flag *mst_keep_sandbox_flag __attribute__((unused));
 const enum mst_sock_flag *mst_keep_sock_flag __attribute__((unused));
+const enum mst_event_kind *mst_keep_event_kind __attribute__((unused));
+const enum mst_path *mst_keep_path __attribute__((unused));
+const struct mst_event *mst_keep_event __attribute__((unused));
 const struct mst_sock *mst_keep_sock __attribute__((unused));

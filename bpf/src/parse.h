@@ -77,6 +77,7 @@ struct pkt {
 	__u8 tcp_flags;
 	__u8 icmp_type;
 	__u8 l4_len; /* of the TCP or UDP header */
+	__u8 ends;   /* is the first that closes its flow in its direction */
 	__u8 ttl;
 	__u8 protocol; /* IPv4: the byte between ttl and csum */
 	__sum16 csum;  /* IPv4: of the header */

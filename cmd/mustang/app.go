@@ -73,8 +73,9 @@ func newApp(e env) *cli.App {
 		&cli.StringFlag{Name: "log-level", Usage: "log from `LEVEL` on: " + strings.Join(config.LogLevels, ", ")},
 	}
 	app.Commands = []*cli.Command{
-		daemonCommand(e), svcCommand(e), epCommand(e), networkCommand(e), portsCommand(e), statusCommand(e), benchCommand(e), versionCommand(e),
-		helperCommand(e), purgeCommand(e), completionCommand(e), manCommand(e),
+		daemonCommand(e), svcCommand(e), epCommand(e), networkCommand(e), portsCommand(e), statusCommand(e),
+		monitorCommand(e), benchCommand(e), purgeCommand(e), completionCommand(e), versionCommand(e),
+		helperCommand(e), manCommand(e),
 	}
 	app.EnableBashCompletion = true
 	app.Action = unknownCommand

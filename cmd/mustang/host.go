@@ -24,6 +24,7 @@ import (
 	"github.com/mustang-net/mustang/driver/link"
 	"github.com/mustang-net/mustang/driver/ports"
 	"github.com/mustang-net/mustang/ipam"
+	"github.com/mustang-net/mustang/monitor"
 	"github.com/mustang-net/mustang/nft"
 	"github.com/mustang-net/mustang/service"
 	"github.com/mustang-net/mustang/service/dns"
@@ -45,6 +46,7 @@ type host struct {
 	tables   *nft.Tables
 	driver   *driver.Manager
 	cni      *cni.Manager
+	events   *monitor.Hub  // of what the datapath does
 	resolver *dns.Server   // nil without a daemon
 	ports    *ports.Holder // nil without a daemon
 	watcher  watcherState
@@ -87,6 +89,7 @@ func (h *host) open() (err error) {
 	if h.datapath, err = bpf.Open(h.cfg.BPFFS); err != nil {
 		return err
 	}
+	h.events = watchDatapath(h.datapath, h.names)
 	pools, err := h.setPools()
 	if err != nil {
 		return err
