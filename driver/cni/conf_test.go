@@ -41,7 +41,10 @@ func TestConfigurations(t *testing.T) {
 				a.Of.IPv6, a.Of.Internal = true, true
 				a.Of.Ranges = []Range{{prefix("10.5.0.0/24"), prefix("10.5.0.128/25"), addr("10.5.0.9")}}
 			}},
-		{"another IPAM", `,"ipam":{"type":"host-local","subnet":"10.5.0.0/24","rangeStart":"10.5.0.7"}`, "", func(a *Attachment) { a.Of.Delegated = true }},
+		{"another IPAM", `,"ipam":{"type":"host-local","subnet":"10.5.0.0/24","rangeStart":"10.5.0.7"}`, "", func(a *Attachment) {
+			a.Of.Delegated = true
+			a.Of.Ranges = []Range{{Subnet: netip.MustParsePrefix("10.5.0.0/24"), Gateway: netip.MustParseAddr("10.5.0.1")}}
+		}},
 		{"ranges of the runtime", `,"runtimeConfig":{"ipRanges":[[{"subnet":"10.6.0.0/24"}]]}`, "",
 			func(a *Attachment) { a.Of.Ranges = []Range{{Subnet: prefix("10.6.0.0/24")}} }},
 		{"ports as nerdctl writes them", `,"runtimeConfig":{"portMappings":[{"HostPort":8080,"ContainerPort":80,"Protocol":"tcp","HostIP":"0.0.0.0"},{"HostPort":53,"ContainerPort":53,"Protocol":"udp","HostIP":"127.0.0.1"}]}`, "",
