@@ -333,6 +333,7 @@ func (m *Manager) alive(a *attachment) bool {
 // Sweep removes what containers have left that ended without a word.
 func (m *Manager) Sweep(ctx context.Context) {
 	m.sweep(ctx, func(Key) bool { return true })
+	m.writeHosts("")
 	for _, name := range m.networkNames() {
 		if err := m.removeIdle(ctx, name); err != nil {
 			m.Log.WithError(err).WithField("network", name).Warn("remove a network that no configuration names")
