@@ -37,7 +37,7 @@ test: check-host ## all tests that fit a quarter of an hour, with all set-up
 	@$(MAKE) --no-print-directory test-unit test-packets test-engine29 test-engine20 test-kernels
 
 test-unit: ## unit tests, no root needed
-	$(GO) test -race ./api/... ./bench/... ./cmd/... ./config/... ./driver/... ./ipam/... ./nft/... ./service/... ./state/... ./tests/bench/...
+	$(GO) test -race ./api/... ./bench/... ./cmd/... ./config/... ./driver/... ./ipam/... ./metrics/... ./nft/... ./service/... ./state/... ./tests/bench/... ./tests/errors/...
 
 test-packets: ## packet tables through BPF_PROG_TEST_RUN, and verifier counts
 	unshare --mount --net $(GO) test -count=1 ./bpf/... ./tests/kernel/...
@@ -58,8 +58,9 @@ test-full: check-host ## what is too long for `make test`: every scenario on bot
 	tests/modes full
 	tests/fuzz
 
-generate: ## the BPF objects and their Go mirrors; needs clang
+generate: ## the BPF objects and their Go mirrors, which needs clang; dashboard, alert rules and the page of metrics
 	$(MAKE) -C bpf -B
+	$(GO) run ./metrics/gen
 
 lint: ## static checks of Go, C and shell, and that `make generate` leaves no diff
 	tests/tools/lint
