@@ -110,8 +110,6 @@ func mustang(ts *testscript.TestScript, neg bool, args []string) {
 	}
 	oneAtATime.Lock()
 	defer oneAtATime.Unlock()
-	defer func(before []string) { os.Args = before }(os.Args)
-	os.Args = append([]string{"mustang"}, args...) // cli looks there for what is to be completed
 	w.code = run(context.Background(), env{
 		args:  append([]string{"mustang"}, args...),
 		stdin: strings.NewReader(stdin), stdout: ts.Stdout(), stderr: ts.Stderr(),
