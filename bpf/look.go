@@ -244,7 +244,7 @@ func (l *Look) attached(what, pin, name string, at target) {
 		l.report.Differs(what, "the program "+name, err.Error())
 		return
 	}
-	defer prog.Close()
+	defer func() { _ = prog.Close() }() // only looked at
 	if is, err := prog.Info(); err == nil && is.Name != name {
 		l.report.Differs(what, "the program "+name, "the program "+is.Name)
 	}

@@ -52,7 +52,7 @@ func (m *Manager) Rehearse(s Stage) error {
 
 // unreported takes out of an error what was told of as a difference.
 func unreported(err error) error {
-	if several, ok := err.(interface{ Unwrap() []error }); ok { //nolint:errorlint // each of them is looked at
+	if several, ok := err.(interface{ Unwrap() []error }); ok {
 		var left []error
 		for _, one := range several.Unwrap() {
 			left = append(left, unreported(one))
