@@ -65,7 +65,7 @@ func openOnce(ctx context.Context, cfg config.Config) (cni.Host, func() error, e
 		return nil, nil, err
 	}
 	// One after another: the state is one process's at a time, and its own lock is not taken in turn.
-	unlock, err := lockFile(ctx, filepath.Join(cfg.StateDir, "cni.lock"))
+	unlock, err := lockFile(ctx, cniLock(cfg))
 	if err != nil {
 		return nil, nil, err
 	}
@@ -98,6 +98,9 @@ func (h *host) takeUp() error {
 	}
 	return errors.Join(err, h.driver.SyncUplinks())
 }
+
+// cniLock is the file that calls without a daemon, and a daemon that starts, take in turn.
+func cniLock(cfg config.Config) string { return filepath.Join(cfg.StateDir, "cni.lock") }
 
 // lockFile waits until the file is ours, and returns the function that gives it to the next.
 func lockFile(ctx context.Context, path string) (unlock func() error, err error) {

@@ -42,8 +42,13 @@ func runDaemon(ctx context.Context, cfg config.Config, log *logrus.Logger, again
 
 // run is the daemon behind its door.
 func (d *door) run(ctx context.Context, cfg config.Config, log *logrus.Logger, r reloader) error {
-	h, err := newHost(cfg, log, true)
+	// in turn with calls of runtimes, one of which has the state at any time while many come
+	unlock, err := lockFile(ctx, cniLock(cfg))
 	if err != nil {
+		return err
+	}
+	h, err := newHost(cfg, log, true)
+	if err := errors.Join(err, unlock()); err != nil {
 		return err
 	}
 	defer func() {

@@ -226,6 +226,11 @@ func (m *Manager) attach(ctx context.Context, n *network, a Attachment) (out Att
 	for _, ip := range out.IPs {
 		in.Addrs = append(in.Addrs, ip.Address)
 	}
+	for _, r := range a.Hops {
+		if r.To.Bits() > 0 { // what leads out is the network's to say
+			j.Hops = append(j.Hops, driver.Hop(r))
+		}
+	}
 	for _, h := range j.Hops {
 		in.Hops = append(in.Hops, link.Hop(h))
 	}
@@ -328,6 +333,7 @@ func (m *Manager) alive(a *attachment) bool {
 // Sweep removes what containers have left that ended without a word.
 func (m *Manager) Sweep(ctx context.Context) {
 	m.sweep(ctx, func(Key) bool { return true })
+	m.writeHosts("")
 	for _, name := range m.networkNames() {
 		if err := m.removeIdle(ctx, name); err != nil {
 			m.Log.WithError(err).WithField("network", name).Warn("remove a network that no configuration names")

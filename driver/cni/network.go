@@ -127,7 +127,7 @@ func (m *Manager) set(n *network) {
 func (m *Manager) make(ctx context.Context, n *network, given []Given) error {
 	var err error
 	if n.Delegated {
-		n.subnets, err = subnetsOf(given)
+		n.subnets, err = subnetsOf(n.Ranges, given)
 	} else {
 		n.subnets, err = m.makePools(n.Network)
 	}
@@ -163,11 +163,18 @@ func (n Network) checkPublish(ports int) error {
 	return nil
 }
 
-// subnetsOf are those of addresses that another plugin has handed out.
-func subnetsOf(given []Given) ([]driver.Subnet, error) {
+// subnetsOf are those that another plugin hands out addresses of: as far as its configuration says, and of those that it
+// has given.
+func subnetsOf(ranges []Range, given []Given) ([]driver.Subnet, error) {
 	var out []driver.Subnet
+	for _, r := range ranges {
+		out = append(out, driver.Subnet{Pool: r.Subnet, Gateway: netip.PrefixFrom(r.Gateway, r.Subnet.Bits())})
+	}
 	for _, g := range given {
 		s := driver.Subnet{Pool: g.Address.Masked()}
+		if slices.ContainsFunc(out, func(had driver.Subnet) bool { return had.Pool == s.Pool }) {
+			continue
+		}
 		if g.Gateway.IsValid() {
 			s.Gateway = netip.PrefixFrom(g.Gateway, g.Address.Bits())
 		}
