@@ -110,6 +110,9 @@ func mustang(ts *testscript.TestScript, neg bool, args []string) {
 	}
 	oneAtATime.Lock()
 	defer oneAtATime.Unlock()
+	own := os.Args
+	defer func() { os.Args = own }()
+	os.Args = append([]string{"mustang"}, args...) // where cli looks for what a shell asks to complete
 	w.code = run(context.Background(), env{
 		args:  append([]string{"mustang"}, args...),
 		stdin: strings.NewReader(stdin), stdout: ts.Stdout(), stderr: ts.Stderr(),

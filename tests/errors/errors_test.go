@@ -62,7 +62,8 @@ var silent = map[string]string{
 	"%w: layout %d never existed": part, "%w: record %q/%q is not JSON": part,
 }
 
-func all(t *testing.T) map[string][]Text {
+// texts are the errors of each package.
+func texts(t *testing.T) map[string][]Text {
 	out := map[string][]Text{}
 	for _, p := range packages {
 		list, err := Find(filepath.Join(root, p.dir))
@@ -74,8 +75,9 @@ func all(t *testing.T) map[string][]Text {
 
 func TestErrorsSayWhatToDo(t *testing.T) {
 	used := map[string]bool{}
+	found := texts(t)
 	for _, p := range packages {
-		for _, text := range all(t)[p.dir] {
+		for _, text := range found[p.dir] {
 			if _, known := silent[text.Format]; known {
 				used[text.Format] = true
 			} else if !text.Advises() {
@@ -116,8 +118,9 @@ func TestErrorsAreTried(t *testing.T) {
 	for line := range strings.Lines(string(list)) {
 		known[strings.TrimSuffix(line, "\n")] = true
 	}
+	found := texts(t)
 	for _, p := range packages {
-		for _, one := range all(t)[p.dir] {
+		for _, one := range found[p.dir] {
 			if _, excused := silent[one.Format]; excused || quoted(text, one.fragment()) {
 				delete(known, one.Format)
 				continue
@@ -156,10 +159,11 @@ An error that ends in ` + "`(request 1a2b3c4d)`" + ` is in mustang's log under t
 
 This page is made from the source by ` + "`UPDATE=1 go test ./tests/errors`" + `.
 `)
+	found := texts(t)
 	for _, p := range packages {
 		out.WriteString("\n## " + p.about + "\n\n")
 		seen := map[string]bool{}
-		for _, one := range all(t)[p.dir] {
+		for _, one := range found[p.dir] {
 			line := strings.TrimSpace(verbs.ReplaceAllString(one.Format, "…"))
 			if _, excused := silent[one.Format]; !excused && !seen[line] {
 				seen[line] = true
