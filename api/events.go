@@ -40,6 +40,9 @@ func (s server) monitor(stopping context.Context, w http.ResponseWriter, r *http
 		}
 		return errors.Join(lines.Encode(e), out.Flush())
 	})
+	if begun && stopping.Err() != nil {
+		panic(http.ErrAbortHandler) // so that the client can tell it from an end
+	}
 	if err != nil && !begun {
 		w.Header().Set("Content-Type", "application/json")
 		w.WriteHeader(statusOf(err))
@@ -73,7 +76,9 @@ func (c *client) Monitor(ctx context.Context, f monitor.Filter, tell func(monito
 		switch err := lines.Decode(&e); {
 		case ctx.Err() != nil:
 			return nil
-		case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
+		case errors.Is(err, io.EOF):
+			return nil
+		case errors.Is(err, io.ErrUnexpectedEOF):
 			return errors.New("the mustang daemon has stopped, and with it the events: ask again once it is there")
 		case err != nil:
 			return fmt.Errorf("read the mustang daemon's answer: %w", err)

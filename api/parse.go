@@ -52,7 +52,7 @@ func ParseTarget(s string) (netip.AddrPort, error) {
 	}
 	addr, err := netip.ParseAddr(host)
 	if err != nil || addr.Is6() != strings.HasPrefix(s, "[") {
-		return netip.AddrPort{}, fmt.Errorf("%q is no ADDR:PORT: %q is no IP address", s, host)
+		return netip.AddrPort{}, fmt.Errorf("%q is no ADDR:PORT: %q is no IP address, give one such as 10.96.0.100:80", s, host)
 	}
 	number := uint64(0)
 	if hasPort {
@@ -153,7 +153,7 @@ func checkFrontend(f bpf.Frontend) error {
 
 func checkBackend(a netip.AddrPort) error {
 	if !plain(a.Addr()) {
-		return fmt.Errorf("backend address %s is no unicast address", a.Addr())
+		return fmt.Errorf("backend address %s is no unicast address: give one that sandboxes reach", a.Addr())
 	}
 	return nil
 }

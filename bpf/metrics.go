@@ -4,8 +4,10 @@ package bpf
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"maps"
+	"reflect"
 	"slices"
 
 	"github.com/cilium/ebpf"
@@ -97,8 +99,14 @@ type Fill struct {
 	Max     int
 }
 
+// atOnce is how many entries are counted in one call: a cache may have 100,000.
+const atOnce = 4096
+
 // countEntries counts the entries of a map.
 func countEntries(m *ebpf.Map) (n int, err error) {
+	if t := m.Type(); t == ebpf.Hash || t == ebpf.LRUHash {
+		return countBatches(m)
+	}
 	key, value := make([]byte, m.KeySize()), any(new([]byte))
 	if m.Type() == ebpf.PerCPUHash {
 		value = new([][]byte)
@@ -108,6 +116,25 @@ func countEntries(m *ebpf.Map) (n int, err error) {
 		n++
 	}
 	return n, it.Err()
+}
+
+func countBatches(m *ebpf.Map) (n int, err error) {
+	room := func(size uint32) any {
+		slice := reflect.SliceOf(reflect.ArrayOf(int(size), reflect.TypeFor[byte]()))
+		return reflect.MakeSlice(slice, atOnce, atOnce).Interface()
+	}
+	keys, values := room(m.KeySize()), room(m.ValueSize())
+	var at ebpf.MapBatchCursor
+	for {
+		got, err := m.BatchLookup(&at, keys, values, nil)
+		n += got
+		if errors.Is(err, ebpf.ErrKeyNotExist) { // that was the last one
+			return n, nil
+		}
+		if err != nil {
+			return n, err
+		}
+	}
 }
 
 // Fill counts the entries of the maps that desired state fills, and of masqueraded flows. Caches, which make
@@ -124,7 +151,7 @@ func (d *Datapath) Fill() ([]Fill, error) {
 		}
 	}
 	var out []Fill
-	for _, name := range []string{"services", "backends", "endpoints", "interfaces", "sandboxes", "listeners", "sources", "snat", "traffic"} {
+	for _, name := range []string{"services", "backends", "endpoints", "interfaces", "sandboxes", "listeners", "sources", "snat"} {
 		m := d.maps[name]
 		f := Fill{Name: name, Max: int(m.MaxEntries())}
 		if f.Entries, err = countEntries(m); err != nil {

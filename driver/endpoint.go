@@ -143,7 +143,7 @@ func (m *Manager) makeRoom(e *Endpoint) error {
 		var err error
 		for _, a := range other.addrs() {
 			if slices.Contains(e.addrs(), a) {
-				err = fmt.Errorf("its address %s belongs to the endpoint %s", a, other.ID)
+				err = fmt.Errorf("its address %s belongs to the endpoint %s: remove that one first, or choose another address", a, other.ID)
 			}
 		}
 		sameAddr := err != nil

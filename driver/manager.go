@@ -143,6 +143,7 @@ type Manager struct {
 	missing   map[string]bool           // networks and endpoints that the engine did not know at the last Collect
 	fresh     bool                      // the state has never been used
 	orphaned  bool                      // it was lost, and endpoints that it does not know go on
+	rehearses bool                      // nothing is to be done, nor waited for
 }
 
 // Config is what a Manager works with.

@@ -51,6 +51,24 @@ type Pool struct {
 	Leases  int    // how many addresses are leased, the gateway's included
 }
 
+// Used is the part of the addresses which may be given that are leased, from 0 to 1. Of a pool too large to count it is 0.
+func (p Pool) Used() float64 {
+	from := p.SubPool
+	if !from.IsValid() {
+		from = p.Subnet
+	}
+	const countable = 32 // bits
+	bits := from.Addr().BitLen() - from.Bits()
+	if bits > countable {
+		return 0
+	}
+	all := float64(uint64(1) << bits)
+	if from.Addr().Is4() && bits > 1 && from == p.Subnet {
+		all -= 2 // its own address and the broadcast
+	}
+	return min(float64(p.Leases)/all, 1)
+}
+
 func poolID(space string, subnet netip.Prefix) string { return space + "/" + subnet.String() }
 
 // pool is a Pool with its addresses. The mutex of IPAM guards it.
@@ -130,7 +148,7 @@ func (i *IPAM) RequestPool(req Request) (Pool, error) {
 		Owner: req.Owner, Since: i.opts.Now().UTC(), BootID: i.opts.BootID,
 	})
 	if p.auto.empty() {
-		return Pool{}, fmt.Errorf("request pool: sub-pool %s: %w: all its addresses are network or broadcast addresses of %s",
+		return Pool{}, fmt.Errorf("request pool: sub-pool %s: %w: all its addresses are network or broadcast addresses of %s: choose a larger one",
 			subPool, ErrInvalid, subnet)
 	}
 	err = i.store.Update(func(tx state.Tx) error { return tx.Put(bucketPools, p.id, p.poolRecord) })
@@ -189,10 +207,10 @@ func parseRequest(req Request) (subnet, subPool netip.Prefix, err error) {
 		return subnet, subPool, err
 	}
 	if subnet.Addr().Is6() != req.IPv6 {
-		return subnet, subPool, fmt.Errorf("pool %s: %w: its family is not the one asked for", subnet, ErrInvalid)
+		return subnet, subPool, fmt.Errorf("pool %s: %w: its family is not the one asked for: give a subnet of that family", subnet, ErrInvalid)
 	}
 	if bad, found := overlapping(subnet, unusable); found {
-		return subnet, subPool, fmt.Errorf("pool %s: %w: no interface can have an address of %s", subnet, ErrInvalid, bad)
+		return subnet, subPool, fmt.Errorf("pool %s: %w: no interface can have an address of %s: choose another", subnet, ErrInvalid, bad)
 	}
 	if req.SubPool == "" {
 		return subnet, subPool, nil
@@ -201,7 +219,7 @@ func parseRequest(req Request) (subnet, subPool netip.Prefix, err error) {
 		return subnet, subPool, err
 	}
 	if subPool.Bits() < subnet.Bits() || !subnet.Contains(subPool.Addr()) {
-		return subnet, subPool, fmt.Errorf("sub-pool %s: %w: it is not inside its pool %s", subPool, ErrInvalid, subnet)
+		return subnet, subPool, fmt.Errorf("sub-pool %s: %w: it is not inside its pool %s: choose an --ip-range in it", subPool, ErrInvalid, subnet)
 	}
 	return subnet, subPool, nil
 }

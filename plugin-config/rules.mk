@@ -9,6 +9,7 @@ PACKAGE_VERSION ?= $(shell git describe --tags --match 'v[0-9]*' 2>/dev/null | s
 .PHONY: deb rpm package-files plugin
 
 deb rpm: build package-files ## bin/*.deb and bin/*.rpm (by nfpm): binary, units, man page, completions
+	rm -f bin/mustang*.$@
 	tests/tools/install --nfpm
 	GOARCH=$(ARCH) PACKAGE_VERSION=$(PACKAGE_VERSION) SOURCE_DATE_EPOCH=$$(date -d '$(COMMIT_TIME)' +%s) \
 		$$(tests/tools/install --path nfpm)/bin/nfpm package --config plugin-config/package/nfpm.yaml --packager $@ --target bin/

@@ -73,23 +73,30 @@ func (n engineNetworks) Collect(known map[string]map[string]bool) error {
 	if orphaned && !n.Orphaned() {
 		err = errors.Join(err, n.host.synced())
 	}
+	n.host.eachSubnet(func(network driver.Network, subnet netip.Prefix, inUse map[netip.Addr]bool) {
+		released, e := n.host.ipam.Collect(subnet, inUse, leaseGrace)
+		if err = errors.Join(err, e); len(released) > 0 {
+			n.host.log.WithFields(logrus.Fields{"network": network.Name, "addresses": released}).
+				Info("released addresses that the engine has forgotten")
+		}
+	})
+	return err
+}
+
+// eachSubnet goes through the subnets of the networks, with the addresses that are in use in them.
+func (h *host) eachSubnet(do func(network driver.Network, subnet netip.Prefix, inUse map[netip.Addr]bool)) {
 	inUse := map[netip.Addr]bool{}
-	for _, e := range n.Endpoints() {
+	for _, e := range h.driver.Endpoints() {
 		inUse[e.IPv4.Addr()], inUse[e.IPv6.Addr()] = true, true
 	}
-	for _, network := range n.Networks() {
+	for _, network := range h.driver.Networks() {
 		for _, s := range slices.Concat(network.IPv4, network.IPv6) {
 			for _, a := range s.Aux {
 				inUse[a] = true
 			}
-			released, e := n.host.ipam.Collect(s.Pool, inUse, leaseGrace)
-			if err = errors.Join(err, e); len(released) > 0 {
-				n.host.log.WithFields(logrus.Fields{"network": network.Name, "addresses": released}).
-					Info("released addresses that the engine has forgotten")
-			}
+			do(network, s.Pool, inUse)
 		}
 	}
-	return err
 }
 
 // sandboxNetwork opens the resolvers' sockets inside sandboxes.

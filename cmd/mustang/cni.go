@@ -94,7 +94,7 @@ func (h *host) takeUp() error {
 	}
 	_, known, err := h.datapath.Sandbox(cookie)
 	if err == nil && !known {
-		err = h.hook()
+		err = h.hook(h.datapath)
 	}
 	return errors.Join(err, h.driver.SyncUplinks())
 }

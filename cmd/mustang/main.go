@@ -28,6 +28,8 @@ func main() {
 		daemon: runDaemon,
 		bench:  bench.Run,
 		purge:  runPurge,
+
+		contradictions: contradictions,
 	}
 	var code int
 	if os.Getenv("CNI_COMMAND") != "" { // a runtime calls us as its plugin, and gives no arguments

@@ -68,9 +68,10 @@ func runPurge(ctx context.Context, cfg config.Config, o purgeOptions) error {
 	if !o.state {
 		return nil
 	}
-	if err := os.RemoveAll(kept); err != nil {
+	if err := os.RemoveAll(filepath.Join(kept, stateFile)); err != nil {
 		return fmt.Errorf("forget the state: %w", err)
 	}
+	_ = os.Remove(kept) // unless somebody else has something there
 	return nil
 }
 

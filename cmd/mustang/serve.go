@@ -29,17 +29,19 @@ const heartbeat = 400 * time.Millisecond
 const retryEvery = 5 * time.Second
 
 // runDaemon serves Docker and the command line until ctx ends.
-func runDaemon(ctx context.Context, cfg config.Config, log *logrus.Logger) error {
+func runDaemon(ctx context.Context, cfg config.Config, log *logrus.Logger, again func() (config.Config, error)) error {
+	r, stop := newReloader(again)
+	defer stop()
 	d, err := openDoor(log)
 	if err != nil {
 		return err
 	}
-	err = d.run(ctx, cfg, log)
+	err = d.run(ctx, cfg, log, r)
 	return errors.Join(err, d.close(err))
 }
 
 // run is the daemon behind its door.
-func (d *door) run(ctx context.Context, cfg config.Config, log *logrus.Logger) error {
+func (d *door) run(ctx context.Context, cfg config.Config, log *logrus.Logger, r reloader) error {
 	// in turn with calls of runtimes, one of which has the state at any time while many come
 	unlock, err := lockFile(ctx, cniLock(cfg))
 	if err != nil {
@@ -63,7 +65,7 @@ func (d *door) run(ctx context.Context, cfg config.Config, log *logrus.Logger) e
 		return err
 	}
 	defer control.Close()
-	return h.serve(ctx, control, d)
+	return h.serve(ctx, control, d, r)
 }
 
 // start makes the kernel agree with the state.
@@ -71,11 +73,16 @@ func (h *host) start() error {
 	if err := h.links.OpenSysctls(); err != nil {
 		return err
 	}
-	if err := h.hook(); err != nil {
+	if err := h.datapath.MendPins(); err != nil {
+		h.log.WithError(err).Error("mend the pins")
+	}
+	if err := h.hook(h.datapath); err != nil {
 		return err
 	}
-	if err := h.datapath.Beat(); err != nil {
-		return err
+	if h.daemon {
+		if err := h.datapath.Beat(); err != nil {
+			return err
+		}
 	}
 	if err := h.driver.Restore(); err != nil {
 		// one endpoint that cannot be mended must not keep the others from being served
@@ -85,26 +92,29 @@ func (h *host) start() error {
 }
 
 // hook attaches the socket hooks, and makes the host's own sockets known to them.
-func (h *host) hook() error {
-	cgroup := h.cfg.Cgroup
-	if cgroup == "" {
-		var err error
-		if cgroup, err = bpf.CgroupRoot(); err != nil {
-			return err
-		}
+func (h *host) hook(d hooks) error {
+	cgroup, err := cgroupOf(h.cfg)
+	if err != nil {
+		return err
 	}
-	if err := h.datapath.AttachSock(cgroup); err != nil {
+	if err := d.AttachSock(cgroup); err != nil {
 		return err
 	}
 	cookie, err := h.links.Cookie("")
 	if err != nil {
 		return err
 	}
-	return h.datapath.PutSandbox(bpf.Sandbox{Cookie: cookie, SocketLB: true, AllNetworks: true})
+	return d.PutSandbox(bpf.Sandbox{Cookie: cookie, SocketLB: true, AllNetworks: true})
+}
+
+// hooks are the socket hooks.
+type hooks interface {
+	AttachSock(cgroup string) error
+	PutSandbox(bpf.Sandbox) error
 }
 
 // serve runs everything that serves until ctx ends or one of them fails.
-func (h *host) serve(ctx context.Context, control net.Listener, d *door) error {
+func (h *host) serve(ctx context.Context, control net.Listener, d *door, r reloader) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	var group sync.WaitGroup
@@ -122,8 +132,10 @@ func (h *host) serve(ctx context.Context, control net.Listener, d *door) error {
 			Networks:   engineNetworks{h.driver, h},
 			Answers:    h.answers,
 			Log:        h.log,
+			Applied:    h.metrics.EventApplied,
 		})
 	}
+	d.plugin.Measure(h.metrics.PluginCall)
 	d.plugin.Begin(h.driver, enginePools{h.ipam})
 	run("beat", h.beat)
 	run("beat in sandboxes", h.beatTables)
@@ -131,7 +143,7 @@ func (h *host) serve(ctx context.Context, control net.Listener, d *door) error {
 	run("follow uplinks", h.followUplinks)
 	run("collect flows", h.collectFlows)
 	run("sweep", h.sweep)
-	run("serve the command line", func(ctx context.Context) error { return api.Serve(ctx, control, h, h.log) })
+	run("serve the command line", func(ctx context.Context) error { return api.Serve(ctx, control, h, h.log, h.observe) })
 	if h.cfg.DockerSocket == "" {
 		if err := h.synced(); err != nil {
 			h.log.WithError(err).Warn("write services to the maps")
@@ -147,6 +159,7 @@ func (h *host) serve(ctx context.Context, control net.Listener, d *door) error {
 			run("watch Docker", h.engine.Run)
 		}
 	}
+	run("show the metrics", func(ctx context.Context) error { return h.reloads(ctx, r) })
 	run("tell the service manager", watchdog)
 	if ctx.Err() == nil {
 		notify(daemon.SdNotifyReady)

@@ -236,7 +236,7 @@ func (c *conf) ask(a *Attachment, args string) error {
 		plain, _, _ := strings.Cut(text, "/")
 		ip, err := netip.ParseAddr(plain)
 		if err != nil {
-			return invalidf("the address %q that is asked for is none", text)
+			return invalidf("the address %q that is asked for is none: give one such as 10.77.0.5", text)
 		}
 		if ip = ip.Unmap(); !slices.Contains(a.IPs, ip) {
 			a.IPs = append(a.IPs, ip)
@@ -300,7 +300,7 @@ func (p portMapping) parse() (driver.PortBinding, error) {
 	}
 	addr, err := netip.ParseAddr(p.HostIP)
 	if err != nil || addr.IsMulticast() || addr.Zone() != "" {
-		return b, invalidf("%s: the host address %q is none of a host's, such as 127.0.0.1", what, p.HostIP)
+		return b, invalidf("%s: the host address %q is none: give one of the host's, such as 127.0.0.1", what, p.HostIP)
 	}
 	if b.Host = addr.Unmap(); b.Host == netip.IPv4Unspecified() {
 		b.Host = netip.Addr{} // what runtimes say that were given none

@@ -181,7 +181,7 @@ func subnetsOf(ranges []Range, given []Given) ([]driver.Subnet, error) {
 		out = append(out, s)
 	}
 	if len(out) == 0 {
-		return nil, invalidf("its IPAM plugin gave no address")
+		return nil, invalidf("its IPAM plugin gave no address: see its configuration, or leave \"ipam\" to mustang")
 	}
 	return out, nil
 }
@@ -237,7 +237,7 @@ func (m *Manager) lease(n *network, a Attachment) ([]Given, error) {
 	wanted := map[bool]netip.Addr{} // by IPv6
 	for _, ip := range a.IPs {
 		if had, twice := wanted[ip.Is6()]; twice {
-			return nil, invalidf("the addresses %s and %s are of one family: an interface gets one of each", had, ip)
+			return nil, invalidf("the addresses %s and %s are of one family: an interface gets one of each, leave one away", had, ip)
 		}
 		wanted[ip.Is6()] = ip
 	}
@@ -250,7 +250,7 @@ func (m *Manager) lease(n *network, a Attachment) ([]Given, error) {
 		if found {
 			out = append(out, g)
 		} else if wanted[v6].IsValid() {
-			return nil, invalidf("the address %s lies in none of the subnets of the network %s", wanted[v6], n.Name)
+			return nil, invalidf("the address %s lies in none of the subnets of the network %s: choose one of them", wanted[v6], n.Name)
 		}
 	}
 	return out, nil
@@ -394,7 +394,7 @@ func (m *Manager) CanAdd(ctx context.Context, want Network) error {
 	m.Sweep(ctx)
 	for _, p := range m.poolsOf(want.Name) {
 		if size := p.Subnet.Addr().BitLen() - p.Subnet.Bits(); size < 31 && p.Leases >= 1<<size-2 {
-			return unavailable{fmt.Errorf("the subnet %s of the network %s has no free address", p.Subnet, want.Name)}
+			return unavailable{fmt.Errorf("the subnet %s of the network %s has no free address: end containers on it, or make a network with a larger one", p.Subnet, want.Name)}
 		}
 	}
 	return nil

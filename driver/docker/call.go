@@ -84,7 +84,11 @@ func (p *Plugin) serve(w http.ResponseWriter, r *http.Request, method string, c 
 	id := requestID()
 	log := p.log.WithFields(logrus.Fields{"request": id, "method": method})
 	answer, err := p.answer(r, c, log)
-	log = log.WithField("took", time.Since(start).Round(time.Microsecond))
+	took := time.Since(start)
+	if measure := p.measure.Load(); measure != nil {
+		(*measure)(method, took, err)
+	}
+	log = log.WithField("took", took.Round(time.Microsecond))
 	if err != nil {
 		log.WithError(err).Error("call failed")
 		write(w, http.StatusInternalServerError, failure(fmt.Sprintf("%v (request %s)", err, id)))

@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/sirupsen/logrus"
@@ -58,6 +59,7 @@ type Plugin struct {
 	deadline time.Duration
 	patience time.Duration
 	server   *http.Server
+	measure  atomic.Pointer[func(method string, took time.Duration, err error)]
 
 	settle  sync.Once
 	settled chan struct{} // closed by Begin and Refuse, whichever is first
@@ -87,6 +89,11 @@ func New(log logrus.FieldLogger) *Plugin {
 		IdleTimeout: -1,
 	}
 	return p
+}
+
+// Measure has each told of every call that comes from now on: which, how long it took until it was answered, and with what error.
+func (p *Plugin) Measure(each func(method string, took time.Duration, err error)) {
+	p.measure.Store(&each)
 }
 
 // Begin lets calls in.

@@ -381,7 +381,7 @@ func FuzzAnswer(f *testing.F) {
 		f.Add(packed[:len(packed)-1])
 	}
 	names := &fakeNames{answers: map[string]service.Answer{"1web.": known("10.96.1.1", "fd6d::1")}}
-	r := newResolver(Sandbox{Cookie: 1}, names, loopback{}, nil, nil, 0)
+	r := newResolver(Sandbox{Cookie: 1}, names, loopback{}, nil, nil, 0, &counts{})
 	f.Fuzz(func(t *testing.T, packet []byte) {
 		for _, udp := range []bool{true, false} {
 			reply, forward := r.answer(packet, udp)

@@ -49,6 +49,11 @@ var commands = map[string]command{
 	"containerd": func(s *scenario, dir string, args []string) result {
 		return run(dir, append([]string{fakehost(), "containerd"}, args...)...)
 	},
+	"systemd": func(_ *scenario, dir string, args []string) result {
+		return run(dir, append([]string{checkout("tests/systemd")}, args...)...)
+	},
+	"documented": documented("sh", "-c"),
+	"booted":     documented(checkout("tests/systemd"), "run", "sh", "-c"),
 	"nerdctl":    program("nerdctl"),
 	"cni":        cni,
 	"plugin":     plugin,

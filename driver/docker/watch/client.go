@@ -39,6 +39,9 @@ type Client struct {
 // NewClient makes a client for the engine at the Unix socket; nothing is sent yet.
 func NewClient(socket string) *Client {
 	dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
+		if stopped(socket) {
+			return nil, errStopped
+		}
 		return new(net.Dialer).DialContext(ctx, "unix", socket)
 	}
 	c := &Client{socket: socket, http: &http.Client{Transport: &http.Transport{

@@ -45,12 +45,14 @@ type Networks interface {
 	Collect(known map[string]map[string]bool) error
 }
 
-// Options is what a [Watcher] works with; all but Driver is needed.
+// Options is what a [Watcher] works with; all but Driver and Applied is needed.
 type Options struct {
 	Client     *Client
 	Containers Containers
 	Networks   Networks
 	Log        logrus.FieldLogger
+	// Applied, if any, is told of every event: how long after it, by the engine's clock, the services knew.
+	Applied func(lag time.Duration)
 	// Answers tells whether the engine's resolver answers a name on a network with an address, and fails if it cannot be asked.
 	Answers func(ctx context.Context, network, name string, addr netip.Addr) (bool, error)
 	// Driver is the plugin's name, "mustang" if empty. Networks of a managed plugin's reference with
@@ -109,6 +111,8 @@ type Watcher struct {
 	inbox      chan func()
 	exits      *exits      // nil if the kernel has no pidfds
 	following  atomic.Bool // the engine answers, and its events come
+	lost       atomic.Uint64
+	applied    func(lag time.Duration)
 
 	ctx      context.Context
 	networks map[string]string  // our networks' names by id
@@ -127,7 +131,11 @@ func New(o Options) *Watcher {
 	if o.Driver == "" {
 		o.Driver = "mustang"
 	}
+	if o.Applied == nil {
+		o.Applied = func(time.Duration) {}
+	}
 	return &Watcher{
+		applied:    o.Applied,
 		client:     o.Client,
 		containers: o.Containers,
 		nets:       o.Networks,
@@ -175,6 +183,9 @@ func (w *Watcher) Run(ctx context.Context) error {
 	}
 }
 
+// State tells whether the engine's events come, and how often they broke off.
+func (w *Watcher) State() (following bool, lost uint64) { return w.following.Load(), w.lost.Load() }
+
 // post hands f to Run's goroutine.
 func (w *Watcher) post(f func()) {
 	select {
@@ -194,6 +205,7 @@ func (w *Watcher) follow(ctx context.Context) {
 		switch {
 		case listed:
 			wait = w.timing.retryMin
+			w.lost.Add(1)
 			w.log.WithError(err).Warn("lost the engine's events; connecting again")
 		case wait == w.timing.retryMin: // once for a run of failures
 			w.log.WithError(err).Info("waiting for the engine")
@@ -321,6 +333,7 @@ func (w *Watcher) event(m events.Message) {
 	case events.NetworkEventType:
 		w.networkEvent(m)
 	}
+	w.applied(time.Since(time.Unix(0, m.TimeNano)))
 }
 
 func (w *Watcher) networkEvent(m events.Message) {

@@ -4,7 +4,10 @@ package watch
 
 import (
 	"fmt"
+	"net"
+	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -466,4 +469,25 @@ func TestRevive(t *testing.T) {
 	eventually(t, func() bool { return len(started()) >= len(want) })
 	time.Sleep(50 * time.Millisecond)
 	assert.Equal(t, want, started())
+}
+
+// TestListening: a listening socket is told from its connections, and from others.
+func TestListening(t *testing.T) {
+	dir, err := os.MkdirTemp("", "mst")
+	require.NoError(t, err)
+	defer os.RemoveAll(dir)
+	path := filepath.Join(dir, "mst-test.sock")
+	assert.Empty(t, listening("/proc/net/unix", "mst-test.sock"))
+	l, err := net.Listen("unix", path)
+	require.NoError(t, err)
+	c, err := net.Dial("unix", path)
+	require.NoError(t, err)
+	defer c.Close()
+	found := listening("/proc/net/unix", "mst-test.sock")
+	assert.Len(t, found, 1)
+	assert.True(t, holds("/proc/self", found))
+	assert.False(t, stopped(path), "process 1 has nothing to do with it")
+	l.Close()
+	assert.Empty(t, listening("/proc/net/unix", "mst-test.sock"))
+	assert.False(t, holds("/proc/self", found))
 }
