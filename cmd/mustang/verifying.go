@@ -52,7 +52,7 @@ func (h *host) differences() (out []drift.Difference, err error) {
 		}
 	})
 	datapath := h.datapath.Look(report)
-	stage := driver.Stage{Links: link.Look{Report: report}, Datapath: datapath, Tables: nft.Look{Tables: h.tables, Report: report}}
+	stage := driver.Stage{Links: link.NewLook(report), Datapath: datapath, Tables: nft.Look{Tables: h.tables, Report: report}}
 	if h.daemon {
 		stage.Resolver = lookResolver{h.resolver, report}
 		stage.Ports = ports.Look{Holder: h.ports, Report: report}
