@@ -179,7 +179,7 @@ func (l *Look) AttachLXC(ifname string, ifindex int, end End) error {
 		what := fmt.Sprintf("program %s on %s", name, ifname)
 		if at != ebpf.AttachNetkitPeer {
 			first, err := link.QueryPrograms(link.QueryOptions{Target: ifindex, Attach: at})
-			if errors.Is(err, ebpf.ErrNotSupported) {
+			if lacksTCX(err) {
 				return ErrNoTCX
 			}
 			if err != nil {
