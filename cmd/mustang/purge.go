@@ -107,7 +107,10 @@ func purgeKernel(ctx context.Context, cfg config.Config, o purgeOptions) error {
 	if err != nil {
 		return err
 	}
-	used := h.driver.InUse()
+	used, err := h.driver.InUse()
+	if err != nil {
+		return errors.Join(err, h.close())
+	}
 	if used > 0 && !o.force {
 		return errors.Join(fmt.Errorf("%d endpoints of running containers would lose their network: stop these first, or use --force", used), h.close())
 	}
