@@ -188,7 +188,7 @@ func TestHostsOfNerdctl(t *testing.T) {
 	require.NoError(t, err)
 	defer held.Close()
 	require.NoError(t, unix.Flock(int(held.Fd()), unix.LOCK_EX)) // by a nerdctl that hangs
-	require.ErrorContains(t, hosts{vips: vips}.write(file), "held it for long")
+	require.ErrorIs(t, hosts{vips: vips}.write(file), errHeld)
 	a := &attachment{Labels: map[string]string{labelState: "/var/lib/nerdctl/1935db59/containers/default/one"}}
 	require.Equal(t, "/var/lib/nerdctl/1935db59/etchosts/default/one/hosts", a.hostsFile())
 }

@@ -63,8 +63,12 @@ func (m *Manager) writeHosts(network string) {
 		}
 		h := hosts{vips: m.VIPs, own: m.addressesOf(of)}
 		h.block, h.names = hostsBlock(services, networksOf(of))
-		if err := h.write(file); err != nil {
+		err := h.write(file)
+		if err != nil {
 			m.Log.WithError(err).Warn("write the services of a container into its /etc/hosts")
+		}
+		if errors.Is(err, errHeld) {
+			return // the other files have the same lock
 		}
 	}
 }
@@ -151,6 +155,8 @@ const (
 	lockPoll     = 5 * time.Millisecond
 )
 
+var errHeld = errors.New("another process has held it for long")
+
 // lockSoon locks a file that others lock (flock(2)), until it is closed.
 func lockSoon(f *os.File) error {
 	for end := time.Now().Add(lockPatience); ; time.Sleep(lockPoll) {
@@ -159,7 +165,7 @@ func lockSoon(f *os.File) error {
 			return err
 		}
 		if time.Now().After(end) {
-			return errors.New("another process has held it for long")
+			return errHeld
 		}
 	}
 }
