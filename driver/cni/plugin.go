@@ -4,6 +4,7 @@ package cni
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
@@ -117,7 +118,7 @@ func add(ctx context.Context, h Host, args *skel.CmdArgs) error {
 	done, err := h.Add(ctx, a)
 	if err != nil {
 		if a.Of.Delegated {
-			err = errors.Join(err, invoke.DelegateDel(context.WithoutCancel(ctx), c.IPAM.Type, args.StdinData, nil))
+			err = errors.Join(err, c.ofDelegate("take addresses back", invoke.DelegateDel(context.WithoutCancel(ctx), c.IPAM.Type, args.StdinData, nil)))
 		}
 		return err
 	}
@@ -129,11 +130,19 @@ func add(ctx context.Context, h Host, args *skel.CmdArgs) error {
 	return types.PrintResult(r, c.CNIVersion)
 }
 
+// ofDelegate tells what the IPAM plugin was to do. Errors of its own have their codes; else it could not be run.
+func (c *conf) ofDelegate(what string, err error) error {
+	if err == nil {
+		return nil
+	}
+	return invalid{fmt.Errorf("have the IPAM plugin %q %s: %w", c.IPAM.Type, what, err)}
+}
+
 // delegate lets the IPAM plugin of the configuration hand out addresses.
 func delegate(ctx context.Context, c *conf, args *skel.CmdArgs, a *Attachment) ([]*types.Route, error) {
 	got, err := invoke.DelegateAdd(ctx, c.IPAM.Type, args.StdinData, nil)
 	if err != nil {
-		return nil, err
+		return nil, c.ofDelegate("hand out addresses", err)
 	}
 	r, err := types100.GetResult(got)
 	if err != nil {
@@ -191,7 +200,7 @@ func del(ctx context.Context, h Host, args *skel.CmdArgs) error {
 	c := lenient(args)
 	err := h.Delete(ctx, Detachment{Key: keyOf(c, args), Sandbox: args.Netns})
 	if c.delegated() {
-		err = errors.Join(err, invoke.DelegateDel(ctx, c.IPAM.Type, args.StdinData, nil))
+		err = errors.Join(err, c.ofDelegate("take addresses back", invoke.DelegateDel(ctx, c.IPAM.Type, args.StdinData, nil)))
 	}
 	return err
 }
@@ -245,15 +254,19 @@ func (a *Attachment) expect(r *types100.Result) error {
 	return nil
 }
 
+// collect takes no configuration that it cannot read: it would name no valid attachment, and all would be removed.
 func collect(ctx context.Context, h Host, args *skel.CmdArgs) error {
-	c := lenient(args)
+	c := &conf{}
+	if err := json.Unmarshal(args.StdinData, c); err != nil {
+		return types.NewError(types.ErrDecodingFailure, "read the network configuration", err.Error())
+	}
 	var valid []Attachee
 	for _, a := range c.ValidAttachments {
 		valid = append(valid, Attachee{Container: a.ContainerID, IfName: a.IfName})
 	}
 	err := h.Collect(ctx, c.Name, valid)
 	if c.delegated() {
-		err = errors.Join(err, invoke.DelegateGC(ctx, c.IPAM.Type, args.StdinData, nil))
+		err = errors.Join(err, c.ofDelegate("collect addresses", invoke.DelegateGC(ctx, c.IPAM.Type, args.StdinData, nil)))
 	}
 	return err
 }
