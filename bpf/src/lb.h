@@ -123,9 +123,12 @@ static __always_inline bool lb_admits(const struct mst_service *svc,
 		.service = svc->id,
 		.addr = *addr,
 	};
+	const __u8 *in;
 
-	return !(svc->flags & MST_SVC_RESTRICTED) ||
-	       bpf_map_lookup_elem(&mst_sources_v1, &key);
+	if (!(svc->flags & MST_SVC_RESTRICTED))
+		return true;
+	in = bpf_map_lookup_elem(&mst_sources_v1, &key);
+	return in && *in;
 }
 
 /* Is addr in a service pool, so that it must never leave the host? */

@@ -52,7 +52,8 @@ enum mst_service_flag {
 
 /*
  * mst_sources: who may begin flows to a restricted service, by the longest
- * prefix. What has begun goes on.
+ * prefix. What has begun goes on. A prefix of IPv6 that holds the mapped
+ * addresses does not mean IPv4: an entry for these says so.
  */
 #define MST_SOURCE_BITS 32 /* of prefixlen, for the service */
 
