@@ -5,6 +5,7 @@ package watch
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/url"
 	"time"
 )
@@ -66,10 +67,14 @@ func (w *Watcher) known(ctx context.Context) (map[string]map[string]bool, error)
 // container's lock, so also about those that are being started.
 func (c *Client) endpoints(ctx context.Context, network string) (map[string]string, error) {
 	var answer struct {
+		ID         string `json:"Id"`
 		Containers map[string]struct{ EndpointID, Name string }
 	}
 	if err := c.get(ctx, "/networks/"+url.PathEscape(network), nil, &answer); err != nil {
 		return nil, err
+	}
+	if answer.ID != network { // read as a network without endpoints, it would lose all of them
+		return nil, fmt.Errorf("inspect network %s: the engine answered about %q", network, answer.ID)
 	}
 	out := map[string]string{}
 	for _, a := range answer.Containers {
