@@ -150,6 +150,9 @@ func parseSources(v string) ([]netip.Prefix, error) {
 		if err != nil {
 			return nil, errors.New("must be subnets, such as 192.168.1.0/24,2001:db8::/64")
 		}
+		if p.Addr().Is4In6() && p.Bits() >= 96 {
+			p = netip.PrefixFrom(p.Addr().Unmap(), p.Bits()-96)
+		}
 		out = append(out, p.Masked())
 	}
 	return out, nil
