@@ -126,7 +126,8 @@ type mstCt struct {
 	Backend uint32
 	Seen    uint64
 	State   uint8
-	Pad     [3]uint8
+	Inside  uint8
+	Pad     [2]uint8
 	Uplink  uint32
 }
 

@@ -134,6 +134,7 @@ __noinline int ct_create(__u32 backend)
 	ct->sport = request->dport;
 	ct->dport = request->sport;
 	ct->backend = backend;
+	ct->inside = w->place != PLACE_UPLINK;
 	ct->seen = now;
 	err = bpf_map_update_elem(&mst_ct_v1, key, ct, BPF_NOEXIST);
 	if (err == -EEXIST) {

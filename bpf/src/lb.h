@@ -50,6 +50,19 @@ static __always_inline bool lb_is_host(const struct mst_addr *addr)
 }
 
 /*
+ * Does the address belong to a container behind a host end of ours or on a
+ * private parent, or to the host? Nobody outside has it.
+ */
+static __always_inline bool is_inside(const struct mst_addr *addr)
+{
+	const struct mst_endpoint *ep;
+
+	ep = bpf_map_lookup_elem(&mst_endpoints_v1, addr);
+	return ep && (ep->flags & (MST_EP_HOST | MST_EP_REDIRECT) ||
+		      (ep->via && !ep->parent));
+}
+
+/*
  * The service published at port and proto of addr, or, with any, of all the
  * host's addresses of its family. key is left at its frontend.
  */

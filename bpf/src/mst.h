@@ -192,7 +192,8 @@ struct mst_ct {
 			* ifindex of the endpoint */
 	__u64 seen;    /* ns, CLOCK_MONOTONIC */
 	__u8 state;    /* enum mst_ct_state */
-	__u8 pad[3];
+	__u8 inside;   /* mst_ct: 1 if an endpoint began it */
+	__u8 pad[2];
 	__u32 uplink; /* by which a slave's client comes; 0: no slave's flow */
 };
 

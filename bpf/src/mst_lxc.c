@@ -271,6 +271,11 @@ int lxc_egress(struct __sk_buff *skb)
 		return iface ? drop(skb, reason, MST_TO_CONTAINER) : TC_PASS;
 	src = bpf_map_lookup_elem(&mst_endpoints_v1, &w->p.t.saddr);
 	w->network = 0;
+	w->place = PLACE_SANDBOX;
+	if (iface && from && bpf_map_lookup_elem(&mst_uplinks_v1, &from))
+		w->place = PLACE_UPLINK;
+	if (w->place == PLACE_UPLINK && is_inside(&w->p.t.saddr))
+		return drop(skb, MST_REASON_SPOOFED, MST_TO_CONTAINER);
 	verdict = svc_reply(skb);
 	if (verdict >= 0)
 		return verdict;
