@@ -262,7 +262,7 @@ static __always_inline int leave(struct __sk_buff *skb, struct work *w,
 		return refuse(skb, MST_REASON_NO_SERVICE, UNREACH_HOST);
 	if (!(iface->flags & MST_IF_EGRESS) || addr_loopback(&w->p.t.daddr))
 		return refuse(skb, MST_REASON_NO_ROUTE, UNREACH_HOST);
-	return egress(skb, w, iface, false);
+	return egress(skb, w, iface, false, false);
 }
 
 /* What a container on a slave sends to the host; SVC_UNTOUCHED: the stack's. */

@@ -171,7 +171,7 @@ static __always_inline int forward(struct __sk_buff *skb, struct work *w,
 	/* with route_localnet the host's stack would take what is for loopback
 	 */
 	if (iface->flags & MST_IF_EGRESS && !addr_loopback(&p->t.daddr)) {
-		verdict = egress(skb, w, iface, reply);
+		verdict = egress(skb, w, iface, translated, reply);
 		return verdict == EGRESS_STACK ? TC_PASS : verdict;
 	}
 	if (translated)

@@ -190,6 +190,7 @@ __noinline int svc_flow_to(struct __sk_buff *skb, const struct mst_service *svc)
 	}
 	if (reason)
 		return reason;
+	w->came = *t;
 	frag_remember(w, sent, 0);
 	return nat_tuple(skb) ? MST_REASON_NAT_FAILED : 0;
 }
