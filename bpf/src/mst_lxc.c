@@ -214,6 +214,8 @@ static __always_inline int from_container(struct __sk_buff *skb, __u32 place)
 		return answer_ns(skb, w, iface);
 	if (strict && is_multicast(&w->p))
 		return drop(skb, MST_REASON_MULTICAST, MST_FROM_CONTAINER);
+	if (strict && misleads(&w->p, iface))
+		return drop(skb, MST_REASON_SPOOFED, MST_FROM_CONTAINER);
 	src = bpf_map_lookup_elem(&mst_endpoints_v1, &w->p.t.saddr);
 	if (strict && (!src || src->ifindex != skb->ifindex))
 		return drop(skb, MST_REASON_SPOOFED, MST_FROM_CONTAINER);

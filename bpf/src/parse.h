@@ -30,6 +30,7 @@
 
 #define ICMP4_ECHO_REPLY    0
 #define ICMP4_UNREACH	    3
+#define ICMP4_REDIRECT	    5
 #define ICMP4_ECHO	    8
 #define ICMP4_TIME_EXCEEDED 11
 #define ICMP4_PARAM	    12
@@ -40,8 +41,10 @@
 #define ICMP6_ECHO	    128
 #define ICMP6_ECHO_REPLY    129
 #define ICMP6_MLD_QUERY	    130
+#define ICMP6_RA	    134
 #define ICMP6_NS	    135
 #define ICMP6_NA	    136
+#define ICMP6_REDIRECT	    137
 
 struct arp {
 	__be16 htype;
