@@ -5,6 +5,7 @@ package bpf
 import (
 	"bytes"
 	"encoding/binary"
+	"maps"
 	"math/rand/v2"
 	"net/netip"
 	"slices"
@@ -38,11 +39,12 @@ type stage struct {
 	t    testing.TB
 	sent []tuple // what has come out, to be answered
 	past []frame // what went in, to be told of by errors and cut
+	seen map[string]int
 }
 
 // setStage makes a host by a script: endpoints, services, published ports and ways out.
 func setStage(t testing.TB, data []byte) *stage {
-	s := &stage{script: script{data}, t: t}
+	s := &stage{script: script{data}, t: t, seen: map[string]int{}}
 	v6 := s.yes()
 	netkit = s.yes()
 	clearMaps(t)
@@ -90,7 +92,7 @@ func setStage(t testing.TB, data []byte) *stage {
 	for range 2 + s.pick(4) {
 		s.addService()
 	}
-	for range s.pick(4) {
+	for range 1 + s.pick(4) {
 		s.addPublished()
 	}
 	return s
@@ -163,35 +165,59 @@ func (s *stage) addPublished() {
 	s.put(svc)
 }
 
-// frame makes the next frame, as somebody at the side that it comes from might.
-func (s *stage) frame(side int) (in []byte) {
+// The sides that frames come from.
+const (
+	sideClient = iota
+	sideBackend
+	sideOutside
+)
+
+// sideOf is where an address sends from, or now and then somebody else in its name.
+func (s *stage) sideOf(a netip.Addr, side int) int {
+	switch {
+	case s.pick(8) == 7:
+		return side
+	case a == s.client:
+		return sideClient
+	case a == s.backend:
+		return sideBackend
+	}
+	return sideOutside
+}
+
+// frame makes the next frame, as somebody at the side might, or at another that has to answer.
+func (s *stage) frame(side int) (in []byte, from int) {
 	a := s.addresses
 	own := []netip.Addr{a.client, a.backend, a.outside}[side]
 	kind := s.pick(16)
-	if kind < 4 && len(s.sent) > 0 { // an answer to what has come out
+	if kind < 6 && len(s.sent) > 0 { // an answer to what has come out
 		t := s.sent[len(s.sent)-1-s.pick(min(4, len(s.sent)))].back()
 		flags := pickOf(&s.script, segment{flags: flagSYN | flagACK, seq: 7, ack: 1}, ack, data, fin, segment{flags: flagRST, seq: 9})
-		return s.shape(s.of(t, flags))
+		return s.shape(s.of(t, flags)), s.sideOf(t.src.Addr(), side)
 	}
-	if kind == 4 && len(s.sent) > 0 { // an error about it
+	if kind < 8 && len(s.sent) > 0 { // an error about it
 		t := s.sent[len(s.sent)-1-s.pick(min(4, len(s.sent)))]
-		from := pickOf(&s.script, t.dst.Addr(), a.router, a.foreign)
-		return unreachable(from, t.src.Addr(), s.yes(), s.of(t, syn).quote()).macs(clientHostMAC, clientMAC).bytes()
+		teller := pickOf(&s.script, t.dst.Addr(), t.dst.Addr(), a.router, a.foreign)
+		return unreachable(teller, t.src.Addr(), s.yes(), s.of(t, syn).quote()).macs(clientHostMAC, clientMAC).bytes(), s.sideOf(teller, side)
 	}
-	if kind == 5 && len(s.past) > 0 { // once more, or what follows
-		return s.shape(s.past[len(s.past)-1-s.pick(min(4, len(s.past)))])
+	if kind < 10 && len(s.past) > 0 { // once more, or what follows
+		f := s.past[len(s.past)-1-s.pick(min(4, len(s.past)))]
+		return s.shape(f), s.sideOf(f.saddr, side)
 	}
-	if kind == 6 {
-		return s.odd(own)
+	if kind == 10 {
+		return s.odd(own), side
 	}
 	src := own
 	if s.pick(12) == 11 {
 		src = pickOf(&s.script, a.foreign, a.vip, a.host, a.gateway, a.outside, a.client)
 	}
-	dst := pickOf(&s.script, a.vip, a.backend, a.host, a.outside, a.vip2, a.client, a.foreignVIP, a.backend2, a.foreign, a.gateway, a.poolOnly)
+	dst := pickOf(&s.script, a.vip, a.vip, a.vip2, a.host, a.host, a.outside, a.outside, a.backend, a.client, a.foreignVIP, a.backend2, a.foreign, a.gateway, a.poolOnly)
+	if side == sideOutside { // who knows of nothing but the host, mostly
+		dst = pickOf(&s.script, a.host, a.host, a.host, a.backend, a.client, a.vip)
+	}
 	sport, dport := pickOf(&s.script, uint16(5000), 5001, 80), pickOf(&s.script, modelPorts...)
 	t := tuple{netip.AddrPortFrom(src, sport), netip.AddrPortFrom(dst, dport), pickOf(&s.script, uint8(protoTCP), protoUDP, protoUDP, s.icmp(), 132)}
-	return s.shape(s.of(t, pickOf(&s.script, syn, syn, syn, ack, data, fin, segment{flags: flagRST, seq: 5})))
+	return s.shape(s.of(t, pickOf(&s.script, syn, syn, syn, ack, data, fin, segment{flags: flagRST, seq: 5}))), side
 }
 
 func (s *stage) icmp() uint8 {
@@ -287,36 +313,44 @@ func (s *stage) least() int {
 // play sends frames for as long as the script goes on.
 func (s *stage) play() {
 	for n := 0; len(s.data) > 0 && n < 40; n++ {
-		where := s.pick(8)
-		side := []int{0, 0, 0, 1, 1, 2, 2, 0}[where]
-		if where == 7 { // what the host or another has for the client
-			side = pickOf(&s.script, 1, 2)
-		}
-		in := s.frame(side)
+		in, side := s.frame([]int{0, 0, 0, 1, 1, 2, 2, 2}[s.pick(8)])
+		toClient := side != sideClient && s.pick(6) == 5 // by the host's stack
 		if len(in) < s.least() {
 			continue
 		}
 		h := []hook{fromClient(), fromBackend(), fromOutside()}[side]
 		from := 0
-		if where == 7 {
-			from = pickOf(&s.script, 0, backendIf, uplinkIf)
-			h = toClient(from)
+		if toClient {
+			from = pickOf(&s.script, 0, []int{0, backendIf, uplinkIf}[side], uplinkIf)
+			h = hook{"lxc_egress", at(clientIf, from)}
 		}
 		got := s.sendRaw(h, in)
 		var want judgement
 		switch {
-		case where == 7:
+		case toClient:
 			want = s.toContainer(clientIf, from, in, got.out)
-		case side == 2:
+		case side == sideOutside:
 			want = s.fromUplink(uplinkIf, in, got.out)
 		default:
 			want = s.fromContainer(int(h.ctx.Ifindex), in, got.out)
 		}
 		s.compare(n, h, in, got, want)
+		s.note(h, in, got, want)
 		if p, ok := readPacket(got.out); ok && got.verdict != verdictDrop && !p.later {
 			s.sent = append(s.sent, p.t)
 		}
 	}
+}
+
+// note counts what became of frames.
+func (s *stage) note(h hook, in []byte, got result, want judgement) {
+	kind := "as it is"
+	if got.verdict == verdictDrop {
+		kind = want.reason
+	} else if !bytes.Equal(in[12:], got.out[12:]) {
+		kind = "changed " + want.reason
+	}
+	s.seen[h.program+" "+[]string{"passes", 2: "drops", 7: "redirects"}[got.verdict]+" "+strings.TrimSpace(kind)]++
 }
 
 // compare requires that the kernel did what the model wants.
@@ -357,15 +391,25 @@ func sameZeros(b []byte) []byte {
 // TestModel plays random scripts.
 func TestModel(t *testing.T) {
 	r := rand.New(rand.NewPCG(1, 2))
+	seen := map[string]int{}
 	for range 400 {
 		data := make([]byte, 100+r.IntN(400))
 		for i := range data {
 			data[i] = byte(r.Uint32())
 		}
-		setStage(t, data).play()
-		if t.Failed() {
-			return
+		s := setStage(t, data)
+		s.play()
+		for what, n := range s.seen {
+			seen[what] += n
 		}
+	}
+	netkit = false
+	for _, what := range []string{
+		"malformed", "spoofed", "isolated", "no-route", "no-fragment-head", "no-service", "no-backend", "not-member", "no-flow", "multicast", "ttl", "off-host", "source",
+		"lxc_ingress redirects changed", "lxc_netkit redirects changed", "lxc_egress passes changed", "host_ingress redirects changed", "host_ingress passes as it is",
+	} {
+		is := func(one string) bool { return strings.Contains(one, what) }
+		require.True(t, slices.ContainsFunc(slices.Collect(maps.Keys(seen)), is), "no frame of 400 scripts came to %s", what)
 	}
 }
 
