@@ -3,11 +3,11 @@
 // Command mst-raw sends frames that no socket would: it passes the hooks of sockets and, with PACKET_QDISC_BYPASS, the
 // egress of its own device, which takes CAP_NET_RAW alone.
 //
-//	mst-raw udp src=10.0.0.9 dst=10.201.0.3 dport=53    a datagram from an address that is not ours
-//	mst-raw -n 100000 tcp dst=… flags=S sport=random    a flood
-//	mst-raw catch 2s                                    prints what arrives, a line for each packet of IP
+//	mst-raw udp,src=10.0.0.9,dst=10.201.0.3,dport=53    a datagram from an address that is not ours
+//	mst-raw -n 100000 tcp,dst=…,flags=S,sport=random    a flood
+//	mst-raw catch 2s                                    prints what arrives, a line for each frame
 //
-// Keys: to, from (MACs), src, dst, sport, dport, flags, text, target, about, part (first, later, tiny, overlap), options,
+// Each argument is a frame: KIND,KEY=VALUE,… Keys: to, from (MACs), src, dst, sport, dport, flags, text, target, about, part (first, later, tiny, overlap), options,
 // length, tag, ttl. It prints how many frames were sent.
 package main
 
@@ -20,6 +20,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -40,7 +41,7 @@ func main() {
 
 func run(device string, count int, qdisc bool, args []string) error {
 	if len(args) == 0 {
-		return errors.New("usage: mst-raw [flags] KIND KEY=VALUE… | catch TIME")
+		return errors.New("usage: mst-raw [flags] KIND,KEY=VALUE,…… | catch TIME")
 	}
 	dev, err := net.InterfaceByName(device)
 	if err != nil {
@@ -54,17 +55,30 @@ func run(device string, count int, qdisc bool, args []string) error {
 	if args[0] == "catch" {
 		return catch(fd, dev, args[1:])
 	}
-	random := map[string]bool{}
-	f, err := parse(dev, args, random)
-	if err != nil {
-		return err
-	}
 	if !qdisc {
 		if err := unix.SetsockoptInt(fd, unix.SOL_PACKET, unix.PACKET_QDISC_BYPASS, 1); err != nil {
 			return fmt.Errorf("pass the egress by: %w", err)
 		}
 	}
-	sent := 0
+	total := 0
+	for _, arg := range args {
+		sent, err := send(fd, dev, count, strings.Split(arg, ","))
+		if err != nil {
+			return err
+		}
+		total += sent
+	}
+	fmt.Println(total)
+	return nil
+}
+
+// send sends a frame as often as is asked for, and returns how often it could.
+func send(fd int, dev *net.Interface, count int, words []string) (sent int, err error) {
+	random := map[string]bool{}
+	f, err := parse(dev, words, random)
+	if err != nil {
+		return 0, err
+	}
 	for range count {
 		if random["sport"] {
 			f.sport = uint16(1024 + rand.IntN(60000))
@@ -74,18 +88,17 @@ func run(device string, count int, qdisc bool, args []string) error {
 		}
 		b, err := f.bytes()
 		if err != nil {
-			return err
+			return sent, err
 		}
-		err = unix.Sendto(fd, b, 0, &unix.SockaddrLinklayer{Ifindex: dev.Index, Halen: 6, Addr: [8]byte(append([]byte(f.to), 0, 0))})
+		err = unix.Sendto(fd, b, 0, &unix.SockaddrLinklayer{Ifindex: dev.Index, Halen: 6, Addr: [8]byte(append(slices.Clone(f.to), 0, 0))})
 		switch {
 		case err == nil:
 			sent++
 		case !errors.Is(err, unix.ENOBUFS): // a flood may be too fast
-			return fmt.Errorf("send: %w", err)
+			return sent, fmt.Errorf("send: %w", err)
 		}
 	}
-	fmt.Println(sent)
-	return nil
+	return sent, nil
 }
 
 // parse reads KIND and its keys; what is not said is as the container's own.
