@@ -192,10 +192,14 @@ func (m *model) fromUplink(ifindex int, in, got []byte) judgement {
 		return w.enters(&p)
 	}
 	if p.later || p.isError() { // streams and datagrams to the outside have come back by now
-		if w.answer(&p); w.known {
-			return w.enters(&p)
+		w.answer(&p)
+		if !w.known {
+			return w.open(&p)
 		}
-		return w.open(&p)
+		if p.later { // its head may have come back to a service whose backend is outside
+			w.answer(&p)
+		}
+		return w.enters(&p)
 	}
 	if d := w.publish(&p); d.made {
 		return d.judgement
