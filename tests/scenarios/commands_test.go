@@ -53,6 +53,7 @@ var commands = map[string]command{
 	"nerdctl":    program("nerdctl"),
 	"cni":        cni,
 	"in":         inContainer,
+	"inside":     inside,
 	"lookup":     lookup,
 	"nameserver": nameserver,
 	"serve":      serve,
@@ -94,6 +95,19 @@ func inContainer(s *scenario, dir string, args []string) result {
 		return result{err: err}
 	}
 	return run("/", append(argv, args[1:]...)...)
+}
+
+// inside runs a program of the host's in a container's network, with all rights: what CAP_NET_ADMIN allows there, with the
+// host's iproute2: `inside CONTAINER COMMAND…`.
+func inside(s *scenario, _ string, args []string) result {
+	if len(args) < 2 {
+		return failure("usage: inside CONTAINER COMMAND…")
+	}
+	pid, err := s.pid(args[0])
+	if err != nil {
+		return result{err: err}
+	}
+	return run("/", append([]string{"nsenter", "--target", pid, "--net", "--"}, args[1:]...)...)
 }
 
 // enter is the start of a command line that runs in a container.

@@ -33,13 +33,14 @@ func main() {
 	device := flag.String("i", "eth0", "the `DEVICE` to send by")
 	count := flag.Int("n", 1, "how many frames")
 	qdisc := flag.Bool("qdisc", false, "go by the device's egress, as other packets do")
+	mark := flag.Int("mark", 0, "the `MARK` of the frames, which takes CAP_NET_ADMIN")
 	flag.Parse()
-	if err := run(*device, *count, *qdisc, flag.Args()); err != nil {
+	if err := run(*device, *count, *qdisc, *mark, flag.Args()); err != nil {
 		log.Fatalf("mst-raw: %v", err)
 	}
 }
 
-func run(device string, count int, qdisc bool, args []string) error {
+func run(device string, count int, qdisc bool, mark int, args []string) error {
 	if len(args) == 0 {
 		return errors.New("usage: mst-raw [flags] KIND,KEY=VALUE,…… | catch TIME")
 	}
@@ -54,6 +55,11 @@ func run(device string, count int, qdisc bool, args []string) error {
 	defer unix.Close(fd)
 	if args[0] == "catch" {
 		return catch(fd, dev, args[1:])
+	}
+	if mark != 0 {
+		if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_MARK, mark); err != nil {
+			return fmt.Errorf("mark: %w", err)
+		}
 	}
 	if !qdisc {
 		if err := unix.SetsockoptInt(fd, unix.SOL_PACKET, unix.PACKET_QDISC_BYPASS, 1); err != nil {
