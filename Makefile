@@ -10,6 +10,7 @@ COMMIT  ?= $(shell git rev-parse --short HEAD 2>/dev/null || echo unknown)
 LDFLAGS := -s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT)
 
 include tests/bench.mk
+include plugin-config/rules.mk
 
 .PHONY: build check-host demo test test-full test-unit test-packets test-engine29 test-engine20 test-kernels generate lint bench help
 
@@ -32,11 +33,11 @@ demo: check-host ## the main job, shown in a fake host (HOST=1: on this host's o
 	tests/demo
 
 test: check-host ## all tests that fit a quarter of an hour, with all set-up
-	@$(MAKE) --no-print-directory build test-programs engines kernels
+	@$(MAKE) --no-print-directory build test-programs plugin engines kernels
 	@$(MAKE) --no-print-directory test-unit test-packets test-engine29 test-engine20 test-kernels
 
 test-unit: ## unit tests, no root needed
-	$(GO) test -race ./api/... ./bench/... ./cmd/... ./config/... ./driver/... ./ipam/... ./nft/... ./service/... ./state/... ./tests/bench/...
+	$(GO) test -race ./api/... ./bench/... ./cmd/... ./config/... ./docs/... ./driver/... ./ipam/... ./metrics/... ./monitor/... ./nft/... ./service/... ./state/... ./tests/bench/... ./tests/errors/...
 
 test-packets: ## packet tables through BPF_PROG_TEST_RUN, and verifier counts
 	unshare --mount --net $(GO) test -count=1 ./bpf/... ./tests/kernel/...
@@ -51,14 +52,15 @@ test-kernels: ## ipvlan, and a kernel without TCX, in a virtual machine
 	tests/modes test
 
 test-full: check-host ## what is too long for `make test`: every scenario on both engines, every mode on every kernel, fuzzing, lint
-	@$(MAKE) --no-print-directory build test-programs engines kernels lint
+	@$(MAKE) --no-print-directory build test-programs deb rpm plugin engines kernels lint
 	tests/scenarios/run --engine 29 --tag long
 	tests/scenarios/run --engine 20 --all
 	tests/modes full
 	tests/fuzz
 
-generate: ## the BPF objects and their Go mirrors; needs clang
+generate: ## the BPF objects and their Go mirrors, which needs clang; dashboard, alert rules and the page of metrics
 	$(MAKE) -C bpf -B
+	$(GO) run ./metrics/gen
 
 lint: ## static checks of Go, C and shell, and that `make generate` leaves no diff
 	tests/tools/lint

@@ -26,6 +26,7 @@ import (
 	"github.com/mustang-net/mustang/api/apitest"
 	"github.com/mustang-net/mustang/bpf"
 	"github.com/mustang-net/mustang/driver"
+	"github.com/mustang-net/mustang/driver/cni"
 	"github.com/mustang-net/mustang/service"
 	"github.com/mustang-net/mustang/state"
 )
@@ -58,7 +59,7 @@ func daemonWith(t *testing.T, host api.Host, log logrus.FieldLogger) (api.Host, 
 	require.NoError(t, err)
 	ctx, stop := context.WithCancel(t.Context())
 	done := make(chan error, 1)
-	go func() { done <- api.Serve(ctx, l, host, log) }()
+	go func() { done <- api.Serve(ctx, l, host, log, nil) }()
 	t.Cleanup(func() {
 		stop()
 		assert.NoError(t, <-done)
@@ -204,8 +205,40 @@ func TestErrorsKeepTheirTextAndClass(t *testing.T) {
 
 	host.Fail = errors.New("disk full")
 	_, err = client.Status(ctx)
-	assert.EqualError(t, err, "disk full")
+	assert.ErrorContains(t, err, "disk full (request ")
 	assert.Equal(t, http.StatusInternalServerError, status(err))
+}
+
+// refusing attaches nothing.
+type refusing struct{ cni.Host }
+
+func (refusing) Add(context.Context, cni.Attachment) (cni.Attached, error) {
+	return cni.Attached{}, fmt.Errorf("no network shop")
+}
+
+// What went wrong in the daemon, and what a runtime hands on, is found in the log by the number that the error has; what somebody
+// has typed wrong is not logged.
+func TestErrorsLeadToTheLog(t *testing.T) {
+	log, hook := test.NewNullLogger()
+	host := &apitest.Host{Fail: errors.New("disk full"), Runtimes: refusing{}}
+	client, _ := daemonWith(t, host, log)
+	_, err := client.Status(t.Context())
+	in := func(err error) string {
+		require.Len(t, hook.AllEntries(), 1)
+		entry := hook.LastEntry()
+		hook.Reset()
+		assert.Equal(t, logrus.ErrorLevel, entry.Level)
+		assert.ErrorContains(t, err, fmt.Sprintf("(request %s)", entry.Data["request"]))
+		return fmt.Sprint(entry.Data["method"], " ", entry.Data[logrus.ErrorKey])
+	}
+	assert.Equal(t, "GET /v1/status disk full", in(err))
+
+	_, err = client.CNI().Add(t.Context(), cni.Attachment{})
+	assert.Equal(t, "POST /v1/cni/add no network shop", in(err))
+
+	host.Fail = nil
+	assert.Error(t, client.RemoveService(t.Context(), "web"))
+	assert.Empty(t, hook.AllEntries())
 }
 
 // realServices is a Host whose services are a manager's.
@@ -401,7 +434,7 @@ func TestServeLetsRequestsFinish(t *testing.T) {
 	ctx, stop := context.WithCancel(t.Context())
 	served := make(chan error, 1)
 	host := &slow{entered: make(chan struct{}), leave: make(chan struct{})}
-	go func() { served <- api.Serve(ctx, l, host, quiet()) }()
+	go func() { served <- api.Serve(ctx, l, host, quiet(), nil) }()
 	client, err := api.Dial(path)
 	require.NoError(t, err)
 	answered := make(chan api.Status, 1)

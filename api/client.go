@@ -165,3 +165,13 @@ func (c *client) Status(ctx context.Context) (Status, error) {
 	err := c.call(ctx, http.MethodGet, "/v1/status", nil, &s)
 	return s, err
 }
+
+func (c *client) Verify(ctx context.Context, repair bool) (Verification, error) {
+	method := http.MethodGet
+	if repair {
+		method = http.MethodPost
+	}
+	var v Verification
+	err := c.call(ctx, method, "/v1/verify", nil, &v)
+	return v, err
+}

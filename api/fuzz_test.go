@@ -19,6 +19,7 @@ import (
 
 	"github.com/mustang-net/mustang/driver"
 	"github.com/mustang-net/mustang/driver/cni"
+	"github.com/mustang-net/mustang/monitor"
 	"github.com/mustang-net/mustang/service"
 )
 
@@ -88,6 +89,16 @@ func (h *checkedHost) Status(context.Context) (Status, error) {
 	h.calls, h.fault = h.calls+1, true
 	return Status{}, errors.New("a fault of our own")
 }
+func (h *checkedHost) Verify(context.Context, bool) (Verification, error) {
+	h.calls++
+	return Verification{}, nil
+}
+
+func (h *checkedHost) Monitor(context.Context, monitor.Filter, func(monitor.Event) error) error {
+	h.calls++
+	return unavailable{errors.New("somebody else watches")}
+}
+
 func (h *checkedHost) CNI() cni.Host { return checkedRuntimes{h} }
 
 type checkedRuntimes struct{ h *checkedHost }
@@ -126,7 +137,7 @@ func FuzzRequests(f *testing.F) {
 		{"POST", "/v1/cni/add", `{"network":"n","container":"c","ifname":"eth0","of":{"name":"n"},"sandbox":"/run/netns/a","ips":["10.0.0.2"],"given":[{"address":"10.0.0.2/24"}],"ports":[{"Protocol":6,"Port":80,"HostPort":8080}]}`},
 		{"POST", "/v1/cni/del", `{"network":"n","container":"c","ifname":"eth0"}`}, {"POST", "/v1/cni/check", `{"network":"n","routes":["0.0.0.0/0"]}`},
 		{"POST", "/v1/cni/gc", `{"network":"n","valid":[{"container":"c","ifname":"eth0"}]}`}, {"POST", "/v1/cni/status", `{"name":"n"}`},
-		{"PATCH", "/v1/services", "{}"}, {"GET", "/v2/", ""}, {"GET", "//v1/../v1/services", ""}, {"POST", "/v1/services", strings.Repeat("[", 20000)},
+		{"GET", "/v1/verify", ""}, {"POST", "/v1/verify", ""}, {"GET", "/v1/events?network=n&verdict=drop&network=", ""}, {"PATCH", "/v1/services", "{}"}, {"GET", "/v2/", ""}, {"GET", "//v1/../v1/services", ""}, {"POST", "/v1/services", strings.Repeat("[", 20000)},
 	} {
 		f.Add(seed[0], seed[1], []byte(seed[2]))
 	}
@@ -142,7 +153,7 @@ func FuzzRequests(f *testing.F) {
 		w := httptest.NewRecorder()
 		r := httptest.NewRequest(http.MethodGet, "/", strings.NewReader(string(body)))
 		r.Method, r.URL, r.RequestURI = method, u, target
-		handler(host, log).ServeHTTP(w, r)
+		handler(context.Background(), host, log, nil).ServeHTTP(w, r)
 		require.True(t, known[w.Code], "status %d", w.Code)
 		require.LessOrEqual(t, host.calls, 1)
 		if w.Code/100 == 3 {

@@ -8,18 +8,20 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"sync"
 
 	"github.com/mustang-net/mustang/bpf"
 	"github.com/mustang-net/mustang/service"
 )
 
-// nameForm is a DNS name of lower or upper case, with the underscores that Compose allows.
-var nameForm = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9_.-]{0,251}[A-Za-z0-9])?$`)
+// nameForm is a DNS name of lower or upper case, with the underscores that Compose allows. It is compiled when it is used: a runtime of
+// CNI starts our program for every container.
+var nameForm = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9_.-]{0,251}[A-Za-z0-9])?$`) })
 
 // CheckName refuses names that a hand-made service cannot have: what is no DNS name, and what would
 // read as an id or an address wherever a service is referred to.
 func CheckName(name string) error {
-	if !nameForm.MatchString(name) {
+	if !nameForm().MatchString(name) {
 		return fmt.Errorf("service name %q: use 1 to 253 letters, digits, \"-\", \"_\" and \".\", with a letter or digit at both ends", name)
 	}
 	_, notID := strconv.ParseUint(name, 10, 64)
@@ -50,7 +52,7 @@ func ParseTarget(s string) (netip.AddrPort, error) {
 	}
 	addr, err := netip.ParseAddr(host)
 	if err != nil || addr.Is6() != strings.HasPrefix(s, "[") {
-		return netip.AddrPort{}, fmt.Errorf("%q is no ADDR:PORT: %q is no IP address", s, host)
+		return netip.AddrPort{}, fmt.Errorf("%q is no ADDR:PORT: %q is no IP address, give one such as 10.96.0.100:80", s, host)
 	}
 	number := uint64(0)
 	if hasPort {
@@ -151,7 +153,7 @@ func checkFrontend(f bpf.Frontend) error {
 
 func checkBackend(a netip.AddrPort) error {
 	if !plain(a.Addr()) {
-		return fmt.Errorf("backend address %s is no unicast address", a.Addr())
+		return fmt.Errorf("backend address %s is no unicast address: give one that sandboxes reach", a.Addr())
 	}
 	return nil
 }

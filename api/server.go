@@ -8,8 +8,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"net/http"
+	"strings"
 	"time"
 
 	"github.com/sirupsen/logrus"
@@ -41,12 +43,15 @@ type errorBody struct {
 	Error string `json:"error"`
 }
 
+// Observer is told of every request: its pattern, such as "GET /v1/services", how long it took, and the error it was answered with.
+type Observer func(request string, took time.Duration, err error)
+
 // Serve answers requests on l with host until ctx ends; requests under way then have 5 seconds to
-// finish. It closes l. The error is nil after a stop by ctx.
-func Serve(ctx context.Context, l net.Listener, host Host, log logrus.FieldLogger) error {
+// finish. It closes l. The error is nil after a stop by ctx. An observer may be nil.
+func Serve(ctx context.Context, l net.Listener, host Host, log logrus.FieldLogger, observe Observer) error {
 	lines := &logWriter{log}
 	srv := &http.Server{
-		Handler:           handler(host, log),
+		Handler:           handler(ctx, host, log, observe),
 		ReadHeaderTimeout: 10 * time.Second,
 		ErrorLog:          stdLogger(lines),
 	}
@@ -70,26 +75,25 @@ func Serve(ctx context.Context, l net.Listener, host Host, log logrus.FieldLogge
 }
 
 // handler maps the paths of the contract to the Host's methods.
-func handler(host Host, log logrus.FieldLogger) http.Handler {
+func handler(ctx context.Context, host Host, log logrus.FieldLogger, observe Observer) http.Handler {
+	if observe == nil {
+		observe = func(string, time.Duration, error) {}
+	}
 	s := server{host: host}
 	mux := http.NewServeMux()
 	route := func(pattern string, answer func(*http.Request) (any, error)) {
 		mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
+			start := time.Now()
 			r.Body = http.MaxBytesReader(w, r.Body, maxBody)
 			result, err := answer(r)
+			took := time.Since(start)
+			observe(pattern, took, err)
 			status := http.StatusOK
 			if err != nil {
 				status = statusOf(err)
-				result = errorBody{err.Error()}
-			}
-			entry := log.WithFields(logrus.Fields{"request": r.Method + " " + r.URL.Path, "status": status})
-			switch {
-			case status == http.StatusInternalServerError:
-				entry.WithError(err).Warn("API request failed")
-			case err != nil:
-				entry.WithError(err).Debug("API request refused")
-			default:
-				entry.Debug("API request")
+				result = errorBody{told(log, pattern, took, status, err)}
+			} else {
+				log.WithFields(logrus.Fields{"method": pattern, "took": took.Round(time.Microsecond)}).Debug("API request answered")
 			}
 			w.Header().Set("Content-Type", "application/json")
 			w.WriteHeader(status)
@@ -108,13 +112,34 @@ func handler(host Host, log logrus.FieldLogger) http.Handler {
 	route("GET /v1/networks", s.networks)
 	route("GET /v1/ports", s.ports)
 	route("GET /v1/status", s.status)
+	route("GET /v1/verify", func(r *http.Request) (any, error) { return s.host.Verify(r.Context(), false) })
+	route("POST /v1/verify", func(r *http.Request) (any, error) { return s.host.Verify(r.Context(), true) })
+	mux.HandleFunc("GET /v1/events", func(w http.ResponseWriter, r *http.Request) { s.monitor(ctx, w, r) })
 	for pattern, answer := range cniRoutes(host) {
 		route(pattern, answer)
 	}
 	route("/", func(r *http.Request) (any, error) {
-		return nil, notFound{fmt.Errorf("%s %s is not in this daemon's API: command line and daemon may be of different versions", r.Method, r.URL.Path)}
+		return nil, notFound{fmt.Errorf("%s %s is not in this daemon's API: command line and daemon may be of different versions: restart the daemon after an upgrade", r.Method, r.URL.Path)}
 	})
 	return mux
+}
+
+// told logs a failure, and returns what the client is told of it: with the number by which the log has it, unless the client
+// is a person who has just typed what is wrong.
+func told(log logrus.FieldLogger, pattern string, took time.Duration, status int, err error) string {
+	id := fmt.Sprintf("%08x", rand.Uint32())
+	log = log.WithError(err).WithFields(logrus.Fields{"request": id, "method": pattern, "status": status, "took": took.Round(time.Microsecond)})
+	text := fmt.Sprintf("%v (request %s)", err, id)
+	switch {
+	case status == http.StatusInternalServerError:
+		log.Error("API request failed")
+	case strings.Contains(pattern, " /v1/cni/"):
+		log.Error("CNI call failed")
+	default:
+		log.Debug("API request refused")
+		return err.Error()
+	}
+	return text
 }
 
 type server struct{ host Host }

@@ -183,7 +183,7 @@ func assign(specs []service.Spec, target service.Target) error {
 func (f Frontend) parse() (bpf.Frontend, error) {
 	addr, err := netip.ParseAddr(f.Address)
 	if err != nil {
-		return bpf.Frontend{}, fmt.Errorf("frontend address %q is no IP address", f.Address)
+		return bpf.Frontend{}, fmt.Errorf("frontend address %q is no IP address: give one such as 10.96.0.100", f.Address)
 	}
 	if f.Port < 0 || f.Port > 65535 {
 		return bpf.Frontend{}, fmt.Errorf("frontend %s has port %d: choose 1 to 65535, or 0 for every port", f.Address, f.Port)

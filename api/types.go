@@ -7,8 +7,10 @@ import (
 	"context"
 	"net/netip"
 
+	"github.com/mustang-net/mustang/drift"
 	"github.com/mustang-net/mustang/driver"
 	"github.com/mustang-net/mustang/driver/cni"
+	"github.com/mustang-net/mustang/monitor"
 	"github.com/mustang-net/mustang/service"
 )
 
@@ -35,6 +37,10 @@ type Host interface {
 	CNI() cni.Host
 	Ports(ctx context.Context) ([]Port, error)
 	Status(ctx context.Context) (Status, error)
+	// Verify tells of every difference between what is wanted and what the kernel has, and mends them if it is asked to.
+	Verify(ctx context.Context, repair bool) (Verification, error)
+	// Monitor tells of what the datapath does until ctx ends, which is no error, or tell fails.
+	Monitor(ctx context.Context, filter monitor.Filter, tell func(monitor.Event) error) error
 }
 
 // Applied counts what ApplyServices did.
@@ -98,6 +104,13 @@ const (
 	ReachSources  Reach = "sources"  // from outside only the network's publish_sources
 	ReachHost     Reach = "host"     // a loopback address: nobody else
 )
+
+// Verification is what Verify found.
+type Verification struct {
+	Differences []drift.Difference `json:"differences"` // that there are, after the repair if one was asked for
+	Mended      []drift.Difference `json:"mended"`      // that there were before it
+	Notes       []drift.Difference `json:"notes"`
+}
 
 // Status is one line per subsystem, worst news first in State.
 type Status struct {

@@ -12,24 +12,30 @@ import (
 // SetPools tells the datapath the service pools, from which no packet may leave the host.
 // The zero Prefix stands for no pool of that family.
 func (d *Datapath) SetPools(v4, v6 netip.Prefix) error {
-	cfg, err := d.config()
-	if err != nil {
-		return err
-	}
-	cfg.Pool4, cfg.Mask4 = poolOf(v4)
-	cfg.Pool6, cfg.Mask6 = poolOf(v6)
-	return d.putConfig(cfg)
+	return d.set(func(cfg *mstConfig) {
+		cfg.Pool4, cfg.Mask4 = poolOf(v4)
+		cfg.Pool6, cfg.Mask6 = poolOf(v6)
+	})
 }
 
 // Beat tells the datapath that the daemon is alive: our resolvers are asked only within 2 s of a beat.
 func (d *Datapath) Beat() error {
+	now, err := monotonic()
+	if err != nil {
+		return err
+	}
+	return d.set(func(cfg *mstConfig) { cfg.Heartbeat = now })
+}
+
+// set changes the settings, of which several goroutines have each their own.
+func (d *Datapath) set(change func(*mstConfig)) error {
+	d.settings.Lock()
+	defer d.settings.Unlock()
 	cfg, err := d.config()
 	if err != nil {
 		return err
 	}
-	if cfg.Heartbeat, err = monotonic(); err != nil {
-		return err
-	}
+	change(&cfg)
 	return d.putConfig(cfg)
 }
 

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 
 	"github.com/cilium/ebpf"
@@ -34,11 +35,14 @@ const pinDir = "tc/globals"
 type Datapath struct {
 	dir  string
 	maps map[string]*ebpf.Map // by name without version: "services"
+	pins map[*ebpf.Map]string // their names with it
 	lxc  *ebpf.Collection
 	sock *ebpf.Collection
 	host *ebpf.Collection
 
 	sources sources
+
+	settings sync.Mutex // held while mst_config is read and written
 }
 
 // Open opens the pinned maps below the BPF filesystem bpffs, creating those that are missing.
@@ -46,7 +50,7 @@ type Datapath struct {
 // It refuses a bpffs that is not mounted, and pins that somebody other than root could have put there.
 func Open(bpffs string) (*Datapath, error) {
 	bpffs = filepath.Clean(bpffs)
-	if err := checkBPFFS(bpffs); err != nil {
+	if err := Check(bpffs); err != nil {
 		return nil, err
 	}
 	dir := filepath.Join(bpffs, pinDir)
@@ -61,7 +65,7 @@ func Open(bpffs string) (*Datapath, error) {
 	if err := rlimit.RemoveMemlock(); err != nil {
 		return nil, fmt.Errorf("lift the limit on locked memory: %w", explain(err))
 	}
-	d := &Datapath{dir: dir, maps: map[string]*ebpf.Map{}}
+	d := &Datapath{dir: dir, maps: map[string]*ebpf.Map{}, pins: map[*ebpf.Map]string{}}
 	spec, err := loadSpec(sockObject)
 	if err != nil {
 		return nil, err
@@ -79,7 +83,7 @@ func Open(bpffs string) (*Datapath, error) {
 			d.Close()
 			return nil, fmt.Errorf("open the map %s: %w", name, explain(err))
 		}
-		d.maps[shortName(name)] = opened
+		d.maps[shortName(name)], d.pins[opened] = opened, name
 	}
 	return d, nil
 }
@@ -168,7 +172,8 @@ func shortName(name string) string {
 	return name
 }
 
-func checkBPFFS(path string) error {
+// Check refuses a directory that is no BPF file system, or that others than root may write to.
+func Check(path string) error {
 	var fs unix.Statfs_t
 	if err := unix.Statfs(path, &fs); err != nil {
 		return fmt.Errorf("look at the BPF filesystem %s: %w", path, err)
@@ -202,7 +207,7 @@ func explain(err error) error {
 	case errors.Is(err, unix.EPERM), errors.Is(err, unix.EACCES) && !errors.As(err, &verifier):
 		return fmt.Errorf("%w: run as root or with CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN", err)
 	case errors.Is(err, ebpf.ErrNotSupported):
-		return fmt.Errorf("%w: this kernel is too old for the eBPF datapath (Linux 6.1 or newer)", err)
+		return fmt.Errorf("%w: this kernel is too old for the eBPF datapath, which needs Linux 6.1 or newer: use networks with -o ebpf=off", err)
 	}
 	return err
 }

@@ -23,7 +23,7 @@ type Endpoint struct {
 	Ping     bool   // answers ping from outside there (gateway_mode routed)
 	MAC      net.HardwareAddr
 	HostMAC  net.HardwareAddr // of the host's end, or of Via
-	Via      int              // ifindex of the host's own slave beside a slave; 0 for none
+	Via      int              // ifindex of what leads to it instead: the host's own slave beside a slave, or a host's end with a queue; 0 for none
 	Parent   int              // ifindex of a slave's parent that leads out; 0 for none
 }
 
@@ -55,7 +55,14 @@ type Sandbox struct {
 
 // PutEndpoint writes the entry of an address.
 func (d *Datapath) PutEndpoint(e Endpoint) error {
-	key := addrOf(e.Addr)
+	key, value := addrOf(e.Addr), e.value()
+	if err := d.maps["endpoints"].Put(&key, &value); err != nil {
+		return fmt.Errorf("write the endpoint %s: %w", e.Addr, full(err))
+	}
+	return nil
+}
+
+func (e Endpoint) value() mstEndpoint {
 	value := mstEndpoint{Ifindex: uint32(e.IfIndex), Network: e.Network, Via: uint32(e.Via), Parent: uint32(e.Parent)}
 	copy(value.Mac[:], e.MAC)
 	copy(value.HostMac[:], e.HostMAC)
@@ -67,10 +74,7 @@ func (d *Datapath) PutEndpoint(e Endpoint) error {
 			value.Flags |= f.flag
 		}
 	}
-	if err := d.maps["endpoints"].Put(&key, &value); err != nil {
-		return fmt.Errorf("write the endpoint %s: %w", e.Addr, full(err))
-	}
-	return nil
+	return value
 }
 
 // DeleteEndpoint removes the entry of an address and its flows, which are not the next owner's. A missing
@@ -128,7 +132,14 @@ func (d *Datapath) Endpoints() ([]Endpoint, error) {
 
 // PutInterface writes the entry of a host end.
 func (d *Datapath) PutInterface(i Interface) error {
-	key := uint32(i.IfIndex)
+	key, value := uint32(i.IfIndex), i.value()
+	if err := d.maps["interfaces"].Put(&key, &value); err != nil {
+		return fmt.Errorf("write the interface %d: %w", i.IfIndex, full(err))
+	}
+	return nil
+}
+
+func (i Interface) value() mstInterface {
 	value := mstInterface{Network: i.Network, Gateway4: addrOf(i.Gateway4), Gateway6: addrOf(i.Gateway6), Via: uint32(i.Via)}
 	copy(value.Mac[:], i.MAC)
 	for _, f := range []struct {
@@ -142,10 +153,7 @@ func (d *Datapath) PutInterface(i Interface) error {
 			value.Flags |= f.flag
 		}
 	}
-	if err := d.maps["interfaces"].Put(&key, &value); err != nil {
-		return fmt.Errorf("write the interface %d: %w", i.IfIndex, full(err))
-	}
-	return nil
+	return value
 }
 
 // DeleteInterface removes the entry of a host end; a missing one is no error.
@@ -174,7 +182,14 @@ func (d *Datapath) Interfaces() ([]int, error) {
 
 // PutSandbox switches the socket hooks on in a sandbox, or changes how they work there.
 func (d *Datapath) PutSandbox(s Sandbox) error {
-	key := mstSandboxKey{Cookie: s.Cookie}
+	key, value := mstSandboxKey{Cookie: s.Cookie}, s.value()
+	if err := d.maps["sandboxes"].Put(&key, &value); err != nil {
+		return fmt.Errorf("write the sandbox %d: %w", s.Cookie, full(err))
+	}
+	return nil
+}
+
+func (s Sandbox) value() mstSandbox {
 	value := mstSandbox{DnsPort: be(s.DNSPort)}
 	for _, f := range []struct {
 		on   bool
@@ -184,10 +199,7 @@ func (d *Datapath) PutSandbox(s Sandbox) error {
 			value.Flags |= f.flag
 		}
 	}
-	if err := d.maps["sandboxes"].Put(&key, &value); err != nil {
-		return fmt.Errorf("write the sandbox %d: %w", s.Cookie, full(err))
-	}
-	return nil
+	return value
 }
 
 // Sandbox reads a sandbox; false if the hooks are off in it.

@@ -46,6 +46,15 @@ func TestForgedOutside(t *testing.T) {
 			w.send(fromOutside(), tcp(w.client, 5000, w.host, 80, data)).dropped("spoofed to-container")
 			w.send(fromClient(), tcp(w.client, 5000, w.host, 80, data)).toBackend(tcp(w.client, 5000, w.backend, 8080, data))
 		}},
+		{"nobody outside is the host, whom a container has asked", func(w *world) {
+			w.leaves(true)
+			w.send(fromClient(), udp(w.client, 5000, w.host, 53, "q")).untouched()
+			w.send(fromOutside(), udp(w.host, 53, w.client, 5000, "a")).dropped("spoofed to-container")
+			told := unreachable(w.host, w.client, true, udp(w.client, 5000, w.host, 53, "q").quote())
+			w.send(fromOutside(), told).untouched()
+			w.send(toClient(uplinkIf), told).dropped("spoofed to-container")
+			w.send(toClient(0), udp(w.host, 53, w.client, 5000, "a")).untouched()
+		}},
 		{"the host itself tells of what it could not hand on", func(w *world) {
 			open(w)
 			w.send(toClient(0), exceeded(w, ip(w.gateway, w.client, 0, nil), w.sent(syn).quote())).

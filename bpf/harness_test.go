@@ -129,7 +129,10 @@ func clearMaps(t testing.TB) {
 	testDP.sources = sources{}
 	for name, m := range testDP.maps {
 		switch name {
-		case "socks":
+		case "socks", "events":
+			continue
+		case "event_rate":
+			require.NoError(t, m.Put(uint32(0), make([]mstEventRate, ebpf.MustPossibleCPU())))
 			continue
 		case "config":
 			require.NoError(t, testDP.putConfig(mstConfig{}))
@@ -142,7 +145,7 @@ func clearMaps(t testing.TB) {
 		key, value := make([]byte, m.KeySize()), make([]byte, int(m.ValueSize()))
 		it := m.Iterate()
 		if m.Type() == ebpf.PerCPUHash {
-			var v []mstMetric
+			var v [][]byte
 			for it.Next(&key, &v) {
 				keys = append(keys, slices.Clone(key))
 			}

@@ -254,6 +254,23 @@ func TestToContainer(t *testing.T) {
 		{"a stranger with the address of a neighbour does not", func(w *world) {
 			w.send(toClient(99), tcp(w.backend, 5000, w.client, 22, syn)).dropped("isolated to-container")
 		}},
+		{"whom the host's stack has sent it to answers with the host's address, from a network that leads out", func(w *world) {
+			require.NoError(w, testDP.PutEndpoint(Endpoint{Addr: w.host, Host: true}))
+			answer := tcp(w.host, 8090, w.client, 5000, synAck)
+			w.send(toClient(99), answer).dropped("isolated to-container")
+			w.leaves(true)
+			w.send(toClient(99), answer).untouched()
+			w.send(toClient(99), tcp(w.gateway, 8090, w.client, 5000, synAck)).dropped("isolated to-container")
+		}},
+		{"and nothing begins with it, which is what the stack masquerades with", func(w *world) {
+			w.leaves(true)
+			w.send(toClient(99), tcp(w.host, 8090, w.client, 5000, syn)).dropped("isolated to-container")
+			answer := udp(w.host, 53, w.client, 5000, "a")
+			w.send(toClient(99), answer).dropped("isolated to-container")
+			w.send(fromClient(), udp(w.client, 5000, w.host, 53, "q")).untouched()
+			w.send(toClient(99), answer).untouched()
+			w.send(toClient(99), udp(w.host, 53, w.client, 5001, "a")).dropped("isolated to-container")
+		}},
 		{"a container that is not guarded gets everything", func(w *world) {
 			require.NoError(w, testDP.DeleteInterface(clientIf))
 			w.send(toClient(99), tcp(w.outside, 5000, w.client, 22, syn)).untouched()

@@ -4,8 +4,13 @@ package bpf
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
+	"maps"
+	"reflect"
 	"slices"
+
+	"github.com/cilium/ebpf"
 )
 
 // reasons explain every way in which the datapath refuses a packet or a connection.
@@ -36,6 +41,15 @@ var reasons = map[uint32][2]string{
 // directions name where a refusal happened.
 var directions = map[uint32]string{fromContainer: "from-container", toContainer: "to-container", socket: "socket"}
 
+// Reasons lists the names of all reasons, as they are counted.
+func Reasons() []string {
+	var out []string
+	for _, n := range slices.Sorted(maps.Keys(reasons)) {
+		out = append(out, reasons[n][0])
+	}
+	return out
+}
+
 // Drop counts what was refused for one reason at one place.
 type Drop struct {
 	Reason    string
@@ -54,10 +68,7 @@ func (d *Datapath) Drops() ([]Drop, error) {
 	entries := d.maps["metrics"].Iterate()
 	for entries.Next(&key, &perCPU) {
 		drop := Drop{Direction: directions[key.Dir], IfIndex: int(key.Ifindex)}
-		drop.Reason, drop.Meaning = fmt.Sprint(key.Reason), "unknown to this build"
-		if r, ok := reasons[key.Reason]; ok {
-			drop.Reason, drop.Meaning = r[0], r[1]
-		}
+		drop.Reason, drop.Meaning = reasonText(key.Reason)
 		for _, m := range perCPU {
 			drop.Packets += m.Packets
 			drop.Bytes += m.Bytes
@@ -73,11 +84,57 @@ func (d *Datapath) Drops() ([]Drop, error) {
 	return out, nil
 }
 
+// reasonText is the name of a reason, and what it means.
+func reasonText(reason uint32) (name, meaning string) {
+	if r, ok := reasons[reason]; ok {
+		return r[0], r[1]
+	}
+	return fmt.Sprint(reason), "unknown to this build"
+}
+
 // Fill says how full a map is.
 type Fill struct {
 	Name    string // without prefix and version: "services"
 	Entries int
 	Max     int
+}
+
+// atOnce is how many entries are counted in one call: a cache may have 100,000.
+const atOnce = 4096
+
+// countEntries counts the entries of a map.
+func countEntries(m *ebpf.Map) (n int, err error) {
+	if t := m.Type(); t == ebpf.Hash || t == ebpf.LRUHash {
+		return countBatches(m)
+	}
+	key, value := make([]byte, m.KeySize()), any(new([]byte))
+	if m.Type() == ebpf.PerCPUHash {
+		value = new([][]byte)
+	}
+	it := m.Iterate()
+	for it.Next(&key, value) {
+		n++
+	}
+	return n, it.Err()
+}
+
+func countBatches(m *ebpf.Map) (n int, err error) {
+	room := func(size uint32) any {
+		slice := reflect.SliceOf(reflect.ArrayOf(int(size), reflect.TypeFor[byte]()))
+		return reflect.MakeSlice(slice, atOnce, atOnce).Interface()
+	}
+	keys, values := room(m.KeySize()), room(m.ValueSize())
+	var at ebpf.MapBatchCursor
+	for {
+		got, err := m.BatchLookup(&at, keys, values, nil)
+		n += got
+		if errors.Is(err, ebpf.ErrKeyNotExist) { // that was the last one
+			return n, nil
+		}
+		if err != nil {
+			return n, err
+		}
+	}
 }
 
 // Fill counts the entries of the maps that desired state fills, and of masqueraded flows. Caches, which make
@@ -96,14 +153,8 @@ func (d *Datapath) Fill() ([]Fill, error) {
 	var out []Fill
 	for _, name := range []string{"services", "backends", "endpoints", "interfaces", "sandboxes", "listeners", "sources", "snat"} {
 		m := d.maps[name]
-		key := make([]byte, m.KeySize())
-		value := make([]byte, m.ValueSize())
 		f := Fill{Name: name, Max: int(m.MaxEntries())}
-		entries := m.Iterate()
-		for entries.Next(&key, &value) {
-			f.Entries++
-		}
-		if err := entries.Err(); err != nil {
+		if f.Entries, err = countEntries(m); err != nil {
 			return nil, fmt.Errorf("count the entries of mst_%s: %w", name, err)
 		}
 		if name == "endpoints" {

@@ -44,6 +44,19 @@ type mstBackend struct {
 	Cookie uint64
 }
 
+type mstTrafficKey struct {
+	_       structs.HostLayout
+	Service uint32
+	Backend uint32
+}
+
+type mstTraffic struct {
+	_           structs.HostLayout
+	Connections uint64
+	ToBackend   uint64
+	FromBackend uint64
+}
+
 type mstAffinityKey struct {
 	_       structs.HostLayout
 	Client  mstAddr
@@ -129,6 +142,8 @@ type mstCt struct {
 	Inside  uint8
 	Pad     [2]uint8
 	Uplink  uint32
+	Service uint32
+	Pad2    uint32
 }
 
 type mstFragKey struct {
@@ -153,6 +168,7 @@ type mstSockFlow struct {
 	Vport   uint16
 	Port    uint16
 	Backend uint32
+	Service uint32
 }
 
 type mstSock struct {
@@ -169,6 +185,32 @@ type mstConfig struct {
 	Mask4     mstAddr
 	Pool6     mstAddr
 	Mask6     mstAddr
+	Events    uint64
+}
+
+type mstEvent struct {
+	_        structs.HostLayout
+	Time     uint64
+	T        mstTuple
+	To       mstAddr
+	Port     uint16
+	Kind     uint8
+	Path     uint8
+	Reason   uint32
+	Dir      uint32
+	Ifindex  uint32
+	Service  uint32
+	Backend  uint32
+	Cookie   uint64
+	Sent     uint64
+	Received uint64
+}
+
+type mstEventRate struct {
+	_      structs.HostLayout
+	Window uint64
+	Sent   uint64
+	Lost   uint64
 }
 
 type mstMetricKey struct {
@@ -219,6 +261,7 @@ const (
 // enum mst_sock_flag
 const (
 	sockExempt = 1
+	sockTold   = 2
 )
 
 // enum mst_dir
@@ -232,6 +275,22 @@ const (
 	ctNew         = 0
 	ctEstablished = 1
 	ctClosing     = 2
+)
+
+// enum mst_event_kind
+const (
+	eventDrop   = 1
+	eventNew    = 2
+	eventEnd    = 3
+	eventRefuse = 4
+)
+
+// enum mst_path
+const (
+	pathSocket = 1
+	pathDirect = 2
+	pathPacket = 3
+	pathEgress = 4
 )
 
 // enum mst_metric_dir

@@ -147,6 +147,8 @@ func (m *model) toContainer(ifindex, from int, in, got []byte) judgement {
 		return dropped("isolated" + w.direction)
 	case from == 0, known && src.Network == i.Network && src.IfIndex == from, w.wasSent(p.t):
 		return passes(in)
+	case src.Host && i.Egress && p.t.proto == protoTCP && !p.isSYN(): // the stack had sent a container to it, as the host
+		return passes(in)
 	case w.wasAsked(&p):
 		w.follow(&p, p.t)
 		return passes(in)

@@ -36,6 +36,9 @@ func (w *place) onward(p, came *packet, translated, answer bool) judgement {
 		if !w.iface.Egress && (p.t.dst.Addr() != gateway || w.publishedAtAll(p)) {
 			return dropped("isolated" + w.direction)
 		}
+		if w.iface.Egress && !translated && p.t.proto == protoUDP {
+			w.keep(p) // its stack may send them on, to who answers
+		}
 		return passes(p.raw)
 	case known && dst.Network != w.network && !translated:
 		return dropped("isolated" + w.direction)
@@ -191,6 +194,9 @@ func (m *model) fromUplink(ifindex int, in, got []byte) judgement {
 		w.answer(&p) // of a service whose backend is outside
 		return w.enters(&p)
 	}
+	if w.forged {
+		return dropped("spoofed" + w.direction)
+	}
 	if p.later || p.isError() { // streams and datagrams to the outside have come back by now
 		w.answer(&p)
 		if !w.known {
@@ -241,7 +247,7 @@ func (w *place) returned(p *packet) bool {
 			return false
 		}
 		f := w.returns[q.t.back()]
-		if f == nil {
+		if f == nil || w.inside(q.t.dst.Addr()) {
 			return false
 		}
 		p.retell(p.t.src.Addr(), f.becomes.dst.Addr(), &q, f.becomes.back())
@@ -251,6 +257,9 @@ func (w *place) returned(p *packet) bool {
 	}
 	f := w.returns[p.t]
 	if f == nil {
+		return false
+	}
+	if w.forged = w.inside(p.t.src.Addr()); w.forged {
 		return false
 	}
 	w.follow(p, f.becomes)

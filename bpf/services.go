@@ -307,7 +307,7 @@ func full(err error) error {
 		return err
 	}
 	if isFull(err) {
-		return fmt.Errorf("%w: the map is full: `mustang status` shows how many entries each map holds", err)
+		return fmt.Errorf("%w: the map is full: see `mustang status` for how many entries each map holds, and remove what is not needed", err)
 	}
 	return err
 }

@@ -34,6 +34,7 @@ type Config struct {
 
 	LogLevel  string // one of LogLevels
 	LogFormat string // one of LogFormats
+	Metrics   string // where Prometheus finds the metrics: a loopback ADDRESS:PORT, or the absolute path of a socket; "" = nowhere
 }
 
 // AddressPool is a range that networks without a subnet of their own get one from.
@@ -76,6 +77,12 @@ func Default() Config {
 // [DefaultPath] if that exists. An error names every bad key with its value, where it comes from and
 // what it could be; the Config is then the zero one.
 func Load(path string, env func(string) string) (Config, error) {
+	c, _, err := Trace(path, env)
+	return c, err
+}
+
+// Trace is [Load] that also tells, for every key that is set, the file or the environment variable that does.
+func Trace(path string, env func(string) string) (c Config, origins map[string]string, err error) {
 	optional := false
 	if path == "" {
 		path = env("MUSTANG_CONFIG")
@@ -85,14 +92,15 @@ func Load(path string, env func(string) string) (Config, error) {
 	}
 	text, err := os.ReadFile(path)
 	if err != nil && !(optional && errors.Is(err, fs.ErrNotExist)) {
-		return Config{}, fmt.Errorf("read the configuration: %w", err)
+		return Config{}, nil, fmt.Errorf("read the configuration: %w", err)
 	}
 	r, err := parse(path, string(text))
 	if err != nil {
-		return Config{}, err
+		return Config{}, nil, err
 	}
 	r.environment(env)
-	return r.validate()
+	c, err = r.validate()
+	return c, r.origin, err
 }
 
 // parse reads TOML into raw settings that remember where they come from.

@@ -65,13 +65,14 @@ service_pools = ["10.97.0.0/16"]
 address_pools = [{ pool = "10.98.0.0/16", size = 26 }]
 log_level = "debug"
 log_format = "json"
+metrics = "127.0.0.1:9464"
 `
 	fromFile := Config{
 		StateDir: "/srv/mustang", Socket: "/srv/run/m.sock", PluginSocket: "/srv/run/plugin.sock",
 		Containerd: "/srv/run/containerd.sock", CNIConfDir: "/srv/cni", BPFFS: "/bpf", Cgroup: "/sys/fs/cgroup/fake",
 		ServicePools: []netip.Prefix{netip.MustParsePrefix("10.97.0.0/16")},
 		AddressPools: []AddressPool{{netip.MustParsePrefix("10.98.0.0/16"), 26}},
-		LogLevel:     "debug", LogFormat: "json",
+		LogLevel:     "debug", LogFormat: "json", Metrics: "127.0.0.1:9464",
 	}
 	c, err := Load(file(t, all), environment(nil))
 	require.NoError(t, err)
@@ -81,7 +82,14 @@ log_format = "json"
 	require.NoError(t, err)
 	assert.Equal(t, fromFile, c, "file named by MUSTANG_CONFIG")
 
-	c, err = Load(file(t, all), environment(map[string]string{
+	path := file(t, all)
+	_, origins, err := Trace(path, environment(map[string]string{"MUSTANG_LOG_LEVEL": "error"}))
+	require.NoError(t, err)
+	assert.Equal(t, path, origins["socket"])
+	assert.Equal(t, "MUSTANG_LOG_LEVEL", origins["log_level"])
+	assert.NotContains(t, origins, "uplinks")
+
+	c, err = Load(path, environment(map[string]string{
 		"MUSTANG_STATE_DIR": "/env", "MUSTANG_DOCKER_SOCKET": "/d.sock",
 		"MUSTANG_SERVICE_POOLS": "10.99.0.0/16, fd00:1::/96",
 		"MUSTANG_ADDRESS_POOLS": "10.100.0.0/16=28,fd00:2::/48=64",
@@ -118,6 +126,13 @@ func TestLoadRefuses(t *testing.T) {
 		{text: `socket = "/run/docker/plugins/mustang.sock"`, wants: []string{"plugin_socket", "must differ from socket"}},
 		{text: `log_level = "loud"`, wants: []string{`log_level = "loud"`, "choose among trace, debug, info, warning, error"}},
 		{text: `log_format = "xml"`, wants: []string{`log_format = "xml"`, "choose among text, json"}},
+		{text: `metrics = "0.0.0.0:9464"`, wants: []string{`metrics = "0.0.0.0:9464"`, "must be a loopback address", "not protected by a password", "agent or a proxy"}},
+		{text: `metrics = "[2001:db8::1]:9464"`, wants: []string{"must be a loopback address"}},
+		{text: `metrics = "localhost:9464"`, wants: []string{"must be a loopback address with a port, such as 127.0.0.1:9464"}},
+		{text: `metrics = ":9464"`, wants: []string{"must be a loopback address with a port"}},
+		{text: `metrics = "127.0.0.1:0"`, wants: []string{"must be a loopback address with a port"}},
+		{text: `metrics = "metrics.sock"`, wants: []string{"absolute path of a unix socket"}},
+		{text: `metrics = "/run/mustang/mustang.sock"`, wants: []string{"must differ from socket"}},
 		{text: `service_pools = []`, wants: []string{"service_pools = []", "at least one"}},
 		{text: `service_pools = ["10.96.0.0"]`, wants: []string{`service_pools = "10.96.0.0"`, "must be a prefix"}},
 		{text: `service_pools = ["10.96.1.0/16"]`, wants: []string{"host bits", "10.96.0.0/16"}},

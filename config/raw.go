@@ -16,7 +16,7 @@ import (
 // of a key is MUSTANG_ and the key in capitals.
 var keys = []string{
 	"state_dir", "socket", "plugin_socket", "docker_socket", "containerd_socket", "cni_conf_dir", "bpffs", "cgroup",
-	"service_pools", "address_pools", "uplinks", "log_level", "log_format",
+	"service_pools", "address_pools", "uplinks", "log_level", "log_format", "metrics",
 }
 
 // maxSocketPath is what fits into a sockaddr_un, less its final zero.
@@ -37,6 +37,7 @@ type rawFile struct {
 	Uplinks      []string  `toml:"uplinks"`
 	LogLevel     string    `toml:"log_level"`
 	LogFormat    string    `toml:"log_format"`
+	Metrics      string    `toml:"metrics"`
 }
 
 type rawPool struct {
@@ -58,7 +59,7 @@ func (r *raw) strings() map[string]*string {
 	return map[string]*string{
 		"state_dir": &r.StateDir, "socket": &r.Socket, "plugin_socket": &r.PluginSocket,
 		"docker_socket": &r.DockerSocket, "containerd_socket": &r.Containerd, "cni_conf_dir": &r.CNIConfDir, "bpffs": &r.BPFFS, "cgroup": &r.Cgroup,
-		"log_level": &r.LogLevel, "log_format": &r.LogFormat,
+		"log_level": &r.LogLevel, "log_format": &r.LogFormat, "metrics": &r.Metrics,
 	}
 }
 
@@ -130,6 +131,7 @@ func (r *raw) validate() (Config, error) {
 	r.uplinks(&c)
 	r.choice("log_level", r.LogLevel, LogLevels, &c.LogLevel)
 	r.choice("log_format", r.LogFormat, LogFormats, &c.LogFormat)
+	r.metrics(&c)
 	if len(r.errs) == 0 {
 		r.apart(c)
 	}
@@ -149,6 +151,24 @@ func (r *raw) uplinks(c *Config) {
 	}
 	if len(r.Uplinks) > 0 {
 		c.Uplinks = r.Uplinks
+	}
+}
+
+// metrics are shown on this host alone: they name every service and container, and nobody who reads them is asked who
+// he is.
+func (r *raw) metrics(c *Config) {
+	const key = "metrics"
+	switch at, err := netip.ParseAddrPort(r.Metrics); {
+	case !r.set(key), r.Metrics == "", r.Metrics == "off":
+	case strings.HasPrefix(r.Metrics, "/"):
+		r.socket(key, r.Metrics, &c.Metrics)
+	case err != nil || at.Port() == 0 || at.Addr().Zone() != "":
+		r.bad(key, r.Metrics, `must be a loopback address with a port, such as 127.0.0.1:9464, the absolute path of a unix socket, or "off"`)
+	case !at.Addr().Unmap().IsLoopback():
+		r.bad(key, r.Metrics, "must be a loopback address, such as 127.0.0.1:9464, or the path of a unix socket: the metrics name every service "+
+			"and container, and are not protected by a password; to read them from elsewhere, run an agent or a proxy on this host")
+	default:
+		c.Metrics = at.String()
 	}
 }
 
@@ -278,11 +298,14 @@ func (r *raw) apart(c Config) {
 	if c.Socket == c.PluginSocket {
 		r.bad("plugin_socket", c.PluginSocket, "must differ from socket")
 	}
+	if c.Metrics == c.Socket || c.Metrics == c.PluginSocket {
+		r.bad("metrics", c.Metrics, "must differ from socket and plugin_socket")
+	}
 	var seen []netip.Prefix
 	check := func(key string, p netip.Prefix) {
 		for _, other := range seen {
 			if p.Overlaps(other) {
-				r.bad(key, p, fmt.Sprintf("overlaps the pool %s", other))
+				r.bad(key, p, fmt.Sprintf("overlaps the pool %s: choose another", other))
 			}
 		}
 		seen = append(seen, p)

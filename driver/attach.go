@@ -26,7 +26,28 @@ func (m *Manager) attach(n *Network, e *Endpoint) error {
 		}
 		end = hostEnd(dev.Type)
 	}
+	if e.Source == SourceCNI && end == bpf.HostEnd && !e.Shaped {
+		return m.attachAtOnce(e, dev)
+	}
 	return m.attachDevice(e.HostIf, dev, end)
+}
+
+// attachAtOnce attaches programs to a host's end that stays where it is, as clsact filters: attaching two TCX links waits
+// for two RCU grace periods under rtnetlink's lock, 25 ms in all, for which others that attach wait, too. Runtimes of CNI
+// start many containers at a time. An end with a queue has links: upstream's plugin bandwidth puts a qdisc of its own where
+// the filters' is.
+func (m *Manager) attachAtOnce(e *Endpoint, dev link.Device) error {
+	if err := m.datapath.Load(); err != nil {
+		return err
+	}
+	ingress, egress := bpf.HostEnd.Programs()
+	if err := m.links.AttachClsact(dev.Name, m.filter(ingress), m.filter(egress)); err != nil {
+		return err
+	}
+	if e.into != "" {
+		return nil // it is new
+	}
+	return m.datapath.DetachLXC(e.HostIf) // links of an older version's
 }
 
 // attachDevice attaches programs to a device in the namespace of the calling thread: by TCX, under a name

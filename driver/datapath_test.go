@@ -216,6 +216,8 @@ func (d *datapath) DetachLXC(name string) error {
 	return nil
 }
 
+func (d *datapath) Load() error { return d.fault.hit("load") }
+
 func (d *datapath) AttachedLXC() ([]string, error) {
 	if err := d.fault.hit("attached"); err != nil {
 		return nil, err

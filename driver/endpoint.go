@@ -143,7 +143,7 @@ func (m *Manager) makeRoom(e *Endpoint) error {
 		var err error
 		for _, a := range other.addrs() {
 			if slices.Contains(e.addrs(), a) {
-				err = fmt.Errorf("its address %s belongs to the endpoint %s", a, other.ID)
+				err = fmt.Errorf("its address %s belongs to the endpoint %s: remove that one first, or choose another address", a, other.ID)
 			}
 		}
 		sameAddr := err != nil
@@ -165,7 +165,7 @@ func (m *Manager) makeRoom(e *Endpoint) error {
 func newEndpoint(n *Network, cfg EndpointConfig) (*Endpoint, error) {
 	e := &Endpoint{
 		ID: cfg.ID, NetworkID: cfg.NetworkID, Source: cmp.Or(cfg.Source, SourceDocker), IPv4: cfg.IPv4, IPv6: cfg.IPv6,
-		MAC: cfg.MAC, Options: cfg.Options, IfName: cfg.Options["com.docker.network.endpoint.ifname"],
+		MAC: cfg.MAC, Shaped: cfg.Shaped, Options: cfg.Options, IfName: cfg.Options["com.docker.network.endpoint.ifname"],
 	}
 	if len(e.ID) < idBytes {
 		return nil, fmt.Errorf("create endpoint %q: its id must have at least %d characters", e.ID, idBytes)
@@ -272,6 +272,9 @@ func (m *Manager) putDatapath(n *Network, e *Endpoint, hostMAC, mac net.Hardware
 		ep := bpf.Endpoint{
 			Addr: a, IfIndex: e.Index, Network: n.Number, Redirect: e.HostIf != "", MAC: mac, HostMAC: hostMAC,
 			Open: n.leadsOut() && n.Options.gatewayMode(a.Is6()) == GatewayOpen, Ping: n.leadsOut() && n.Options.routed(a.Is6()),
+		}
+		if e.Shaped { // past its end it would pass the queue by
+			ep.Via = e.Index
 		}
 		if err := m.beside(n, &ep); err != nil {
 			return err

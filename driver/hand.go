@@ -108,7 +108,7 @@ func (m *Manager) makeRoomByHand(e *Endpoint) error {
 				continue
 			}
 			if !other.Partial && !m.outdated(other, e) {
-				return fmt.Errorf("%s is the address of the endpoint %s already", a, other.ID)
+				return fmt.Errorf("%s is the address of the endpoint %s already: remove that one first, or give this one another address", a, other.ID)
 			}
 			if err := m.tearDownEndpoint(other); err != nil {
 				return err

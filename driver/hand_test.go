@@ -96,8 +96,8 @@ func TestAnEndpointByHandThatIsRefused(t *testing.T) {
 		"no namespace":  {"eth0", "/run/netns/none", "look into the sandbox /run/netns/none: there is no such network namespace"},
 		"no device":     {"eth9", hand, "look into the sandbox " + hand + ": find the device eth9: there is no such device"},
 		"no address":    {"bare0", hand, "bare0 in " + hand + " has no address: give it one first"},
-		"a container's": {"eth1", hand, "10.1.0.2 is the address of the endpoint " + ep1 + " already"},
-		"another's":     {"eth0", "/run/netns/twin", "192.168.10.10 is the address of the endpoint ep-192.168.10.10 already"},
+		"a container's": {"eth1", hand, "10.1.0.2 is the address of the endpoint " + ep1 + " already: remove that one first, or give this one another address"},
+		"another's":     {"eth0", "/run/netns/twin", "192.168.10.10 is the address of the endpoint ep-192.168.10.10 already: remove that one first, or give this one another address"},
 		"the host":      {"eth0", "/proc/1/ns/net", "/proc/1/ns/net is the host's own network namespace, which needs no endpoint: name a sandbox's"},
 	} {
 		t.Run(name, func(t *testing.T) {

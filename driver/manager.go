@@ -83,6 +83,7 @@ type Datapath interface {
 	DeleteMember(cookie uint64, network uint32) error
 	Sandboxes() (map[uint64][]uint32, error)
 	Sandbox(cookie uint64) (bpf.Sandbox, bool, error)
+	Load() error
 	AttachLXC(ifname string, ifindex int, end bpf.End) error
 	RenameLXC(from, to string) error
 	DetachLXC(ifname string) error
@@ -142,6 +143,7 @@ type Manager struct {
 	missing   map[string]bool           // networks and endpoints that the engine did not know at the last Collect
 	fresh     bool                      // the state has never been used
 	orphaned  bool                      // it was lost, and endpoints that it does not know go on
+	rehearses bool                      // nothing is to be done, nor waited for
 }
 
 // Config is what a Manager works with.

@@ -164,7 +164,7 @@ func setMTU(o *Options, v string) error {
 		return fmt.Errorf("must be a number of bytes from %d to %d", minMTU, maxMTU)
 	}
 	if o.MTU != 0 && o.MTU != n {
-		return fmt.Errorf("contradicts the other MTU option, which says %d", o.MTU)
+		return fmt.Errorf("contradicts the other MTU option, which says %d: leave one of them away", o.MTU)
 	}
 	o.MTU = n
 	return nil

@@ -10,7 +10,6 @@ import (
 	"hash/fnv"
 	"net/netip"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/sirupsen/logrus"
@@ -18,7 +17,6 @@ import (
 
 	"github.com/mustang-net/mustang/bpf"
 	"github.com/mustang-net/mustang/driver/ports"
-	"github.com/mustang-net/mustang/service"
 )
 
 // PortBinding is a port to publish, as it was asked for.
@@ -33,16 +31,6 @@ type PortBinding struct {
 
 // one tells whether the binding is of one port of the host's alone.
 func (b PortBinding) one() bool { return b.HostPort > 0 && b.HostPortEnd <= b.HostPort }
-
-// Published are ports of the host's in a row that lead to an endpoint's, one to one.
-type Published struct {
-	Protocol bpf.Protocol   `json:"protocol"`
-	Host     netip.AddrPort `json:"host"` // the first; the unspecified address stands for all of its family
-	Port     uint16         `json:"port"` // of the endpoint, the first
-	Count    uint16         `json:"count"`
-	// Routed says that Host is the endpoint's own address (gateway_mode=routed), so that no port of the host's is taken.
-	Routed bool `json:"routed,omitempty"`
-}
 
 // Ports keeps the host's ports for the endpoints that have published them; [ports.Holder] is the real one.
 type Ports interface {
@@ -249,12 +237,24 @@ func (m *Manager) hostsOf(n *Network, e *Endpoint, b PortBinding) []netip.Addr {
 		}
 		for _, a := range e.addrs() {
 			if a.Is6() == host.Is6() {
-				e.add(Published{Protocol: b.Protocol, Host: netip.AddrPortFrom(a, b.Port), Port: b.Port, Count: 1, Routed: true})
+				if !e.routes(b.Protocol, a, b.Port) { // it may be asked for at several addresses of the host's
+					e.add(Published{Protocol: b.Protocol, Host: netip.AddrPortFrom(a, b.Port), Port: b.Port, Count: 1, Routed: true})
+				}
 			}
 		}
 		return true
 	})
 }
+
+func (o Options) gatewayMode(v6 bool) string {
+	if v6 {
+		return o.GatewayMode6
+	}
+	return o.GatewayMode4
+}
+
+// routed tells whether containers are reached at their own addresses, by the family of those.
+func (o Options) routed(v6 bool) bool { return o.gatewayMode(v6) == GatewayRouted }
 
 // leaveToSiblings leaves out addresses at which another endpoint of the same container has published the port: it leads
 // out by one family, and this one by the other. The engine tells only the one for IPv4 so, which may come second.
@@ -298,29 +298,6 @@ func (m *Manager) giveUp(e *Endpoint, v6 bool) error {
 	return m.put(bucketEndpoints, e.ID, e)
 }
 
-func (o Options) gatewayMode(v6 bool) string {
-	if v6 {
-		return o.GatewayMode6
-	}
-	return o.GatewayMode4
-}
-
-// routed tells whether containers are reached at their own addresses, by the family of those.
-func (o Options) routed(v6 bool) bool { return o.gatewayMode(v6) == GatewayRouted }
-
-// sources are who may reach the endpoint's published ports: as it says itself, or else its network. nil is everybody.
-func (m *Manager) sources(e *Endpoint) []netip.Prefix {
-	if text, ok := e.Options[optionSources]; ok {
-		if sources, err := parseSources(text); err == nil { // as checked when it was made
-			return sources
-		}
-	}
-	if n := m.networks[e.NetworkID]; n != nil {
-		return n.Options.Sources
-	}
-	return nil
-}
-
 // publisher is another endpoint that has the port on one of the addresses.
 func (m *Manager) publisher(e *Endpoint, protocol bpf.Protocol, hosts []netip.Addr, port uint16) *Endpoint {
 	for _, other := range m.endpoints {
@@ -329,17 +306,6 @@ func (m *Manager) publisher(e *Endpoint, protocol bpf.Protocol, hosts []netip.Ad
 		}
 	}
 	return nil
-}
-
-// has tells whether the endpoint has the port of the host's on one of the addresses.
-func (e *Endpoint) has(protocol bpf.Protocol, hosts []netip.Addr, port uint16) bool {
-	return slices.ContainsFunc(e.Published, func(p Published) bool {
-		a := p.Host.Addr()
-		return p.Protocol == protocol && p.includes(port) &&
-			slices.ContainsFunc(hosts, func(h netip.Addr) bool {
-				return a == h || a.Is6() == h.Is6() && (a.IsUnspecified() || h.IsUnspecified())
-			})
-	})
 }
 
 // refuseTaken refuses a port that another endpoint has, unless that could be a replica, as services know.
@@ -401,56 +367,6 @@ func (m *Manager) take(e *Endpoint, b PortBinding, hosts []netip.Addr, port uint
 	return nil
 }
 
-// rows is how many rows of ports can go on at a time: one of each family, of the host's and routed.
-const rows = 4
-
-// add records a port, together with the ones before it if they are in a row. Ports come in order, so that only the last
-// rows can go on: a thousand that are not in a row are not compared with one another.
-func (e *Endpoint) add(p Published) {
-	for i := max(0, len(e.Published)-rows); i < len(e.Published); i++ {
-		q := &e.Published[i]
-		if q.Protocol == p.Protocol && q.Routed == p.Routed && q.Host.Addr() == p.Host.Addr() &&
-			q.Host.Port()+q.Count == p.Host.Port() && q.Port+q.Count == p.Port {
-			q.Count++
-			return
-		}
-	}
-	e.Published = append(e.Published, p)
-}
-
-// includes tells whether a port of the host's is among them.
-func (p Published) includes(port uint16) bool {
-	return !p.Routed && port >= p.Host.Port() && port-p.Host.Port() < p.Count
-}
-
-// each calls fn for every single port.
-func (p Published) each(fn func(host netip.AddrPort, port uint16)) {
-	for i := range p.Count {
-		fn(netip.AddrPortFrom(p.Host.Addr(), p.Host.Port()+i), p.Port+i)
-	}
-}
-
-// on are the same ports at another address of the host's.
-func (p Published) on(host netip.Addr) Published {
-	p.Host = netip.AddrPortFrom(host, p.Host.Port())
-	return p
-}
-
-// transport is the protocol as sockets and people write it: tcp or udp.
-func transport(p bpf.Protocol) string { return strings.ToLower(p.String()) }
-
-// ports are the endpoint's published ports of the families it has, as services know them.
-func (e *Endpoint) ports() []service.Port {
-	var out []service.Port
-	for _, p := range e.Published {
-		if !slices.ContainsFunc(e.addrs(), func(a netip.Addr) bool { return a.Is6() == p.Host.Addr().Is6() }) {
-			continue
-		}
-		out = append(out, service.Port{Host: p.Host, Protocol: p.Protocol, Port: p.Port, Count: p.Count})
-	}
-	return out
-}
-
 // Unpublish undoes Publish; nothing published is no error.
 func (m *Manager) Unpublish(_ context.Context, _, id string) error {
 	m.mu.Lock()
@@ -480,30 +396,4 @@ func (m *Manager) unpublish(e *Endpoint) error {
 		return fmt.Errorf("record the endpoint %s: %w", e.ID, err)
 	}
 	return nil
-}
-
-// PublishedPort are ports in a row that lead to an endpoint.
-type PublishedPort struct {
-	Endpoint string
-	Network  string // id
-	Published
-	Addrs   []netip.Addr   // of the endpoint
-	Sources []netip.Prefix // that reach them; nil for everybody
-}
-
-// Ports lists what is published, by host port.
-func (m *Manager) Ports() []PublishedPort {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	var out []PublishedPort
-	for _, e := range m.endpoints {
-		for _, p := range e.Published {
-			out = append(out, PublishedPort{Endpoint: e.ID, Network: e.NetworkID, Published: p, Addrs: e.addrs(), Sources: m.sources(e)})
-		}
-	}
-	slices.SortFunc(out, func(a, b PublishedPort) int {
-		return cmp.Or(cmp.Compare(a.Host.Port(), b.Host.Port()), cmp.Compare(a.Protocol, b.Protocol),
-			a.Host.Addr().Compare(b.Host.Addr()), cmp.Compare(a.Endpoint, b.Endpoint))
-	})
-	return out
 }

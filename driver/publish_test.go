@@ -77,6 +77,13 @@ func TestPublishedPorts(t *testing.T) {
 			"port 0.0.0.0:8080/tcp held via 127.0.0.1:8080", "port 0.0.0.0:8080/tcp of " + ep1 + " leads to 80",
 			"port [fd00:1::2]:80/tcp of " + ep1 + " leads to 80",
 		}},
+		{"routed, once for all addresses of the host's", "com.docker.network.bridge.gateway_mode_ipv4=routed", []PortBinding{
+			{Protocol: bpf.ProtocolTCP, Port: 80, Host: netip.MustParseAddr("127.0.0.1"), HostPort: 8080},
+			{Protocol: bpf.ProtocolTCP, Port: 81, Host: netip.MustParseAddr("127.0.0.1"), HostPort: 8081},
+			{Protocol: bpf.ProtocolTCP, Port: 80, Host: netip.MustParseAddr("192.0.2.2"), HostPort: 8080},
+		}, []string{
+			"port 10.1.0.2:80/tcp of " + ep1 + " leads to 80", "port 10.1.0.2:81/tcp of " + ep1 + " leads to 81",
+		}},
 		{"by nobody of ours", "publish=gwbridge", []PortBinding{tcp(80, 8080, 8080)}, []string{}},
 	} {
 		t.Run(test.name, func(t *testing.T) {

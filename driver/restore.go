@@ -9,16 +9,19 @@ import (
 	"net"
 	"net/netip"
 
+	"github.com/mustang-net/mustang/bpf"
 	"github.com/mustang-net/mustang/driver/link"
 )
 
-// Restore makes the kernel agree with the state after a start: what is missing is made again, running
+// Restore makes the kernel agree with the state, after a start or whenever somebody else has changed it: what is missing is made again, running
 // endpoints get this build's programs without losing a packet, and what nobody knows is removed, unless the
 // state was lost ([Manager.Orphaned]).
 // It goes on past errors and returns them all.
 func (m *Manager) Restore() error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	// what the datapath was told before, somebody may have changed
+	m.uplinks, m.hostAddrs = map[string]bpf.Uplink{}, map[netip.Addr]bool{}
 	var errs []error
 	for _, p := range m.pools {
 		errs = append(errs, m.links.Refuse(p))

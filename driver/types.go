@@ -40,6 +40,8 @@ type EndpointConfig struct {
 	// Into is the path of the sandbox, where it exists already and no engine moves devices there. A pair's device is
 	// made in it under the name that Options ask for ([Endpoint.Inside]); others are the caller's to move.
 	Into string
+	// Shaped says that the host's end gets a queue that limits what the container receives.
+	Shaped bool
 }
 
 // Endpoint is one container's attachment to a network.
@@ -61,6 +63,7 @@ type Endpoint struct {
 	Published   []Published       `json:"published,omitempty"` // ports of the host's that lead to it
 	PublishedAt time.Time         `json:"published_at,omitzero"`
 	Asked       uint64            `json:"asked,omitempty"` // digest of what Published was made from
+	Shaped      bool              `json:"shaped,omitempty"`
 	// Partial says that it is half made or half removed, and nobody's: nobody asks for its removal any more.
 	Partial bool `json:"partial,omitempty"`
 	// Inside says that its device is in the sandbox already.

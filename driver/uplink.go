@@ -21,6 +21,14 @@ func (m *Manager) SyncUplinks() error {
 	return errors.Join(m.syncUplinks(), m.renewSlaves())
 }
 
+// SetUplinks has the devices with these names lead out from now on, as Config.Uplinks does.
+func (m *Manager) SetUplinks(names []string) error {
+	m.mu.Lock()
+	m.uplinkNames = names
+	m.mu.Unlock()
+	return m.SyncUplinks()
+}
+
 func (m *Manager) syncUplinks() error {
 	addrs, err := m.links.HostAddrs()
 	if err != nil {

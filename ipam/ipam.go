@@ -73,10 +73,10 @@ func (o *Options) validate() error {
 			return fmt.Errorf("default pool %s: %w: want a prefix without host bits", p, ErrInvalid)
 		}
 		if size := o.blockSize(p); p.Bits() > size {
-			return fmt.Errorf("default pool %s: %w: it is smaller than one block of /%d", p, ErrInvalid, size)
+			return fmt.Errorf("default pool %s: %w: it is smaller than one block of /%d: give a larger one", p, ErrInvalid, size)
 		}
 		if bad, found := overlapping(p, unusable); found {
-			return fmt.Errorf("default pool %s: %w: no interface can have an address of %s", p, ErrInvalid, bad)
+			return fmt.Errorf("default pool %s: %w: no interface can have an address of %s: choose another", p, ErrInvalid, bad)
 		}
 	}
 	for _, p := range o.Reserved {

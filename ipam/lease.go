@@ -169,10 +169,10 @@ func (p *pool) held(addr netip.Addr, opts AddressOptions) (netip.Addr, bool) {
 // checkExplicit tells why addr cannot be leased.
 func (p *pool) checkExplicit(addr netip.Addr, bootID string) error {
 	if addr.Zone() != "" || !p.Subnet.Contains(addr) {
-		return fmt.Errorf("address %s: %w: it is outside the subnet %s", addr, ErrInvalid, p.Subnet)
+		return fmt.Errorf("address %s: %w: it is outside the subnet %s: choose one in it", addr, ErrInvalid, p.Subnet)
 	}
 	if !assignable(p.Subnet).contains(addr) {
-		return fmt.Errorf("address %s: %w: it is the network, broadcast or anycast address of %s", addr, ErrInvalid, p.Subnet)
+		return fmt.Errorf("address %s: %w: it is the network, broadcast or anycast address of %s: choose another", addr, ErrInvalid, p.Subnet)
 	}
 	r, found := p.leases[addr]
 	if !found {

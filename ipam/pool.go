@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"regexp"
+	"sync"
 	"time"
 
 	"github.com/mustang-net/mustang/state"
@@ -16,7 +17,7 @@ import (
 const DefaultSpace = "mustang-local"
 
 // A space is part of pool ids and of keys in the state, so it has no separators of either.
-var spaceName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$`)
+var spaceName = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$`) })
 
 // Request asks for a pool.
 type Request struct {
@@ -48,6 +49,24 @@ type Pool struct {
 	Since   time.Time
 	BootID  string // of the boot in which it was requested
 	Leases  int    // how many addresses are leased, the gateway's included
+}
+
+// Used is the part of the addresses which may be given that are leased, from 0 to 1. Of a pool too large to count it is 0.
+func (p Pool) Used() float64 {
+	from := p.SubPool
+	if !from.IsValid() {
+		from = p.Subnet
+	}
+	const countable = 32 // bits
+	bits := from.Addr().BitLen() - from.Bits()
+	if bits > countable {
+		return 0
+	}
+	all := float64(uint64(1) << bits)
+	if from.Addr().Is4() && bits > 1 && from == p.Subnet {
+		all -= 2 // its own address and the broadcast
+	}
+	return min(float64(p.Leases)/all, 1)
 }
 
 func poolID(space string, subnet netip.Prefix) string { return space + "/" + subnet.String() }
@@ -129,7 +148,7 @@ func (i *IPAM) RequestPool(req Request) (Pool, error) {
 		Owner: req.Owner, Since: i.opts.Now().UTC(), BootID: i.opts.BootID,
 	})
 	if p.auto.empty() {
-		return Pool{}, fmt.Errorf("request pool: sub-pool %s: %w: all its addresses are network or broadcast addresses of %s",
+		return Pool{}, fmt.Errorf("request pool: sub-pool %s: %w: all its addresses are network or broadcast addresses of %s: choose a larger one",
 			subPool, ErrInvalid, subnet)
 	}
 	err = i.store.Update(func(tx state.Tx) error { return tx.Put(bucketPools, p.id, p.poolRecord) })
@@ -175,7 +194,7 @@ func (i *IPAM) ReleasePool(id string) error {
 // parseRequest checks what can be checked without knowing other pools. The subnet is the zero Prefix
 // if the request names none.
 func parseRequest(req Request) (subnet, subPool netip.Prefix, err error) {
-	if !spaceName.MatchString(req.Space) {
+	if !spaceName().MatchString(req.Space) {
 		return subnet, subPool, fmt.Errorf("address space %q: %w: want up to 64 of A-Z a-z 0-9 . _ -", req.Space, ErrInvalid)
 	}
 	if req.Pool == "" {
@@ -188,10 +207,10 @@ func parseRequest(req Request) (subnet, subPool netip.Prefix, err error) {
 		return subnet, subPool, err
 	}
 	if subnet.Addr().Is6() != req.IPv6 {
-		return subnet, subPool, fmt.Errorf("pool %s: %w: its family is not the one asked for", subnet, ErrInvalid)
+		return subnet, subPool, fmt.Errorf("pool %s: %w: its family is not the one asked for: give a subnet of that family", subnet, ErrInvalid)
 	}
 	if bad, found := overlapping(subnet, unusable); found {
-		return subnet, subPool, fmt.Errorf("pool %s: %w: no interface can have an address of %s", subnet, ErrInvalid, bad)
+		return subnet, subPool, fmt.Errorf("pool %s: %w: no interface can have an address of %s: choose another", subnet, ErrInvalid, bad)
 	}
 	if req.SubPool == "" {
 		return subnet, subPool, nil
@@ -200,7 +219,7 @@ func parseRequest(req Request) (subnet, subPool netip.Prefix, err error) {
 		return subnet, subPool, err
 	}
 	if subPool.Bits() < subnet.Bits() || !subnet.Contains(subPool.Addr()) {
-		return subnet, subPool, fmt.Errorf("sub-pool %s: %w: it is not inside its pool %s", subPool, ErrInvalid, subnet)
+		return subnet, subPool, fmt.Errorf("sub-pool %s: %w: it is not inside its pool %s: choose an --ip-range in it", subPool, ErrInvalid, subnet)
 	}
 	return subnet, subPool, nil
 }

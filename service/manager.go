@@ -52,6 +52,7 @@ type Manager struct {
 	mu      sync.RWMutex
 	changed chan struct{} // closed at the next change
 	err     error         // of the last flush or commit
+	writes  Writes
 
 	// Facts.
 	hand       map[uint32]*handService
@@ -212,6 +213,16 @@ func (m *Manager) Err() error {
 	return m.err
 }
 
+// Writes counts how often facts have changed and the maps were made to agree.
+type Writes struct{ All, Failed uint64 }
+
+// Writes counts since the start.
+func (m *Manager) Writes() Writes {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	return m.writes
+}
+
 // Changed returns a channel that is closed at the next change of any fact.
 func (m *Manager) Changed() <-chan struct{} {
 	m.mu.RLock()
@@ -223,6 +234,10 @@ func (m *Manager) Changed() <-chan struct{} {
 // the store (saved) or the maps.
 func (m *Manager) finish(saved error) error {
 	m.err = errors.Join(saved, m.flush())
+	m.writes.All++
+	if m.err != nil {
+		m.writes.Failed++
+	}
 	close(m.changed)
 	m.changed = make(chan struct{})
 	return m.err

@@ -42,7 +42,7 @@ func newPools(prefixes []netip.Prefix) ([]pool, error) {
 	pools := make([]pool, 0, len(prefixes))
 	for _, p := range prefixes {
 		if !p.IsValid() || p != p.Masked() || p.Addr().Is4In6() {
-			return nil, fmt.Errorf("service pool %s is no network prefix: clear the host bits", p)
+			return nil, fmt.Errorf("service pool %s is no network prefix: write it without host bits", p)
 		}
 		bits := blockBits4
 		if p.Addr().Is6() {

@@ -142,6 +142,35 @@ func (ep *endpoint) shares(other *endpoint) bool {
 	return slices.ContainsFunc(other.claims(), func(name string) bool { return slices.Contains(names, name) })
 }
 
+// PublishedNames are the service names of the endpoints on a network that have published ports; all says that an engine
+// has told those of each, and answers each name itself: as an alias, and not by a label alone.
+func (m *Manager) PublishedNames(network string) (names []string, all bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	n := m.networks[network]
+	if n == nil {
+		return nil, false
+	}
+	aliases := map[string]bool{}
+	for _, ep := range n.endpoints {
+		if ep.container == nil {
+			if len(ep.Ports) > 0 {
+				return nil, false
+			}
+			continue
+		}
+		for _, alias := range ep.container.Aliases[ep.ID] {
+			aliases[strings.ToLower(alias)] = true
+		}
+		if len(ep.Ports) > 0 {
+			names = append(names, ep.claims()...)
+		}
+	}
+	slices.Sort(names)
+	names = slices.Compact(names)
+	return names, !slices.ContainsFunc(names, func(name string) bool { return !aliases[name] })
+}
+
 // portText is a port as people write one: 0.0.0.0:8080/tcp.
 func portText(f bpf.Frontend) string {
 	return netip.AddrPortFrom(f.Addr, f.Port).String() + "/" + strings.ToLower(f.Protocol.String())

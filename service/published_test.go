@@ -201,6 +201,42 @@ func TestWhoSharesAPort(t *testing.T) {
 	})
 }
 
+func TestPublishedNames(t *testing.T) {
+	w := newWorld(t)
+	_, all := w.PublishedNames(shop.ID)
+	require.False(t, all, "a network that is not known")
+	_, err := w.AddNetwork(shop)
+	require.NoError(t, err)
+	ep, c := publishing(1)
+	c.Aliases[ep.ID] = []string{"Web", c.Name}
+	w.run(t, ep, c)
+	other, oc := replica(2, PhaseReady, "db") // without a port
+	w.run(t, other, oc)
+	names, all := w.PublishedNames(shop.ID)
+	require.True(t, all)
+	require.Equal(t, []string{"web"}, names)
+
+	c.Labels = map[string]string{"mustang.service": "front"}
+	w.PutContainer(c)
+	_, all = w.PublishedNames(shop.ID)
+	require.False(t, all, "the engine does not know the label's name")
+
+	oc.Aliases[other.ID] = []string{"front"}
+	w.PutContainer(oc)
+	names, all = w.PublishedNames(shop.ID)
+	require.True(t, all, "but that of another's alias")
+	require.Equal(t, []string{"front", "web"}, names)
+	third, tc := publishing(3)
+	w.run(t, third, tc)
+	names, all = w.PublishedNames(shop.ID)
+	require.True(t, all)
+	require.Equal(t, []string{"front", "web"}, names, "each once")
+	fourth, _ := publishing(4)
+	require.NoError(t, w.PutEndpoint(fourth))
+	_, all = w.PublishedNames(shop.ID)
+	require.False(t, all, "one that nobody has told of")
+}
+
 func TestAThousandPorts(t *testing.T) {
 	for _, test := range []struct {
 		name     string

@@ -45,11 +45,7 @@ func (m *Manager) viewNamed(s *named) View {
 		v.Backends = append(v.Backends, m.viewMembers(s.backends(family), s.strict())...)
 		v.Backends = append(v.Backends, m.viewUndecided(bpf.Frontend{Addr: vip})...)
 	}
-	for i, b := range v.Backends {
-		if ep := m.byAddr[b.Addr.Addr()]; ep != nil && ep.container != nil {
-			v.Backends[i].Container = ep.container.Name
-		}
-	}
+	m.nameContainers(v.Backends)
 	return v
 }
 
@@ -87,6 +83,41 @@ func (m *Manager) viewMembers(members []member, strict bool) []BackendView {
 		}
 	}
 	return views
+}
+
+// Published returns the service of every published port, by id. Its name is the port, as in 0.0.0.0:8080/tcp.
+func (m *Manager) Published() []View {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	views := make([]View, 0, len(m.published))
+	for f, p := range m.published {
+		v := View{ID: p.id, Name: portText(f), Frontends: []bpf.Frontend{f}, Backends: m.viewMembers(p.backends(f), p.strict())}
+		if first := p.members[0]; first.net != nil {
+			v.Network = first.net.label()
+		}
+		m.nameContainers(v.Backends)
+		views = append(views, v)
+	}
+	slices.SortFunc(views, func(a, b View) int { return cmp.Compare(a.ID, b.ID) })
+	return views
+}
+
+func (m *Manager) nameContainers(views []BackendView) {
+	for i, b := range views {
+		if ep := m.byAddr[b.Addr.Addr()]; ep != nil && ep.container != nil {
+			views[i].Container = ep.container.Name
+		}
+	}
+}
+
+// ContainerOf is the name of the container that an endpoint belongs to, "" while nobody has told of it.
+func (m *Manager) ContainerOf(endpoint string) string {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	if ep := m.endpoints[endpoint]; ep != nil && ep.container != nil {
+		return ep.container.Name
+	}
+	return ""
 }
 
 // Replica is an endpoint as the service published at f has it, and "" as its state where it is none of its backends.

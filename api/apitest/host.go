@@ -12,8 +12,10 @@ import (
 
 	"github.com/mustang-net/mustang/api"
 	"github.com/mustang-net/mustang/bpf"
+	"github.com/mustang-net/mustang/drift"
 	"github.com/mustang-net/mustang/driver"
 	"github.com/mustang-net/mustang/driver/cni"
+	"github.com/mustang-net/mustang/monitor"
 	"github.com/mustang-net/mustang/service"
 )
 
@@ -24,6 +26,9 @@ type Host struct {
 	NetworkList  []api.Network
 	PortList     []api.Port
 	State        api.Status
+	EventList    []monitor.Event    // what Monitor tells of
+	Differences  []drift.Difference // that a repair mends, but for those with other advice
+	Notes        []drift.Difference
 	Runtimes     cni.Host
 	// Fail, if set, is what every method returns.
 	Fail error
@@ -238,4 +243,52 @@ func viewOf(id uint32, spec service.Spec) service.View {
 		v.Backends = append(v.Backends, b)
 	}
 	return v
+}
+
+func (h *Host) Monitor(_ context.Context, filter monitor.Filter, tell func(monitor.Event) error) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.Fail != nil {
+		return h.Fail
+	}
+	for _, e := range append([]monitor.Event{{Kind: monitor.EventBegun}}, h.EventList...) {
+		if !filter.Match(e) {
+			continue
+		}
+		if err := tell(e); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (h *Host) Verify(_ context.Context, repair bool) (api.Verification, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	v := api.Verification{Differences: []drift.Difference{}, Mended: []drift.Difference{}, Notes: slices.Clone(h.Notes)}
+	for _, d := range h.Differences {
+		if repair && d.Do == drift.Repair {
+			v.Mended = append(v.Mended, d)
+		} else {
+			v.Differences = append(v.Differences, d)
+		}
+	}
+	if h.Fail == nil {
+		h.Differences = v.Differences
+	}
+	return v, h.Fail
+}
+
+// SetDrift sets what Verify tells of.
+func (h *Host) SetDrift(differences, notes []drift.Difference) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.Differences, h.Notes = differences, notes
+}
+
+// SetEvents sets what Monitor tells of.
+func (h *Host) SetEvents(list []monitor.Event) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.EventList = list
 }

@@ -17,14 +17,15 @@ import (
 // structs and enums in the order of mst.h; a name missing from the object is an error.
 var (
 	structs = []string{
-		"mst_addr", "mst_service_key", "mst_service", "mst_source_key", "mst_backend", "mst_affinity_key", "mst_affinity",
+		"mst_addr", "mst_service_key", "mst_service", "mst_source_key", "mst_backend", "mst_traffic_key", "mst_traffic",
+		"mst_affinity_key", "mst_affinity",
 		"mst_endpoint", "mst_interface", "mst_uplink", "mst_sandbox_key", "mst_sandbox", "mst_listener_key",
-		"mst_tuple", "mst_ct", "mst_frag_key", "mst_frag", "mst_sock_flow", "mst_sock", "mst_config",
+		"mst_tuple", "mst_ct", "mst_frag_key", "mst_frag", "mst_sock_flow", "mst_sock", "mst_config", "mst_event", "mst_event_rate",
 		"mst_metric_key", "mst_metric",
 	}
 	enums = []string{
 		"mst_service_flag", "mst_endpoint_flag", "mst_interface_flag", "mst_sandbox_flag", "mst_sock_flag",
-		"mst_dir", "mst_ct_state", "mst_metric_dir", "mst_reason",
+		"mst_dir", "mst_ct_state", "mst_event_kind", "mst_path", "mst_metric_dir", "mst_reason",
 	}
 )
 

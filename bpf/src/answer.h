@@ -6,6 +6,7 @@
 #include "csum.h"
 #include "maps.h"
 #include "parse.h"
+#include "tell.h"
 
 enum {
 	TC_PASS = 0, /* TC_ACT_OK: to the next program and the stack */
@@ -70,6 +71,8 @@ static __always_inline int swap_macs(struct __sk_buff *skb, const struct pkt *p)
 static __noinline int drop(struct __sk_buff *skb, __u32 reason, __u32 dir)
 {
 	count(reason, dir, skb->ifindex, skb->len);
+	if (watched())
+		tell_drop(skb, MST_EVENT_DROP, reason, dir);
 	return TC_DROP;
 }
 
@@ -271,13 +274,15 @@ __noinline int refuse(struct __sk_buff *skb, __u32 reason, __u32 how)
 {
 	struct work *w = work();
 	struct pkt *p;
+	__u32 dir;
 
 	if (!w)
 		return TC_DROP;
 	p = &w->p;
-	count(reason,
-	      w->place == PLACE_UPLINK ? MST_TO_CONTAINER : MST_FROM_CONTAINER,
-	      skb->ifindex, skb->len);
+	dir = w->place == PLACE_UPLINK ? MST_TO_CONTAINER : MST_FROM_CONTAINER;
+	count(reason, dir, skb->ifindex, skb->len);
+	if (watched())
+		tell_drop(skb, MST_EVENT_REFUSE, reason, dir);
 	if (p->frag == FRAG_LATER || is_icmp_error(p))
 		return TC_DROP;
 	if (p->t.proto == IPPROTO_TCP && how == UNREACH_PORT)

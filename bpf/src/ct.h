@@ -55,7 +55,7 @@ static __always_inline struct mst_ct *ct_lookup(struct pkt *p, __u8 dir)
 	struct mst_ct *ct;
 
 	p->t.dir = dir;
-	ct = bpf_map_lookup_elem(&mst_ct_v1, &p->t);
+	ct = bpf_map_lookup_elem(&mst_ct_v2, &p->t);
 	if (!ct || older(ct->seen, ct_timeout(ct, p->t.proto)))
 		return NULL;
 	if (p->t.proto == IPPROTO_TCP) {
@@ -63,6 +63,7 @@ static __always_inline struct mst_ct *ct_lookup(struct pkt *p, __u8 dir)
 			if (ct->state == MST_CT_CLOSING)
 				return NULL; /* the client reuses its port */
 		} else if (p->tcp_flags & (TCP_FIN | TCP_RST)) {
+			p->ends = ct->state != MST_CT_CLOSING;
 			ct->state = MST_CT_CLOSING;
 		} else if (ct->state == MST_CT_NEW) {
 			ct->state = MST_CT_ESTABLISHED;
@@ -99,11 +100,11 @@ ct_of_sent(struct work *w, const struct mst_tuple *t)
 	struct mst_tuple *key = ct_reply_key(w, t, t->proto);
 	const struct mst_ct *ct;
 
-	ct = bpf_map_lookup_elem(&mst_ct_v1, key);
+	ct = bpf_map_lookup_elem(&mst_ct_v2, key);
 	if (ct)
 		return ct;
 	key->dir = MST_DIR_REQUEST;
-	return bpf_map_lookup_elem(&mst_ct_v1, key);
+	return bpf_map_lookup_elem(&mst_ct_v2, key);
 }
 
 /*
@@ -111,7 +112,7 @@ ct_of_sent(struct work *w, const struct mst_tuple *t)
  * back. A reply tuple that another live flow has is a collision. Returns 0 or
  * a reason.
  */
-__noinline int ct_create(__u32 backend)
+__noinline int ct_create(__u32 service, __u32 backend)
 {
 	struct work *w = work();
 	const struct mst_tuple *request, *sent;
@@ -125,6 +126,7 @@ __noinline int ct_create(__u32 backend)
 		return MST_REASON_CT_FULL;
 	ct_used(now);
 	request = &w->p.t;
+	w->came = *request;
 	sent = &w->now;
 	key = ct_reply_key(w, sent, request->proto);
 	ct = &w->ct;
@@ -135,16 +137,17 @@ __noinline int ct_create(__u32 backend)
 	ct->dport = request->sport;
 	ct->backend = backend;
 	ct->inside = w->place != PLACE_UPLINK;
+	ct->service = service;
 	ct->seen = now;
-	err = bpf_map_update_elem(&mst_ct_v1, key, ct, BPF_NOEXIST);
+	err = bpf_map_update_elem(&mst_ct_v2, key, ct, BPF_NOEXIST);
 	if (err == -EEXIST) {
-		had = bpf_map_lookup_elem(&mst_ct_v1, key);
+		had = bpf_map_lookup_elem(&mst_ct_v2, key);
 		if (had &&
 		    (!addr_eq(&had->saddr, &ct->saddr) ||
 		     had->sport != ct->sport || had->dport != ct->dport) &&
 		    !ct_over(had, request->proto))
 			return MST_REASON_CT_COLLISION;
-		err = bpf_map_update_elem(&mst_ct_v1, key, ct, BPF_ANY);
+		err = bpf_map_update_elem(&mst_ct_v2, key, ct, BPF_ANY);
 	}
 	if (err)
 		return MST_REASON_CT_FULL;
@@ -154,7 +157,7 @@ __noinline int ct_create(__u32 backend)
 	ct->dport = sent->dport;
 	*key = *request;
 	key->dir = MST_DIR_REQUEST;
-	if (bpf_map_update_elem(&mst_ct_v1, key, ct, BPF_ANY))
+	if (bpf_map_update_elem(&mst_ct_v2, key, ct, BPF_ANY))
 		return MST_REASON_CT_FULL;
 	return 0;
 }
@@ -171,7 +174,7 @@ static __always_inline __u32 ct_direct(struct work *w)
 	struct mst_tuple *request = &w->known;
 	const struct mst_ct *had;
 
-	had = bpf_map_lookup_elem(&mst_ct_v1, key);
+	had = bpf_map_lookup_elem(&mst_ct_v2, key);
 	if (!had)
 		return 0;
 	if (key->proto == IPPROTO_TCP && !ct_over(had, key->proto))
@@ -183,9 +186,21 @@ static __always_inline __u32 ct_direct(struct work *w)
 	request->dport = had->sport;
 	request->proto = key->proto;
 	request->dir = MST_DIR_REQUEST;
-	bpf_map_delete_elem(&mst_ct_v1, request);
-	bpf_map_delete_elem(&mst_ct_v1, key);
+	bpf_map_delete_elem(&mst_ct_v2, request);
+	bpf_map_delete_elem(&mst_ct_v2, key);
 	return 0;
+}
+
+/* Counts a packet of the flow of a backend; later fragments are not. */
+static __always_inline void ct_traffic(const struct pkt *p, __u32 service,
+				       __u32 backend, bool begins)
+{
+	__u32 len = p->end - p->l4 - p->l4_len;
+
+	if (p->t.dir == MST_DIR_REPLY)
+		traffic(service, backend, 0, 0, len);
+	else
+		traffic(service, backend, begins, len, 0);
 }
 
 /* The key of the fragments of w->p, in memory that is not the stack's. */

@@ -91,7 +91,7 @@ static __always_inline __u32 comes_from(const struct __sk_buff *skb,
  */
 static __always_inline int egress(struct __sk_buff *skb, struct work *w,
 				  const struct mst_interface *iface,
-				  bool translated, bool reply)
+				  bool translated)
 {
 	const struct mst_uplink *uplink;
 	struct bpf_fib_lookup fib = {};
@@ -132,7 +132,7 @@ static __always_inline int egress(struct __sk_buff *skb, struct work *w,
 	uplink = bpf_map_lookup_elem(&mst_uplinks_v1, &fib.ifindex);
 	masquerade = p->v6 ? MST_IF_MASQUERADE6 : MST_IF_MASQUERADE4;
 	/* lxc_egress lets in what the stack brings back */
-	if (!reply && (!uplink || !(iface->flags & masquerade))) {
+	if (!w->reply && (!uplink || !(iface->flags & masquerade))) {
 		reason = snat_track(skb);
 		if (reason)
 			return drop(skb, reason, MST_FROM_CONTAINER);
@@ -142,7 +142,7 @@ static __always_inline int egress(struct __sk_buff *skb, struct work *w,
 	if (!hop(skb, p))
 		return stop(skb, w, iface, translated, MST_REASON_TTL,
 			    UNREACH_TTL);
-	if (iface->flags & masquerade && !reply) {
+	if (iface->flags & masquerade && !w->reply) {
 		reason = snat_out(skb, uplink);
 		if (reason)
 			return drop(skb, reason, MST_FROM_CONTAINER);

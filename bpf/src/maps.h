@@ -31,6 +31,19 @@ struct {
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } mst_backends_v1 SEC(".maps");
 
+/*
+ * Counters by service and backend. When it is full, pairs that are new are not
+ * counted until the daemon has collected those of backends that are gone.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 65536);
+	__type(key, struct mst_traffic_key);
+	__type(value, struct mst_traffic);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} mst_traffic_v1 SEC(".maps");
+
 /* Who may reach restricted services (1), and who in there may not (0). */
 struct {
 	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
@@ -93,7 +106,7 @@ struct {
 	__type(key, struct mst_tuple);
 	__type(value, struct mst_ct);
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
-} mst_ct_v1 SEC(".maps");
+} mst_ct_v2 SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
@@ -102,7 +115,7 @@ struct {
 	__type(key, struct mst_tuple);
 	__type(value, struct mst_ct);
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
-} mst_snat_v1 SEC(".maps");
+} mst_snat_v2 SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
@@ -148,7 +161,7 @@ struct {
 	__type(key, __u32);
 	__type(value, struct mst_config);
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
-} mst_config_v1 SEC(".maps");
+} mst_config_v2 SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_HASH);
@@ -159,11 +172,26 @@ struct {
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } mst_metrics_v1 SEC(".maps");
 
+/* What happens, for one reader. Big enough for 0.1 s of a flood. */
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 262144);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} mst_events_v1 SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct mst_event_rate);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} mst_event_rate_v1 SEC(".maps");
+
 static __always_inline const struct mst_config *config(void)
 {
 	__u32 zero = 0;
 
-	return bpf_map_lookup_elem(&mst_config_v1, &zero);
+	return bpf_map_lookup_elem(&mst_config_v2, &zero);
 }
 
 /*
@@ -210,6 +238,32 @@ static __noinline void count(__u32 reason, __u32 dir, __u32 ifindex,
 	}
 	m->packets++;
 	m->bytes += bytes;
+}
+
+/* Adds to what a backend has got of a service. */
+static __noinline void traffic(__u32 service, __u32 backend, __u32 connections,
+			       __u64 to, __u64 from)
+{
+	struct mst_traffic_key key = {
+		.service = service,
+		.backend = backend,
+	};
+	struct mst_traffic *t, first = {
+				       .connections = connections,
+				       .to_backend = to,
+				       .from_backend = from,
+			       };
+
+	if (!service)
+		return;
+	t = bpf_map_lookup_elem(&mst_traffic_v1, &key);
+	if (!t) {
+		bpf_map_update_elem(&mst_traffic_v1, &key, &first, BPF_NOEXIST);
+		return;
+	}
+	t->connections += connections;
+	t->to_backend += to;
+	t->from_backend += from;
 }
 
 #endif /* MST_MAPS_H */

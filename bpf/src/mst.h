@@ -71,6 +71,22 @@ struct mst_backend {
 	__u64 cookie; /* netns cookie of the backend's sandbox; 0: unknown */
 };
 
+/*
+ * mst_traffic: what a backend has got of a service. Payload that crosses the
+ * programs again is counted again. An entry outlives its backend until the
+ * daemon collects it.
+ */
+struct mst_traffic_key {
+	__u32 service;
+	__u32 backend;
+};
+
+struct mst_traffic {
+	__u64 connections; /* flows begun */
+	__u64 to_backend;  /* bytes of payload */
+	__u64 from_backend;
+};
+
 /* mst_affinity: which backend a client had. */
 struct mst_affinity_key {
 	struct mst_addr client; /* address, or the netns cookie in w[2], w[3] */
@@ -90,8 +106,8 @@ struct mst_endpoint {
 	__u32 flags;
 	__u8 mac[6];	  /* of the container's interface */
 	__u8 host_mac[6]; /* of the host's end, or of the slave via */
-	__u32 via;    /* ifindex of the host's own slave beside it; 0: none */
-	__u32 parent; /* ifindex of the parent that leads out; 0: none */
+	__u32 via;	  /* ifindex: slave beside it, or end with a queue */
+	__u32 parent;	  /* ifindex of the parent that leads out; 0: none */
 };
 
 enum mst_endpoint_flag {
@@ -192,9 +208,12 @@ struct mst_ct {
 			* ifindex of the endpoint */
 	__u64 seen;    /* ns, CLOCK_MONOTONIC */
 	__u8 state;    /* enum mst_ct_state */
-	__u8 inside;   /* mst_ct: 1 if an endpoint began it */
+	__u8 inside;   /* 1: mst_ct, an endpoint began it; mst_snat, with the
+			* host */
 	__u8 pad[2];
-	__u32 uplink; /* by which a slave's client comes; 0: no slave's flow */
+	__u32 uplink;  /* by which a slave's client comes; 0: no slave's flow */
+	__u32 service; /* whose flow it is; 0: of none, and in mst_snat */
+	__u32 pad2;
 };
 
 enum mst_ct_state {
@@ -236,6 +255,7 @@ struct mst_sock_flow {
 	__be16 vport;
 	__be16 port;
 	__u32 backend;
+	__u32 service;
 };
 
 struct mst_sock {
@@ -246,6 +266,7 @@ struct mst_sock {
 
 enum mst_sock_flag {
 	MST_SOCK_EXEMPT = 1, /* the daemon's own: never translated */
+	MST_SOCK_TOLD = 2,   /* who watches was told of its direct stream */
 };
 
 /* mst_config: one entry. */
@@ -255,7 +276,56 @@ struct mst_config {
 	struct mst_addr mask4;
 	struct mst_addr pool6;
 	struct mst_addr mask6;
+	__u64 events; /* ns, CLOCK_MONOTONIC: until then somebody reads
+		       * mst_events
+		       */
 };
+
+/*
+ * mst_events: what `mustang monitor` shows, while its reader renews
+ * mst_config.events. A reader that is gone switches it off by that.
+ */
+struct mst_event {
+	__u64 time; /* ns, CLOCK_MONOTONIC, as of the last tick */
+	/* as who began it knows it; the zero address: not known here */
+	struct mst_tuple t;
+	/* a flow: its backend; one that leaves: the source it leaves with */
+	struct mst_addr to;
+	__be16 port;
+	__u8 kind;     /* enum mst_event_kind */
+	__u8 path;     /* of a flow: enum mst_path */
+	__u32 reason;  /* of a drop: enum mst_reason */
+	__u32 dir;     /* of a drop: enum mst_metric_dir */
+	__u32 ifindex; /* where it was seen; 0: at a socket */
+	__u32 service;
+	__u32 backend;
+	__u64 cookie; /* netns cookie of the socket's sandbox; 0: a packet */
+	__u64 sent;   /* bytes, by who began the flow, at its end */
+	__u64 received;
+};
+
+enum mst_event_kind {
+	MST_EVENT_DROP = 1,
+	MST_EVENT_NEW = 2,
+	MST_EVENT_END = 3,
+	MST_EVENT_REFUSE = 4, /* a drop that its sender is told of */
+};
+
+enum mst_path {
+	MST_PATH_SOCKET = 1, /* translated when its socket connected */
+	MST_PATH_DIRECT = 2, /* a socket's, to an endpoint's own address */
+	MST_PATH_PACKET = 3, /* translated packet by packet */
+	MST_PATH_EGRESS = 4, /* out of the host */
+};
+
+/* mst_event_rate: for each CPU what mst_events has got, and what not. */
+struct mst_event_rate {
+	__u64 window; /* the time in units of 2^27 ns (0.13 s) */
+	__u64 sent;   /* events in the window */
+	__u64 lost;   /* ever: beyond EVENTS_MAX, or the ring was full */
+};
+
+#define EVENTS_MAX 1024 /* a window and CPU: some 7,600 a second */
 
 /* mst_metrics: what was not forwarded, why, and where. */
 struct mst_metric_key {

@@ -51,7 +51,9 @@ static __always_inline int unmasquerade(struct __sk_buff *skb, struct work *w)
 	ct = snat_lookup(&w->p, MST_DIR_REPLY);
 	if (!ct)
 		return SVC_UNTOUCHED;
-	snat_become(w, ct);
+	if (ct->inside) /* with the host itself, which is not out there */
+		return drop(skb, MST_REASON_SPOOFED, MST_TO_CONTAINER);
+	snat_become(skb, w, ct);
 	frag_remember(w, &w->now, 0);
 	if (nat_tuple(skb))
 		return drop(skb, MST_REASON_NAT_FAILED, MST_TO_CONTAINER);
@@ -66,9 +68,9 @@ static __always_inline int unmasquerade_error(struct __sk_buff *skb,
 
 	if (!quoted(skb, w))
 		return SVC_UNTOUCHED;
-	ct = bpf_map_lookup_elem(&mst_snat_v1, ct_reply_key(w, &w->inner.t,
+	ct = bpf_map_lookup_elem(&mst_snat_v2, ct_reply_key(w, &w->inner.t,
 							    w->inner.t.proto));
-	if (!ct)
+	if (!ct || ct->inside)
 		return SVC_UNTOUCHED;
 	w->known.saddr = ct->daddr;
 	w->known.daddr = ct->saddr;
@@ -253,6 +255,8 @@ static __always_inline int leave(struct __sk_buff *skb, struct work *w,
 	if (dst && dst->flags & MST_EP_HOST ? shut_in(skb, w, iface, gateway)
 					    : dst && dst->network != w->network)
 		return drop(skb, MST_REASON_ISOLATED, MST_FROM_CONTAINER);
+	if (dst && dst->flags & MST_EP_HOST)
+		snat_track_to_host(skb, iface);
 	if (dst)
 		return reaches(dst, w->place) ? deliver(skb, w->place, dst)
 					      : SVC_UNTOUCHED;
@@ -262,7 +266,7 @@ static __always_inline int leave(struct __sk_buff *skb, struct work *w,
 		return refuse(skb, MST_REASON_NO_SERVICE, UNREACH_HOST);
 	if (!(iface->flags & MST_IF_EGRESS) || addr_loopback(&w->p.t.daddr))
 		return refuse(skb, MST_REASON_NO_ROUTE, UNREACH_HOST);
-	return egress(skb, w, iface, false, false);
+	return egress(skb, w, iface, false);
 }
 
 /* What a container on a slave sends to the host; SVC_UNTOUCHED: the stack's. */
@@ -309,6 +313,7 @@ int slave_ingress(struct __sk_buff *skb)
 		return TC_PASS;
 	w->place = PLACE_SLAVE;
 	w->via = iface->via;
+	w->reply = false;
 	w->network = iface->network;
 	reason = parse(skb, L2_LEN);
 	if (reason)

@@ -51,14 +51,15 @@ static __always_inline bool through_host(const struct work *w,
 static __always_inline int forward_slave(struct __sk_buff *skb,
 					 const struct work *w,
 					 const struct mst_endpoint *dst,
-					 bool translated, bool reply)
+					 bool translated)
 {
 	const struct mst_endpoint *src;
 	__u8 mac[6];
 
 	if (!translated)
 		return TC_PASS;
-	src = reply ? bpf_map_lookup_elem(&mst_endpoints_v1, &w->sender) : NULL;
+	src = w->reply ? bpf_map_lookup_elem(&mst_endpoints_v1, &w->sender)
+		       : NULL;
 	if (src && src->via && through_host(w, src, dst)) {
 		__builtin_memcpy(mac, src->host_mac, sizeof(mac));
 		if (bpf_skb_store_bytes(skb, 0, mac, sizeof(mac), 0))
@@ -67,7 +68,7 @@ static __always_inline int forward_slave(struct __sk_buff *skb,
 		return TC_PASS;
 	}
 	if (!dst || dst->flags & MST_EP_HOST) {
-		if (reply)
+		if (w->reply)
 			return TC_PASS;
 		skb->cb[0] = RESOLVED;
 		return bpf_redirect_neigh(skb->ifindex, NULL, 0, 0);
@@ -128,7 +129,7 @@ static __always_inline bool isolated(const struct work *w,
  */
 static __always_inline int forward(struct __sk_buff *skb, struct work *w,
 				   const struct mst_interface *iface,
-				   bool translated, bool reply)
+				   bool translated)
 {
 	int verdict;
 	const struct mst_addr *gateway;
@@ -153,6 +154,8 @@ static __always_inline int forward(struct __sk_buff *skb, struct work *w,
 		if (strict && shut_in(skb, w, iface, gateway))
 			return drop(skb, MST_REASON_ISOLATED,
 				    MST_FROM_CONTAINER);
+		if (!translated)
+			snat_track_to_host(skb, iface);
 	} else if (dst) {
 		if (dst->network != w->network && !translated)
 			return judged_by_host(skb)
@@ -163,7 +166,7 @@ static __always_inline int forward(struct __sk_buff *skb, struct work *w,
 			return deliver(skb, w->place, dst);
 	}
 	if (w->place == PLACE_SANDBOX)
-		return forward_slave(skb, w, dst, translated, reply);
+		return forward_slave(skb, w, dst, translated);
 	if (dst)
 		return TC_PASS;
 	if (!strict || addr_eq(&p->t.daddr, gateway))
@@ -171,7 +174,7 @@ static __always_inline int forward(struct __sk_buff *skb, struct work *w,
 	/* with route_localnet the host's stack would take what is for loopback
 	 */
 	if (iface->flags & MST_IF_EGRESS && !addr_loopback(&p->t.daddr)) {
-		verdict = egress(skb, w, iface, translated, reply);
+		verdict = egress(skb, w, iface, translated);
 		return verdict == EGRESS_STACK ? TC_PASS : verdict;
 	}
 	if (translated)
@@ -188,7 +191,6 @@ static __always_inline int from_container(struct __sk_buff *skb, __u32 place)
 	struct work *w = work();
 	__u32 reason;
 	int verdict;
-	bool reply;
 
 	if (!w)
 		return TC_DROP;
@@ -228,12 +230,12 @@ static __always_inline int from_container(struct __sk_buff *skb, __u32 place)
 			return deliver(skb, place, dst);
 	}
 	verdict = svc_reply(skb);
-	reply = verdict == SVC_TRANSLATED;
+	w->reply = verdict == SVC_TRANSLATED;
 	if (verdict == SVC_UNTOUCHED)
 		verdict = svc_request(skb);
 	if (verdict >= 0)
 		return verdict;
-	return forward(skb, w, iface, verdict == SVC_TRANSLATED, reply);
+	return forward(skb, w, iface, verdict == SVC_TRANSLATED);
 }
 
 SEC("lxc-ingress")
@@ -247,6 +249,21 @@ SEC("lxc-netkit")
 int lxc_netkit(struct __sk_buff *skb)
 {
 	return from_container(skb, PLACE_NETKIT);
+}
+
+/*
+ * Is it an answer of somebody whom the host's stack has sent a container to
+ * that asked the host, as by a port that Docker's own bridge publishes? It has
+ * the host's address, and so has what the stack masquerades: so a stream does
+ * not begin here, and datagrams are known by snat_track_to_host().
+ */
+static __always_inline bool host_answers(const struct work *w,
+					 const struct mst_interface *iface,
+					 const struct mst_endpoint *src)
+{
+	return src && src->flags & MST_EP_HOST &&
+	       iface->flags & MST_IF_EGRESS && w->p.t.proto == IPPROTO_TCP &&
+	       !is_syn(&w->p);
 }
 
 SEC("lxc-egress")
@@ -291,6 +308,8 @@ int lxc_egress(struct __sk_buff *skb)
 					  : TC_PASS;
 	if (src && src->network == iface->network && src->ifindex == from)
 		return TC_PASS;
+	if (host_answers(w, iface, src))
+		return TC_PASS;
 	if (ct_of_sent(w, &w->p.t))
 		return TC_PASS; /* translated where it came from */
 	if (snat_asked(skb, w)) {
@@ -312,4 +331,7 @@ const enum mst_endpoint_flag *mst_keep_endpoint_flag __attribute__((unused));
 const enum mst_interface_flag *mst_keep_interface_flag __attribute__((unused));
 const enum mst_sandbox_flag *mst_keep_sandbox_flag __attribute__((unused));
 const enum mst_sock_flag *mst_keep_sock_flag __attribute__((unused));
+const enum mst_event_kind *mst_keep_event_kind __attribute__((unused));
+const enum mst_path *mst_keep_path __attribute__((unused));
+const struct mst_event *mst_keep_event __attribute__((unused));
 const struct mst_sock *mst_keep_sock __attribute__((unused));

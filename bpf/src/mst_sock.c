@@ -8,6 +8,7 @@
  * Sockets of other sandboxes return after one lookup.
  */
 #include "bind.h"
+#include "event.h"
 #include "lb.h"
 #include "sock.h"
 
@@ -15,9 +16,44 @@
 #define DNS_IP	      bpf_htonl(0x7f00000b) /* 127.0.0.11, the engine's resolver */
 #define HEARTBEAT_MAX (2 * 1000000000ULL)
 
-static __always_inline int refuse(int err, __u32 reason)
+/*
+ * Tells of a socket that goes to vip:vport: of a refusal, or of the flow of
+ * datagrams that it begins. Streams are told of by sock_ops, which knows where
+ * they come from.
+ */
+static __noinline int tell_socket(struct bpf_sock_addr *ctx,
+				  const struct mst_addr *vip, __be16 vport,
+				  const struct mst_sock_flow *f, __u32 reason)
+{
+	struct mst_event *e;
+
+	e = event(f ? MST_EVENT_NEW : MST_EVENT_REFUSE,
+		  f ? MST_PATH_SOCKET : 0);
+	if (!e)
+		return 0;
+	e->reason = reason;
+	e->dir = MST_SOCKET;
+	e->cookie = bpf_get_netns_cookie(ctx);
+	e->t.daddr = *vip;
+	e->t.dport = vport;
+	e->t.proto = ctx->protocol;
+	if (f) {
+		e->to = f->addr;
+		e->port = f->port;
+		e->service = f->service;
+		e->backend = f->backend;
+	}
+	bpf_ringbuf_submit(e, 0);
+	return 0;
+}
+
+static __always_inline int refuse(struct bpf_sock_addr *ctx,
+				  const struct mst_addr *vip, __be16 vport,
+				  int err, __u32 reason)
 {
 	count(reason, MST_SOCKET, 0, 0);
+	if (watched())
+		tell_socket(ctx, vip, vport, NULL, reason);
 	bpf_set_retval(-err);
 	return DENY;
 }
@@ -73,10 +109,9 @@ known_flow(const struct mst_sock *st, const struct mst_addr *vip, __be16 vport)
 	return NULL;
 }
 
-static __always_inline void remember(struct mst_sock *st,
-				     const struct mst_addr *vip, __be16 vport,
-				     const struct mst_addr *addr, __be16 port,
-				     __u32 backend)
+static __always_inline const struct mst_sock_flow *
+remember(struct mst_sock *st, const struct mst_addr *vip, __be16 vport,
+	 const struct mst_addr *addr, __be16 port, __u32 service, __u32 backend)
 {
 	struct mst_sock_flow *f;
 	__u32 at = st->next;
@@ -88,7 +123,9 @@ static __always_inline void remember(struct mst_sock *st,
 	f->vport = vport;
 	f->port = port;
 	f->backend = backend;
+	f->service = service;
 	st->next = at + 1;
+	return f;
 }
 
 /* Is the socket bound to a loopback address, from which nothing goes further?
@@ -184,7 +221,8 @@ static __always_inline int to_backend(struct bpf_sock_addr *ctx, bool v6,
 	head = lb_head(&key, &vip);
 	if (!head) {
 		if (lb_in_pool(&vip))
-			return refuse(EHOSTUNREACH, MST_REASON_NO_SERVICE);
+			return refuse(ctx, &vip, vport, EHOSTUNREACH,
+				      MST_REASON_NO_SERVICE);
 		head = published(ctx, sb, &key, &vip, vport);
 		if (!head)
 			return ALLOW;
@@ -192,7 +230,8 @@ static __always_inline int to_backend(struct bpf_sock_addr *ctx, bool v6,
 	}
 	if (head->network && !(sb->flags & MST_SB_ALL_NETWORKS) &&
 	    !sandbox(cookie, head->network))
-		return refuse(EHOSTUNREACH, MST_REASON_NOT_MEMBER);
+		return refuse(ctx, &vip, vport, EHOSTUNREACH,
+			      MST_REASON_NOT_MEMBER);
 	st = NULL;
 	if (datagram) {
 		/* an unconnected socket keeps its backend while that lives */
@@ -219,15 +258,20 @@ static __always_inline int to_backend(struct bpf_sock_addr *ctx, bool v6,
 	    (!be || !near(cookie, be)))
 		return ALLOW;
 	if (!be)
-		return refuse(ECONNREFUSED, svc == head && !key.port && !svc->id
-						    ? MST_REASON_NO_SERVICE
-						    : MST_REASON_NO_BACKEND);
+		return refuse(ctx, &vip, vport, ECONNREFUSED,
+			      svc == head && !key.port && !svc->id
+				      ? MST_REASON_NO_SERVICE
+				      : MST_REASON_NO_BACKEND);
 	dst = be->addr;
 	port = be->port ? be->port : vport;
 	if (!st)
 		st = sock_state(ctx, true);
-	if (st)
-		remember(st, &vip, vport, &dst, port, id);
+	if (st) {
+		flow = remember(st, &vip, vport, &dst, port, svc->id, id);
+		if (ctx->protocol == IPPROTO_UDP && watched())
+			tell_socket(ctx, &vip, vport, flow, 0);
+	}
+	traffic(svc->id, id, 1, 0, 0);
 	set_dst(ctx, v6, &dst, port);
 	return ALLOW;
 }
@@ -334,6 +378,164 @@ static __always_inline bool loopback(const struct bpf_sock_ops *ops)
 	       ops->local_ip6[3] == bpf_htonl(1);
 }
 
+static __always_inline void remote(struct bpf_sock_ops *ops,
+				   struct mst_addr *to)
+{
+	__be32 ip4 = ops->remote_ip4;
+
+	/* else the compiler chooses an address to load from */
+	asm volatile("" : "+r"(ip4));
+	if (ops->family == AF_INET) {
+		*to = addr4(ip4);
+	} else {
+		to->w[0] = ops->remote_ip6[0];
+		to->w[1] = ops->remote_ip6[1];
+		to->w[2] = ops->remote_ip6[2];
+		to->w[3] = ops->remote_ip6[3];
+	}
+}
+
+static __always_inline void local(struct bpf_sock_ops *ops,
+				  struct mst_addr *from)
+{
+	__be32 ip4 = ops->local_ip4;
+
+	asm volatile("" : "+r"(ip4));
+	if (ops->family == AF_INET) {
+		*from = addr4(ip4);
+	} else {
+		from->w[0] = ops->local_ip6[0];
+		from->w[1] = ops->local_ip6[1];
+		from->w[2] = ops->local_ip6[2];
+		from->w[3] = ops->local_ip6[3];
+	}
+}
+
+static __always_inline __be16 remote_port(const struct bpf_sock_ops *ops)
+{
+	return bpf_htons((__u16)bpf_ntohl(ops->remote_port));
+}
+
+/* The flow that the newest of a TCP socket's translations is, if it is. */
+static __always_inline const struct mst_sock_flow *
+translated(struct bpf_sock_ops *ops)
+{
+	struct bpf_sock *sk = ops->sk;
+	const struct mst_sock_flow *f;
+	const struct mst_sock *st;
+	struct mst_addr to;
+
+	if (!sk)
+		return NULL;
+	st = bpf_sk_storage_get(&mst_socks_v2, sk, NULL, 0);
+	if (!st || !st->next)
+		return NULL;
+	f = &st->flow[(st->next - 1) & (MST_SOCK_FLOWS - 1)];
+	remote(ops, &to);
+	/* it may have connected elsewhere since */
+	if (f->port != remote_port(ops) || !addr_eq(&f->addr, &to))
+		return NULL;
+	return f;
+}
+
+/*
+ * Does a stream of a sandbox go to an endpoint's own address? No program
+ * translates it, and only who watches makes us look. It is remembered, because
+ * streams that were accepted end here, too.
+ */
+static __always_inline bool direct(struct bpf_sock_ops *ops)
+{
+	struct bpf_sock *sk = ops->sk;
+	const struct mst_endpoint *ep;
+	struct mst_sock *st;
+	struct mst_addr to;
+
+	if (!sk || !sandbox(bpf_get_netns_cookie(ops), 0))
+		return false;
+	remote(ops, &to);
+	ep = bpf_map_lookup_elem(&mst_endpoints_v1, &to);
+	if (!ep || ep->flags & MST_EP_HOST)
+		return false;
+	st = bpf_sk_storage_get(&mst_socks_v2, sk, NULL,
+				BPF_SK_STORAGE_GET_F_CREATE);
+	if (st)
+		st->flags |= MST_SOCK_TOLD;
+	return st;
+}
+
+static __always_inline bool told(struct bpf_sock_ops *ops)
+{
+	struct bpf_sock *sk = ops->sk;
+	const struct mst_sock *st;
+
+	if (!sk)
+		return false;
+	st = bpf_sk_storage_get(&mst_socks_v2, sk, NULL, 0);
+	return st && st->flags & MST_SOCK_TOLD;
+}
+
+/* Tells of a stream, f if it is translated. */
+static __noinline int tell_stream(struct bpf_sock_ops *ops, __u32 kind,
+				  const struct mst_sock_flow *f)
+{
+	struct mst_event *e;
+
+	e = event(kind, f ? MST_PATH_SOCKET : MST_PATH_DIRECT);
+	if (!e)
+		return 0;
+	e->cookie = bpf_get_netns_cookie(ops);
+	local(ops, &e->t.saddr);
+	e->t.sport = bpf_htons((__u16)ops->local_port);
+	e->t.proto = IPPROTO_TCP;
+	remote(ops, &e->to);
+	e->port = remote_port(ops);
+	if (f) {
+		e->t.daddr = f->vip;
+		e->t.dport = f->vport;
+		e->service = f->service;
+		e->backend = f->backend;
+	} else {
+		e->t.daddr = e->to;
+		e->t.dport = e->port;
+	}
+	if (kind == MST_EVENT_END) {
+		e->sent = ops->bytes_acked;
+		e->received = ops->bytes_received;
+	}
+	bpf_ringbuf_submit(e, 0);
+	return 0;
+}
+
+/*
+ * A translated stream is counted once, when it closes: only its socket is
+ * told of by the kernel, and no other pays.
+ */
+static __always_inline int begins(struct bpf_sock_ops *ops)
+{
+	const struct mst_sock_flow *f = translated(ops);
+	bool tell = watched() && (f || direct(ops));
+
+	if (tell)
+		tell_stream(ops, MST_EVENT_NEW, f);
+	if (f || tell)
+		bpf_sock_ops_cb_flags_set(ops,
+					  ops->bpf_sock_ops_cb_flags |
+						  BPF_SOCK_OPS_STATE_CB_FLAG);
+	return 1;
+}
+
+static __always_inline int ended(struct bpf_sock_ops *ops)
+{
+	const struct mst_sock_flow *f = translated(ops);
+
+	if (f)
+		traffic(f->service, f->backend, 0, ops->bytes_acked,
+			ops->bytes_received);
+	if (watched() && (f || told(ops)))
+		tell_stream(ops, MST_EVENT_END, f);
+	return 1;
+}
+
 /*
  * Keeps mst_listeners: +1 at listen, -1 when the listening socket closes. An
  * entry stays at 0, so that no count is lost between two sockets, and goes
@@ -349,6 +551,11 @@ int sock_ops(struct bpf_sock_ops *ops)
 	__u32 *n, none = 0;
 	bool closes;
 
+	if (ops->op == BPF_SOCK_OPS_TCP_CONNECT_CB)
+		return begins(ops);
+	if (ops->op == BPF_SOCK_OPS_STATE_CB && ops->args[1] == BPF_TCP_CLOSE &&
+	    ops->args[0] != BPF_TCP_LISTEN)
+		return ended(ops);
 	if (ops->op == BPF_SOCK_OPS_TCP_LISTEN_CB)
 		closes = false;
 	else if (ops->op == BPF_SOCK_OPS_STATE_CB &&

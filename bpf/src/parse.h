@@ -80,6 +80,7 @@ struct pkt {
 	__u8 tcp_flags;
 	__u8 icmp_type;
 	__u8 l4_len; /* of the TCP or UDP header */
+	__u8 ends;   /* is the first that closes its flow in its direction */
 	__u8 ttl;
 	__u8 protocol; /* IPv4: the byte between ttl and csum */
 	__sum16 csum;  /* IPv4: of the header */
@@ -140,6 +141,7 @@ struct work {
 	__u32 mtu;		/* of the way out, for too large packets */
 	__u32 uplink;		/* of the flow that p is an answer of */
 	__u32 via;		/* PLACE_SLAVE: ifindex of the host's slave */
+	__u32 reply;		/* p answers a flow to a service */
 };
 
 struct {

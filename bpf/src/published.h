@@ -30,6 +30,8 @@ static __always_inline __u32 published_flow(struct __sk_buff *skb,
 					    struct work *w,
 					    const struct mst_service *svc)
 {
+	__u32 reason;
+
 	if (w->place == PLACE_UPLINK && is_inside(&w->p.t.saddr))
 		return MST_REASON_SPOOFED;
 	if (svc && !lb_admits(svc, &w->p.t.saddr))
@@ -38,7 +40,11 @@ static __always_inline __u32 published_flow(struct __sk_buff *skb,
 		return svc_flow_to(skb, svc);
 	w->now = w->p.t;
 	frag_remember(w, &w->now, 0);
-	return ct_create(0);
+	w->p.t.dir = MST_DIR_REQUEST;
+	reason = ct_create(0, 0);
+	if (!reason && watched())
+		tell_flow(skb, MST_EVENT_NEW, MST_PATH_PACKET, 0, 0);
+	return reason;
 }
 
 /* Of a flow to a published port that goes on; what else there is: untouched. */

@@ -19,7 +19,7 @@ static __always_inline void came_by(struct work *w, __u32 uplink)
 	struct mst_tuple *key = ct_reply_key(w, &w->p.t, w->p.t.proto);
 	struct mst_ct *ct;
 
-	ct = bpf_map_lookup_elem(&mst_ct_v1, key);
+	ct = bpf_map_lookup_elem(&mst_ct_v2, key);
 	if (!ct || ct->uplink == uplink)
 		return;
 	ct->uplink = uplink;
@@ -28,7 +28,7 @@ static __always_inline void came_by(struct work *w, __u32 uplink)
 	key->sport = ct->dport;
 	key->dport = ct->sport;
 	key->dir = MST_DIR_REQUEST;
-	ct = bpf_map_lookup_elem(&mst_ct_v1, key);
+	ct = bpf_map_lookup_elem(&mst_ct_v2, key);
 	if (ct)
 		ct->uplink = uplink;
 }
@@ -60,7 +60,7 @@ static __always_inline const struct mst_ct *answered(struct __sk_buff *skb,
 		*key = w->inner.t;
 	}
 	key->dir = MST_DIR_REQUEST;
-	ct = bpf_map_lookup_elem(&mst_ct_v1, key);
+	ct = bpf_map_lookup_elem(&mst_ct_v2, key);
 	if (!ct)
 		return NULL;
 	src = bpf_map_lookup_elem(&mst_endpoints_v1, &ct->daddr);

@@ -4,7 +4,9 @@
 #define MST_SNAT_H
 
 #include "ct.h"
+#include "lb.h"
 #include "nat.h"
+#include "tell.h"
 
 /*
  * Source ports of masqueraded flows: above what the host's own sockets choose
@@ -77,10 +79,10 @@ static long snat_try(__u32 i, struct snat_claim *claim)
 			 bpf_get_prandom_u32() % SNAT_PORT_COUNT);
 	w->now.sport = port;
 	key = ct_reply_key(w, &w->now, p->t.proto);
-	if (bpf_map_lookup_elem(&mst_snat_v1, key) ||
+	if (bpf_map_lookup_elem(&mst_snat_v2, key) ||
 	    snat_host_has(claim->skb, p->v6, key))
 		return 0;
-	err = bpf_map_update_elem(&mst_snat_v1, key, &w->ct, BPF_NOEXIST);
+	err = bpf_map_update_elem(&mst_snat_v2, key, &w->ct, BPF_NOEXIST);
 	if (err == -EEXIST)
 		return 0;
 	claim->reason = err ? MST_REASON_SNAT_FULL : 0;
@@ -130,7 +132,7 @@ static __always_inline void snat_keep(struct work *w, struct snat_claim *claim)
 {
 	long err;
 
-	err = bpf_map_update_elem(&mst_snat_v1,
+	err = bpf_map_update_elem(&mst_snat_v2,
 				  ct_reply_key(w, &w->now, w->p.t.proto),
 				  &w->ct, BPF_ANY);
 	claim->reason = err ? MST_REASON_SNAT_FULL : 0;
@@ -153,6 +155,7 @@ static __always_inline __u32 snat_enter(struct __sk_buff *skb, struct work *w,
 	ct->sport = w->p.t.dport;
 	ct->dport = w->p.t.sport;
 	ct->backend = owner;
+	ct->inside = lb_is_host(&w->p.t.daddr);
 	ct->seen = clock();
 	if (addr_eq(&w->now.saddr, &w->p.t.saddr))
 		snat_keep(w, &claim);
@@ -167,9 +170,9 @@ static __always_inline __u32 snat_enter(struct __sk_buff *skb, struct work *w,
 	key = &w->key;
 	*key = w->p.t;
 	key->dir = MST_DIR_REQUEST;
-	if (bpf_map_update_elem(&mst_snat_v1, key, ct, BPF_ANY) == 0)
+	if (bpf_map_update_elem(&mst_snat_v2, key, ct, BPF_ANY) == 0)
 		return 0;
-	bpf_map_delete_elem(&mst_snat_v1,
+	bpf_map_delete_elem(&mst_snat_v2,
 			    ct_reply_key(w, &w->now, w->p.t.proto));
 	return MST_REASON_SNAT_FULL;
 }
@@ -191,6 +194,8 @@ __noinline int snat_create(struct __sk_buff *skb)
 	reason = snat_enter(skb, w, owner);
 	if (reason)
 		snat_unquota(owner);
+	else if (watched())
+		tell_flow(skb, MST_EVENT_NEW, MST_PATH_EGRESS, 0, 0);
 	return reason;
 }
 
@@ -203,27 +208,33 @@ static __always_inline struct mst_ct *snat_lookup(struct pkt *p, __u8 dir)
 	struct mst_ct *ct;
 
 	p->t.dir = dir;
-	ct = bpf_map_lookup_elem(&mst_snat_v1, &p->t);
+	ct = bpf_map_lookup_elem(&mst_snat_v2, &p->t);
 	if (!ct)
 		return NULL;
 	if (p->t.proto == IPPROTO_TCP) {
-		if (p->tcp_flags & TCP_SYN)
+		if (p->tcp_flags & TCP_SYN) {
 			ct->state = MST_CT_NEW;
-		else if (p->tcp_flags & (TCP_FIN | TCP_RST))
+		} else if (p->tcp_flags & (TCP_FIN | TCP_RST)) {
+			p->ends = ct->state != MST_CT_CLOSING;
 			ct->state = MST_CT_CLOSING;
-		else if (ct->state == MST_CT_NEW)
+		} else if (ct->state == MST_CT_NEW) {
 			ct->state = MST_CT_ESTABLISHED;
+		}
 	}
 	ct->seen = clock();
 	return ct;
 }
 
-static __always_inline void snat_become(struct work *w, const struct mst_ct *ct)
+/* Makes w->now what the flow's packets become in this direction. */
+static __always_inline void snat_become(struct __sk_buff *skb, struct work *w,
+					const struct mst_ct *ct)
 {
 	w->now.saddr = ct->saddr;
 	w->now.daddr = ct->daddr;
 	w->now.sport = ct->sport;
 	w->now.dport = ct->dport;
+	if (ends(&w->p) && watched())
+		tell_flow(skb, MST_EVENT_END, MST_PATH_EGRESS, 0, 0);
 }
 
 /* Has the packet what a masqueraded flow is known by? */
@@ -258,7 +269,7 @@ static __always_inline __u32 snat_error(struct __sk_buff *skb, struct work *w)
 		return MST_REASON_NO_ROUTE;
 	key = ct_reply_key(w, quote, quote->proto);
 	key->dir = MST_DIR_REQUEST;
-	ct = bpf_map_lookup_elem(&mst_snat_v1, key);
+	ct = bpf_map_lookup_elem(&mst_snat_v2, key);
 	if (!ct)
 		return MST_REASON_NO_ROUTE;
 	w->known.saddr = ct->daddr;
@@ -310,7 +321,7 @@ __noinline int snat_out(struct __sk_buff *skb, const struct mst_uplink *uplink)
 	if (ct && !addr_eq(&ct->saddr, addr))
 		ct = NULL;
 	if (ct) {
-		snat_become(w, ct);
+		snat_become(skb, w, ct);
 	} else {
 		if (addr_zero(addr))
 			return MST_REASON_NO_ROUTE;
@@ -339,11 +350,29 @@ __noinline int snat_track(struct __sk_buff *skb)
 	if (w->p.frag == FRAG_LATER || (is_icmp(&w->p) && !is_echo(&w->p)))
 		return 0;
 	ct = snat_lookup(&w->p, MST_DIR_REQUEST);
-	if (ct && addr_eq(&ct->saddr, &w->p.t.saddr))
+	if (ct && addr_eq(&ct->saddr, &w->p.t.saddr)) {
+		snat_become(skb, w, ct);
 		return 0;
+	}
 	w->now = w->p.t;
 	reason = snat_create(skb);
 	return reason;
+}
+
+/*
+ * Enters a flow of datagrams to the host, whose stack may send them on, as to a
+ * port that Docker's own bridge publishes. Without room for it none such come
+ * back, and those of the host itself do.
+ */
+__noinline int snat_track_to_host(struct __sk_buff *skb,
+				  const struct mst_interface *iface)
+{
+	struct work *w = work();
+
+	if (!w || !iface || !(iface->flags & MST_IF_EGRESS) ||
+	    w->p.t.proto != IPPROTO_UDP)
+		return 0;
+	return snat_track(skb);
 }
 
 /*
@@ -364,7 +393,7 @@ static __always_inline bool snat_asked(struct __sk_buff *skb, struct work *w)
 		key = ct_reply_key(w, &w->p.t, w->p.t.proto);
 	}
 	key->dir = MST_DIR_REQUEST;
-	return bpf_map_lookup_elem(&mst_snat_v1, key);
+	return bpf_map_lookup_elem(&mst_snat_v2, key);
 }
 
 #endif /* MST_SNAT_H */

@@ -15,14 +15,14 @@ struct {
 	__type(key, int);
 	__type(value, struct mst_sock);
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
-} mst_socks_v1 SEC(".maps");
+} mst_socks_v2 SEC(".maps");
 
 static __always_inline struct mst_sock *sock_state(struct bpf_sock_addr *ctx,
 						   bool create)
 {
 	if (!ctx->sk)
 		return NULL;
-	return bpf_sk_storage_get(&mst_socks_v1, ctx->sk, NULL,
+	return bpf_sk_storage_get(&mst_socks_v2, ctx->sk, NULL,
 				  create ? BPF_SK_STORAGE_GET_F_CREATE : 0);
 }
 

@@ -71,6 +71,10 @@ static __always_inline int svc_translate(struct __sk_buff *skb, struct work *w,
 	w->now.dport = ct->dport;
 	w->uplink = ct->uplink;
 	w->came = w->p.t;
+	ct_traffic(&w->p, ct->service, ct->backend, false);
+	if (ends(&w->p) && watched())
+		tell_flow(skb, MST_EVENT_END, MST_PATH_PACKET, ct->service,
+			  ct->backend);
 	frag_remember(w, &w->now, ct->uplink);
 	if (nat_tuple(skb))
 		return drop(skb, MST_REASON_NAT_FAILED, MST_FROM_CONTAINER);
@@ -181,16 +185,19 @@ __noinline int svc_flow_to(struct __sk_buff *skb, const struct mst_service *svc)
 		if (svc->flags & MST_SVC_PUBLISHED)
 			sent->sport = own_port();
 	}
-	reason = ct_create(id);
+	reason = ct_create(svc->id, id);
 	/* two VIPs, or two of its ports, with one backend and client port */
 	for (tries = 0; reason == MST_REASON_CT_COLLISION && tries < PORT_TRIES;
 	     tries++) {
 		sent->sport = own_port();
-		reason = ct_create(id);
+		reason = ct_create(svc->id, id);
 	}
 	if (reason)
 		return reason;
-	w->came = *t;
+	t->dir = MST_DIR_REQUEST;
+	ct_traffic(&w->p, svc->id, id, true);
+	if (watched())
+		tell_flow(skb, MST_EVENT_NEW, MST_PATH_PACKET, svc->id, id);
 	frag_remember(w, sent, 0);
 	return nat_tuple(skb) ? MST_REASON_NAT_FAILED : 0;
 }

@@ -46,7 +46,18 @@ func (p enginePools) ReleaseAddress(id string, addr netip.Addr) error {
 }
 
 // watcherState is what `mustang status` says of the watcher.
-type watcherState struct{ synced atomic.Bool }
+type watcherState struct {
+	synced atomic.Bool
+	last   atomic.Int64 // when an event was last applied, ns since 1970; 0: never
+	lag    atomic.Int64 // ns that it took
+}
+
+// applied is told how long after an event of the engine's the services knew.
+func (h *host) applied(lag time.Duration) {
+	h.watcher.last.Store(time.Now().UnixNano())
+	h.watcher.lag.Store(int64(lag))
+	h.metrics.EventApplied(lag)
+}
 
 // engineContainers tells the services of containers.
 type engineContainers struct {
@@ -73,23 +84,30 @@ func (n engineNetworks) Collect(known map[string]map[string]bool) error {
 	if orphaned && !n.Orphaned() {
 		err = errors.Join(err, n.host.synced())
 	}
+	n.host.eachSubnet(func(network driver.Network, subnet netip.Prefix, inUse map[netip.Addr]bool) {
+		released, e := n.host.ipam.Collect(subnet, inUse, leaseGrace)
+		if err = errors.Join(err, e); len(released) > 0 {
+			n.host.log.WithFields(logrus.Fields{"network": network.Name, "addresses": released}).
+				Info("released addresses that the engine has forgotten")
+		}
+	})
+	return err
+}
+
+// eachSubnet goes through the subnets of the networks, with the addresses that are in use in them.
+func (h *host) eachSubnet(do func(network driver.Network, subnet netip.Prefix, inUse map[netip.Addr]bool)) {
 	inUse := map[netip.Addr]bool{}
-	for _, e := range n.Endpoints() {
+	for _, e := range h.driver.Endpoints() {
 		inUse[e.IPv4.Addr()], inUse[e.IPv6.Addr()] = true, true
 	}
-	for _, network := range n.Networks() {
+	for _, network := range h.driver.Networks() {
 		for _, s := range slices.Concat(network.IPv4, network.IPv6) {
 			for _, a := range s.Aux {
 				inUse[a] = true
 			}
-			released, e := n.host.ipam.Collect(s.Pool, inUse, leaseGrace)
-			if err = errors.Join(err, e); len(released) > 0 {
-				n.host.log.WithFields(logrus.Fields{"network": network.Name, "addresses": released}).
-					Info("released addresses that the engine has forgotten")
-			}
+			do(network, s.Pool, inUse)
 		}
 	}
-	return err
 }
 
 // sandboxNetwork opens the resolvers' sockets inside sandboxes.

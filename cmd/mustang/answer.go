@@ -9,7 +9,6 @@ import (
 	"net/netip"
 	"runtime/debug"
 	"slices"
-	"strconv"
 	"strings"
 
 	"github.com/mustang-net/mustang/api"
@@ -109,7 +108,7 @@ func (h *host) CNI() cni.Host { return h.cni }
 
 // Ports implements [api.Host].
 func (h *host) Ports(context.Context) ([]api.Port, error) {
-	uplinks, _, err := h.links.Uplinks(h.cfg.Uplinks)
+	uplinks, _, err := h.links.Uplinks(h.inForce.config.Load().Uplinks)
 	if err != nil {
 		return nil, err
 	}
@@ -175,129 +174,4 @@ func texts[T fmt.Stringer](in []T) []string {
 		out[i] = v.String()
 	}
 	return out
-}
-
-// Status implements [api.Host].
-func (h *host) Status(context.Context) (api.Status, error) {
-	version, _ := versionAndCommit()
-	// without the daemon, or before it knows the containers, names are not followed
-	ready := h.daemon && (h.cfg.DockerSocket == "" || h.watcher.synced.Load())
-	s := api.Status{Version: version, Daemon: h.daemon, Ready: ready}
-	for _, sub := range []api.Subsystem{
-		h.statusDatapath(), h.statusDrops(), h.statusUplinks(), h.statusServices(), h.statusDriver(), h.statusTables(), h.statusIPAM(), h.statusWatcher(),
-	} {
-		s.Ready = s.Ready && sub.State != "failed"
-		s.Subsystems = append(s.Subsystems, sub)
-	}
-	return s, nil
-}
-
-func (h *host) statusDatapath() api.Subsystem {
-	fill, err := h.datapath.Fill()
-	if err != nil {
-		return failed("datapath", err)
-	}
-	var parts []string
-	for _, f := range fill {
-		parts = append(parts, fmt.Sprintf("%s %d/%d", f.Name, f.Entries, f.Max))
-	}
-	return api.Subsystem{Name: "datapath", State: "ok", Detail: strings.Join(parts, ", ")}
-}
-
-func (h *host) statusDrops() api.Subsystem {
-	drops, err := h.datapath.Drops()
-	if err != nil {
-		return failed("drops", err)
-	}
-	for reason, packets := range h.tables.Drops() {
-		drops = append(drops, bpf.Drop{Reason: reason, Packets: packets})
-	}
-	totals := map[string]uint64{}
-	var order []string
-	for _, d := range drops {
-		if d.Packets == 0 {
-			continue
-		}
-		if totals[d.Reason] == 0 {
-			order = append(order, d.Reason)
-		}
-		totals[d.Reason] += d.Packets
-	}
-	var parts []string
-	for _, reason := range order {
-		parts = append(parts, fmt.Sprintf("%s %d", reason, totals[reason]))
-	}
-	return api.Subsystem{Name: "drops", State: "ok", Detail: cmp.Or(strings.Join(parts, ", "), "none")}
-}
-
-func (h *host) statusUplinks() api.Subsystem {
-	uplinks, err := h.datapath.Uplinks()
-	if err != nil {
-		return failed("uplinks", err)
-	}
-	var parts []string
-	for _, u := range uplinks {
-		name, err := h.links.Name(u.IfIndex)
-		if err != nil {
-			name = strconv.Itoa(u.IfIndex) // it is going
-		}
-		for _, a := range []netip.Addr{u.SNAT4, u.SNAT6} {
-			if a.IsValid() {
-				name += " " + a.String()
-			}
-		}
-		parts = append(parts, name)
-	}
-	slices.Sort(parts)
-	return api.Subsystem{Name: "uplinks", State: "ok", Detail: cmp.Or(strings.Join(parts, ", "), "none: containers do not leave the host")}
-}
-
-func (h *host) statusServices() api.Subsystem {
-	if err := h.services.Err(); err != nil {
-		return failed("services", err)
-	}
-	return api.Subsystem{Name: "services", State: "ok", Detail: fmt.Sprintf("%d services", len(h.services.List()))}
-}
-
-func (h *host) statusDriver() api.Subsystem {
-	s := api.Subsystem{Name: "driver", State: "ok", Detail: fmt.Sprintf("%d networks, %d endpoints",
-		len(h.driver.Networks()), len(h.driver.Endpoints()))}
-	if h.driver.Orphaned() {
-		s.State = "degraded"
-		s.Detail += "; endpoints of a lost state go on unmanaged: make their networks and containers anew"
-	}
-	return s
-}
-
-func (h *host) statusTables() api.Subsystem {
-	state := h.tables.State()
-	s := api.Subsystem{Name: "nftables", State: "ok", Detail: fmt.Sprintf("%d sandboxes, %d devices", state.Sandboxes, state.Ends)}
-	if state.Err != nil {
-		s.State, s.Detail = "degraded", s.Detail+"; "+state.Err.Error()
-	}
-	return s
-}
-
-func (h *host) statusIPAM() api.Subsystem {
-	pools, leases := h.ipam.Pools(), 0
-	for _, p := range pools {
-		leases += p.Leases
-	}
-	return api.Subsystem{Name: "ipam", State: "ok", Detail: fmt.Sprintf("%d pools, %d leases", len(pools), leases)}
-}
-
-func (h *host) statusWatcher() api.Subsystem {
-	switch {
-	case !h.daemon:
-		return api.Subsystem{Name: "daemon", State: "off", Detail: "not running: the datapath goes on, Docker's changes wait"}
-	case h.cfg.DockerSocket == "":
-		return api.Subsystem{Name: "docker", State: "off", Detail: "docker_socket is off"}
-	case !h.watcher.synced.Load():
-		return api.Subsystem{Name: "docker", State: "degraded", Detail: "waiting for the engine at " + h.cfg.DockerSocket}
-	}
-	return api.Subsystem{Name: "docker", State: "ok", Detail: "following the engine at " + h.cfg.DockerSocket}
-}
-
-func failed(name string, err error) api.Subsystem {
-	return api.Subsystem{Name: name, State: "failed", Detail: err.Error()}
 }

@@ -27,9 +27,13 @@ type env struct {
 	getenv         func(string) string
 	euid           int // effective user id
 	// open returns what answers the commands and a function that lets go of it.
-	open   func(context.Context, config.Config) (api.Host, func() error, error)
-	daemon func(context.Context, config.Config, *logrus.Logger) error
-	bench  func(context.Context, bench.Options, bench.Progress) (bench.Result, error)
+	open func(context.Context, config.Config) (api.Host, func() error, error)
+	// daemon serves; the last argument reads the configuration anew.
+	daemon func(context.Context, config.Config, *logrus.Logger, func() (config.Config, error)) error
+	// contradictions says what on this host a configuration does not fit.
+	contradictions func(config.Config) []error
+	bench          func(context.Context, bench.Options, bench.Progress) (bench.Result, error)
+	purge          func(context.Context, config.Config, purgeOptions) error
 }
 
 // Exit codes of the command line.
@@ -72,9 +76,11 @@ func newApp(e env) *cli.App {
 		&cli.StringFlag{Name: "log-level", Usage: "log from `LEVEL` on: " + strings.Join(config.LogLevels, ", ")},
 	}
 	app.Commands = []*cli.Command{
-		daemonCommand(e), svcCommand(e), epCommand(e), networkCommand(e), portsCommand(e), statusCommand(e), benchCommand(e), versionCommand(e),
-		helperCommand(e),
+		daemonCommand(e), svcCommand(e), epCommand(e), networkCommand(e), portsCommand(e), statusCommand(e),
+		verifyCommand(e), monitorCommand(e), benchCommand(e), purgeCommand(e), completionCommand(e), versionCommand(e),
+		helperCommand(e), manCommand(e),
 	}
+	app.EnableBashCompletion = true
 	app.Action = unknownCommand
 	app.OnUsageError = flagError
 	// Errors come back from RunContext; cli would end the process.

@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"io/fs"
@@ -24,7 +25,9 @@ import (
 	"github.com/mustang-net/mustang/bench"
 	"github.com/mustang-net/mustang/bpf"
 	"github.com/mustang-net/mustang/config"
+	"github.com/mustang-net/mustang/drift"
 	"github.com/mustang-net/mustang/driver"
+	"github.com/mustang-net/mustang/monitor"
 	"github.com/mustang-net/mustang/service"
 )
 
@@ -53,7 +56,7 @@ func TestScriptsThroughTheSocket(t *testing.T) {
 		log.SetOutput(io.Discard)
 		ctx, stop := context.WithCancel(context.Background())
 		served := make(chan error, 1)
-		go func() { served <- api.Serve(ctx, l, fake, log) }()
+		go func() { served <- api.Serve(ctx, l, fake, log, nil) }()
 		te.Defer(func() {
 			stop()
 			<-served
@@ -107,6 +110,9 @@ func mustang(ts *testscript.TestScript, neg bool, args []string) {
 	}
 	oneAtATime.Lock()
 	defer oneAtATime.Unlock()
+	own := os.Args
+	defer func() { os.Args = own }()
+	os.Args = append([]string{"mustang"}, args...) // where cli looks for what a shell asks to complete
 	w.code = run(context.Background(), env{
 		args:  append([]string{"mustang"}, args...),
 		stdin: strings.NewReader(stdin), stdout: ts.Stdout(), stderr: ts.Stderr(),
@@ -119,9 +125,19 @@ func mustang(ts *testscript.TestScript, neg bool, args []string) {
 			w.held++
 			return h, func() error { w.held--; return nil }, err
 		},
-		daemon: func(_ context.Context, cfg config.Config, log *logrus.Logger) error {
+		daemon: func(_ context.Context, cfg config.Config, log *logrus.Logger, _ func() (config.Config, error)) error {
 			log.Info("daemon runs")
 			_, err := fmt.Fprintf(ts.Stdout(), "%s %s\n", cfg.StateDir, cfg.LogLevel)
+			return err
+		},
+		contradictions: func(cfg config.Config) []error {
+			if cfg.ServicePools[0].String() == "10.97.0.0/16" {
+				return []error{errors.New("service_pools = 10.97.0.0/16 overlaps the host's route to 10.97.3.0/24")}
+			}
+			return nil
+		},
+		purge: func(_ context.Context, cfg config.Config, o purgeOptions) error {
+			_, err := fmt.Fprintf(ts.Stdout(), "purge %s %+v\n", cfg.StateDir, o)
 			return err
 		},
 		bench: func(_ context.Context, o bench.Options, p bench.Progress) (bench.Result, error) {
@@ -163,6 +179,13 @@ func given(ts *testscript.TestScript, _ bool, args []string) {
 	case "broken":
 		w.fake.SetStatus(api.Status{Version: "1.2.3", Daemon: true,
 			Subsystems: []api.Subsystem{{Name: "maps", State: "failed", Detail: "bpffs is not mounted"}}})
+	case "drift":
+		w.fake.SetDrift([]drift.Difference{
+			{What: "route 10.201.0.2", Wanted: "dev mst1", Found: drift.Nothing, Do: drift.Repair},
+			{What: "program lxc_ingress on mst1", Wanted: "to be the first", Found: "program 7 is", Do: "remove it"},
+		}, []drift.Difference{{What: "network m", Wanted: "containers", Found: "mode ipvlan", Do: "drop CAP_NET_RAW", Note: true}})
+	case "events":
+		w.fake.SetEvents(events())
 	case "soon":
 		go func() {
 			time.Sleep(300 * time.Millisecond)
@@ -173,6 +196,19 @@ func given(ts *testscript.TestScript, _ bool, args []string) {
 		w.openErr = fmt.Errorf("open the state: %w", fs.ErrPermission)
 	default:
 		ts.Fatalf("given %s: unknown", args[0])
+	}
+}
+
+// events are what a monitor would tell of.
+func events() []monitor.Event {
+	now := time.Date(2026, 1, 2, 3, 4, 5, 6e6, time.UTC)
+	web := monitor.End{Addr: netip.MustParseAddrPort("10.201.0.2:4000"), Container: "web", Network: "shop"}
+	db := monitor.End{Addr: netip.MustParseAddrPort("10.96.1.2:5432"), Service: "db", Network: "shop"}
+	via := monitor.End{Addr: netip.MustParseAddrPort("10.201.0.3:5432"), Container: "db-1", Network: "shop"}
+	return []monitor.Event{
+		{Time: now, Kind: bpf.EventNew, Verdict: monitor.Forwarded, Path: bpf.PathSocket, Protocol: "tcp", From: web, To: db, Via: via},
+		{Time: now, Kind: monitor.EventLost, Lost: 3},
+		{Time: now, Kind: bpf.EventRefuse, Verdict: monitor.Refused, Reason: "no-backend", Protocol: "tcp", From: web, To: db},
 	}
 }
 

@@ -17,6 +17,7 @@ import (
 	"github.com/mustang-net/mustang/api"
 	"github.com/mustang-net/mustang/config"
 	"github.com/mustang-net/mustang/driver/cni"
+	"github.com/mustang-net/mustang/state"
 )
 
 // pluginTime bounds one call of a runtime's, most of which may be a wait for others.
@@ -36,8 +37,26 @@ func runPlugin(ctx context.Context, e env) int {
 	return p.Run(ctx, "CNI plugin "+versionLine())
 }
 
-// openCNI returns a running daemon's host, or else one of our own, with the function that lets go of it.
+// startPoll is how long a call waits between looks at a daemon that has the state, but no socket yet.
+const startPoll = 20 * time.Millisecond
+
+// openCNI returns a running daemon's host, or else one of our own, with the function that lets go of it. A daemon that
+// is starting, or ending, is waited for.
 func openCNI(ctx context.Context, cfg config.Config) (cni.Host, func() error, error) {
+	for {
+		host, release, err := openOnce(ctx, cfg)
+		if !errors.Is(err, state.ErrLocked) {
+			return host, release, err
+		}
+		select {
+		case <-ctx.Done():
+			return nil, nil, err
+		case <-time.After(startPoll):
+		}
+	}
+}
+
+func openOnce(ctx context.Context, cfg config.Config) (cni.Host, func() error, error) {
 	client, err := api.Dial(cfg.Socket)
 	if err == nil {
 		return client.CNI(), func() error { return nil }, nil
@@ -46,7 +65,7 @@ func openCNI(ctx context.Context, cfg config.Config) (cni.Host, func() error, er
 		return nil, nil, err
 	}
 	// One after another: the state is one process's at a time, and its own lock is not taken in turn.
-	unlock, err := lockFile(ctx, filepath.Join(cfg.StateDir, "cni.lock"))
+	unlock, err := lockFile(ctx, cniLock(cfg))
 	if err != nil {
 		return nil, nil, err
 	}
@@ -75,10 +94,13 @@ func (h *host) takeUp() error {
 	}
 	_, known, err := h.datapath.Sandbox(cookie)
 	if err == nil && !known {
-		err = h.hook()
+		err = h.hook(h.datapath)
 	}
 	return errors.Join(err, h.driver.SyncUplinks())
 }
+
+// cniLock is the file that calls without a daemon, and a daemon that starts, take in turn.
+func cniLock(cfg config.Config) string { return filepath.Join(cfg.StateDir, "cni.lock") }
 
 // lockFile waits until the file is ours, and returns the function that gives it to the next.
 func lockFile(ctx context.Context, path string) (unlock func() error, err error) {

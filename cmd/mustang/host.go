@@ -5,7 +5,6 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"net/netip"
 	"os"
@@ -24,15 +23,21 @@ import (
 	"github.com/mustang-net/mustang/driver/link"
 	"github.com/mustang-net/mustang/driver/ports"
 	"github.com/mustang-net/mustang/ipam"
+	"github.com/mustang-net/mustang/metrics"
+	"github.com/mustang-net/mustang/monitor"
 	"github.com/mustang-net/mustang/nft"
 	"github.com/mustang-net/mustang/service"
 	"github.com/mustang-net/mustang/service/dns"
 	"github.com/mustang-net/mustang/state"
 )
 
+// stateFile is the file of the state in its directory.
+const stateFile = "state.db"
+
 // host is mustang on one machine, wired: the daemon's, or a command's that found no daemon.
 type host struct {
-	cfg      config.Config
+	cfg      config.Config // as it was at the start
+	inForce  inForce
 	log      *logrus.Logger
 	store    state.Store
 	datapath *bpf.Datapath
@@ -42,11 +47,15 @@ type host struct {
 	tables   *nft.Tables
 	driver   *driver.Manager
 	cni      *cni.Manager
+	events   *monitor.Hub  // of what the datapath does
 	resolver *dns.Server   // nil without a daemon
 	ports    *ports.Holder // nil without a daemon
 	watcher  watcherState
 	engine   *watch.Watcher // nil without Docker
 	daemon   bool
+
+	metrics *metrics.Metrics // nil without a daemon
+	shown   *metrics.Server  // nil where nobody is shown any
 }
 
 // openHost returns the Host of a running daemon, or else one that works on the state and the maps
@@ -71,6 +80,7 @@ func openHost(_ context.Context, cfg config.Config) (api.Host, func() error, err
 // newHost opens the state and the maps. Nothing but missing maps is created in the kernel.
 func newHost(cfg config.Config, log *logrus.Logger, daemon bool) (*host, error) {
 	h := &host{cfg: cfg, log: log, daemon: daemon}
+	h.inForce.set(cfg)
 	if err := h.open(); err != nil {
 		return nil, errors.Join(err, h.close())
 	}
@@ -78,12 +88,13 @@ func newHost(cfg config.Config, log *logrus.Logger, daemon bool) (*host, error) 
 }
 
 func (h *host) open() (err error) {
-	if h.store, err = state.Open(filepath.Join(h.cfg.StateDir, "state.db"), state.Options{}); err != nil {
+	if h.store, err = state.Open(filepath.Join(h.cfg.StateDir, stateFile), state.Options{}); err != nil {
 		return err
 	}
 	if h.datapath, err = bpf.Open(h.cfg.BPFFS); err != nil {
 		return err
 	}
+	h.events = watchDatapath(h.datapath, h.names)
 	pools, err := h.setPools()
 	if err != nil {
 		return err
@@ -110,6 +121,7 @@ func (h *host) open() (err error) {
 		cfg.Ports = h.ports
 		h.resolver = dns.New(h.services, sandboxNetwork{h.links, h.datapath})
 		cfg.Resolver = sandboxResolver{h.resolver}
+		h.metrics = newMetrics(h)
 	}
 	if h.driver, err = driver.New(cfg); err != nil {
 		return err
@@ -119,9 +131,11 @@ func (h *host) open() (err error) {
 		VIPs:   h.cfg.ServicePools,
 		BootID: bootID(),
 		Labels: func(ctx context.Context, container string) (map[string]string, error) {
-			return containerd.Labels(ctx, h.cfg.Containerd, container)
+			return containerd.Labels(ctx, h.inForce.config.Load().Containerd, container)
 		},
-		Declared: func(name string) bool { return cni.Declared(h.cfg.CNIConfDir, name) }, Log: h.log,
+		Declared: func(name string) bool { return cni.Declared(h.inForce.config.Load().CNIConfDir, name) },
+		Shaper:   func(name string) (*cni.Shaper, error) { return cni.ShaperOf(h.inForce.config.Load().CNIConfDir, name) },
+		Swept:    h.daemon, Log: h.log,
 	})
 	if err != nil {
 		return err
@@ -138,15 +152,15 @@ func (h *host) open() (err error) {
 
 // setPools tells the datapath the first service pool of each family, and returns them.
 func (h *host) setPools() (pools [2]netip.Prefix, err error) {
+	if err := oneOfEachFamily(h.cfg.ServicePools); err != nil {
+		return pools, err
+	}
 	for _, p := range h.cfg.ServicePools {
-		family := 0
 		if p.Addr().Is6() {
-			family = 1
+			pools[1] = p
+		} else {
+			pools[0] = p
 		}
-		if pools[family].IsValid() {
-			return pools, fmt.Errorf("service_pools has more than one pool of a family (%s and %s): keep one of each", pools[family], p)
-		}
-		pools[family] = p
 	}
 	return pools, h.datapath.SetPools(pools[0], pools[1])
 }

@@ -27,6 +27,9 @@ func main() {
 		open:   openHost,
 		daemon: runDaemon,
 		bench:  bench.Run,
+		purge:  runPurge,
+
+		contradictions: contradictions,
 	}
 	var code int
 	if os.Getenv("CNI_COMMAND") != "" { // a runtime calls us as its plugin, and gives no arguments

@@ -60,7 +60,7 @@ func outputOf(c *cli.Context, e env, forms []string) (output, error) {
 		}
 	}
 	if len(given) > 1 {
-		return o, usagef(c, "%s exclude each other", strings.Join(given, " and "))
+		return o, usagef(c, "%s exclude each other: give one of them", strings.Join(given, " and "))
 	}
 	if text := c.String("format"); text != "" {
 		parsed, err := template.New("--format").Funcs(template.FuncMap{"json": inlineJSON, "join": join}).Parse(text)

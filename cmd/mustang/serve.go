@@ -7,16 +7,19 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
+	"github.com/coreos/go-systemd/v22/daemon"
 	"github.com/sirupsen/logrus"
 
 	"github.com/mustang-net/mustang/api"
 	"github.com/mustang-net/mustang/bpf"
 	"github.com/mustang-net/mustang/config"
-	"github.com/mustang-net/mustang/driver/docker"
 	"github.com/mustang-net/mustang/driver/docker/watch"
+	"github.com/mustang-net/mustang/service/dns"
 )
 
 // The datapath trusts our resolvers for 2 s after a beat.
@@ -26,9 +29,26 @@ const heartbeat = 400 * time.Millisecond
 const retryEvery = 5 * time.Second
 
 // runDaemon serves Docker and the command line until ctx ends.
-func runDaemon(ctx context.Context, cfg config.Config, log *logrus.Logger) error {
-	h, err := newHost(cfg, log, true)
+func runDaemon(ctx context.Context, cfg config.Config, log *logrus.Logger, again func() (config.Config, error)) error {
+	r, stop := newReloader(again)
+	defer stop()
+	d, err := openDoor(log)
 	if err != nil {
+		return err
+	}
+	err = d.run(ctx, cfg, log, r)
+	return errors.Join(err, d.close(err))
+}
+
+// run is the daemon behind its door.
+func (d *door) run(ctx context.Context, cfg config.Config, log *logrus.Logger, r reloader) error {
+	// in turn with calls of runtimes, one of which has the state at any time while many come
+	unlock, err := lockFile(ctx, cniLock(cfg))
+	if err != nil {
+		return err
+	}
+	h, err := newHost(cfg, log, true)
+	if err := errors.Join(err, unlock()); err != nil {
 		return err
 	}
 	defer func() {
@@ -45,16 +65,24 @@ func runDaemon(ctx context.Context, cfg config.Config, log *logrus.Logger) error
 		return err
 	}
 	defer control.Close()
-	return h.serve(ctx, control)
+	return h.serve(ctx, control, d, r)
 }
 
 // start makes the kernel agree with the state.
 func (h *host) start() error {
-	if err := h.hook(); err != nil {
+	if err := h.links.OpenSysctls(); err != nil {
 		return err
 	}
-	if err := h.datapath.Beat(); err != nil {
+	if err := h.datapath.MendPins(); err != nil {
+		h.log.WithError(err).Error("mend the pins")
+	}
+	if err := h.hook(h.datapath); err != nil {
 		return err
+	}
+	if h.daemon {
+		if err := h.datapath.Beat(); err != nil {
+			return err
+		}
 	}
 	if err := h.driver.Restore(); err != nil {
 		// one endpoint that cannot be mended must not keep the others from being served
@@ -64,26 +92,29 @@ func (h *host) start() error {
 }
 
 // hook attaches the socket hooks, and makes the host's own sockets known to them.
-func (h *host) hook() error {
-	cgroup := h.cfg.Cgroup
-	if cgroup == "" {
-		var err error
-		if cgroup, err = bpf.CgroupRoot(); err != nil {
-			return err
-		}
+func (h *host) hook(d hooks) error {
+	cgroup, err := cgroupOf(h.cfg)
+	if err != nil {
+		return err
 	}
-	if err := h.datapath.AttachSock(cgroup); err != nil {
+	if err := d.AttachSock(cgroup); err != nil {
 		return err
 	}
 	cookie, err := h.links.Cookie("")
 	if err != nil {
 		return err
 	}
-	return h.datapath.PutSandbox(bpf.Sandbox{Cookie: cookie, SocketLB: true, AllNetworks: true})
+	return d.PutSandbox(bpf.Sandbox{Cookie: cookie, SocketLB: true, AllNetworks: true})
+}
+
+// hooks are the socket hooks.
+type hooks interface {
+	AttachSock(cgroup string) error
+	PutSandbox(bpf.Sandbox) error
 }
 
 // serve runs everything that serves until ctx ends or one of them fails.
-func (h *host) serve(ctx context.Context, control net.Listener) error {
+func (h *host) serve(ctx context.Context, control net.Listener, d *door, r reloader) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	var group sync.WaitGroup
@@ -99,32 +130,43 @@ func (h *host) serve(ctx context.Context, control net.Listener) error {
 			Client:     watch.NewClient(h.cfg.DockerSocket),
 			Containers: engineContainers{h.services, h},
 			Networks:   engineNetworks{h.driver, h},
+			Answers:    h.answers,
 			Log:        h.log,
+			Applied:    h.applied,
 		})
 	}
-	plugin := docker.New(docker.Options{Driver: h.driver, Pools: enginePools{h.ipam}, Log: h.log})
+	d.plugin.Measure(h.metrics.PluginCall)
+	d.plugin.Begin(h.driver, enginePools{h.ipam})
 	run("beat", h.beat)
 	run("beat in sandboxes", h.beatTables)
 	run("retry", h.retry)
 	run("follow uplinks", h.followUplinks)
 	run("collect flows", h.collectFlows)
 	run("sweep", h.sweep)
-	run("serve the command line", func(ctx context.Context) error { return api.Serve(ctx, control, h, h.log) })
+	run("serve the command line", func(ctx context.Context) error { return api.Serve(ctx, control, h, h.log, h.observe) })
 	if h.cfg.DockerSocket == "" {
 		if err := h.synced(); err != nil {
 			h.log.WithError(err).Warn("write services to the maps")
 		}
 	} else {
-		socket, err := docker.Listen(h.cfg.PluginSocket)
+		socket, err := d.listen(h.cfg.PluginSocket)
 		if err != nil {
 			cancel(err)
 		} else {
-			run("serve Docker", func(context.Context) error { return plugin.Serve(socket) })
+			if socket != nil {
+				run("serve Docker", func(context.Context) error { return d.plugin.Serve(socket) })
+			}
 			run("watch Docker", h.engine.Run)
 		}
 	}
+	run("show the metrics", func(ctx context.Context) error { return h.reloads(ctx, r) })
+	run("tell the service manager", watchdog)
+	if ctx.Err() == nil {
+		notify(daemon.SdNotifyReady)
+	}
 	<-ctx.Done()
-	err := plugin.Close()
+	notify(daemon.SdNotifyStopping)
+	err := d.plugin.Close()
 	group.Wait()
 	if cause := context.Cause(ctx); !errors.Is(cause, context.Canceled) {
 		return cause
@@ -200,6 +242,22 @@ func (h *host) introduce(ctx context.Context, networkID string) {
 	if h.engine != nil {
 		h.engine.Introduce(ctx, networkID)
 	}
+}
+
+// answers tells whether the engine's resolver, in the sandbox of a container on a network, answers a name with an address.
+func (h *host) answers(ctx context.Context, networkID, name string, addr netip.Addr) (bool, error) {
+	err := errors.New("no container on the network runs")
+	for _, e := range h.driver.Endpoints() {
+		if e.NetworkID != networkID || e.Sandbox == "" || e.IPv4.Addr() == addr || e.IPv6.Addr() == addr {
+			continue // it may not have its resolver yet
+		}
+		var got []netip.Addr
+		got, err = dns.Lookup(ctx, sandboxNetwork{h.links, h.datapath}, dns.Sandbox{Cookie: e.Cookie, Key: e.Sandbox}, name, addr.Is6())
+		if err == nil {
+			return slices.Contains(got, addr), nil
+		}
+	}
+	return false, err
 }
 
 // synced says that all containers are known, so that leftovers in the maps can go.

@@ -45,6 +45,9 @@ func (h *host) collectFlows(ctx context.Context) error {
 		if err := h.datapath.CollectFlows(); err != nil {
 			h.log.WithError(err).Warn("collect masqueraded flows")
 		}
+		if err := h.datapath.CollectTraffic(); err != nil {
+			h.log.WithError(err).Warn("collect counters of backends")
+		}
 		return nil
 	})
 }

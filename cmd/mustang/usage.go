@@ -94,7 +94,7 @@ func flagError(c *cli.Context, err error, _ bool) error {
 // interspersed moves the flags of the innermost command before its operands, so that
 // `svc inspect web -o yaml` means what it says: cli stops looking for flags at the first operand.
 func interspersed(app *cli.App, args []string) []string {
-	if len(args) == 0 {
+	if len(args) == 0 || args[len(args)-1] == completionFlag {
 		return args
 	}
 	flags, commands := app.Flags, app.Commands

@@ -86,7 +86,9 @@ type Attachment struct {
 	Given   []Given              `json:"given,omitempty"` // by another plugin
 	MAC     string               `json:"mac,omitempty"`
 	Ports   []driver.PortBinding `json:"ports,omitempty"`
+	Limits  Limits               `json:"limits,omitzero"`
 	Aliases []string             `json:"aliases,omitempty"` // service names
+	Hops    []RouteTo            `json:"hops,omitempty"`    // routes that another plugin wants
 	Routes  []netip.Prefix       `json:"routes,omitempty"`  // of CHECK: what there must be a route to
 }
 

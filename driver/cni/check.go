@@ -19,14 +19,14 @@ func (m *Manager) Check(ctx context.Context, a Attachment) error {
 	defer unlock()
 	had := m.get(a.Key)
 	if had == nil {
-		return notFound{fmt.Errorf("%s: there is no such attachment", what)}
+		return notFound{fmt.Errorf("%s: there is no such attachment: make the container anew", what)}
 	}
 	cookie, err := m.Links.Cookie(a.Sandbox)
 	if err != nil {
 		return fmt.Errorf("%s: %w", what, err)
 	}
 	if cookie != had.Cookie {
-		return conflictf("%s: the network namespace %s is not the one that it was added to", what, a.Sandbox)
+		return conflictf("%s: the network namespace %s is not the one that it was added to: make the container anew", what, a.Sandbox)
 	}
 	ep, err := m.Driver.Endpoint(ctx, NetworkID(a.Network), a.endpoint())
 	if errors.Is(err, driver.ErrNotFound) {
@@ -43,14 +43,14 @@ func (m *Manager) Check(ctx context.Context, a Attachment) error {
 		return conflictf("%s: the device is not the other end of %s", what, ep.HostIf)
 	}
 	if a.MAC != "" && a.MAC != inside.MAC.String() {
-		return conflictf("%s: the device's MAC is %s, not %s", what, inside.MAC, a.MAC)
+		return conflictf("%s: the device's MAC is %s, not %s: make the container anew", what, inside.MAC, a.MAC)
 	}
 	for _, ip := range a.IPs {
 		if !slices.ContainsFunc(inside.Addrs, func(p netip.Prefix) bool { return p.Addr() == ip }) {
-			return conflictf("%s: the device lacks the address %s", what, ip)
+			return conflictf("%s: the device lacks the address %s: make the container anew", what, ip)
 		}
 		if ip != ep.IPv4.Addr() && ip != ep.IPv6.Addr() || !a.Of.Delegated && !m.leased(a.Key, ip) {
-			return conflictf("%s: the address %s is not the container's any more", what, ip)
+			return conflictf("%s: the address %s is not the container's any more: make the container anew", what, ip)
 		}
 	}
 	routes, err := m.Links.RoutesInside(a.Sandbox)
@@ -59,7 +59,7 @@ func (m *Manager) Check(ctx context.Context, a Attachment) error {
 	}
 	for _, to := range a.Routes {
 		if !slices.Contains(routes, to) {
-			return conflictf("%s: there is no route to %s", what, to)
+			return conflictf("%s: there is no route to %s: make the container anew", what, to)
 		}
 	}
 	return nil

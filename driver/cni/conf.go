@@ -30,7 +30,8 @@ type conf struct {
 		} `json:"cni"`
 	} `json:"args"`
 
-	options map[string]string
+	options  map[string]string
+	fromIPAM types.DNS // what the IPAM plugin says, once it has been asked
 }
 
 // ours are the keys of a configuration that are no options of the network.
@@ -45,14 +46,29 @@ const (
 	ipamType   = "mustang"
 )
 
+// Plugins that hand out addresses, of which more need be known than that.
+const (
+	ipamHostLocal = "host-local"
+	ipamDHCP      = "dhcp"
+)
+
 type ipamConf struct {
-	Type   string        `json:"type"`
-	Ranges [][]rangeConf `json:"ranges"`
+	Type      string        `json:"type"`
+	Ranges    [][]rangeConf `json:"ranges"`
+	rangeConf               // a single one, as host-local's older form has it
+}
+
+// sets are all ranges, as they are written.
+func (c ipamConf) sets() [][]rangeConf {
+	if c.Subnet == "" {
+		return c.Ranges
+	}
+	return append([][]rangeConf{{c.rangeConf}}, c.Ranges...)
 }
 
 // rangeConf is a range as host-local writes it, too.
 type rangeConf struct {
-	Subnet     string `json:"subnet"`
+	Subnet     string `json:"subnet,omitempty"`
 	Range      string `json:"range,omitempty"`
 	RangeStart string `json:"rangeStart,omitempty"`
 	RangeEnd   string `json:"rangeEnd,omitempty"`
@@ -66,6 +82,7 @@ type runtimeConfig struct {
 	MAC          string          `json:"mac"`
 	DNS          types.DNS       `json:"dns"`
 	IPRanges     [][]rangeConf   `json:"ipRanges"`
+	Bandwidth    Limits          `json:"bandwidth"`
 	Aliases      json.RawMessage `json:"aliases"` // a list, or lists by network
 }
 
@@ -145,9 +162,10 @@ func (c *conf) network() (Network, error) {
 		n.Options = nil // as the state keeps it
 	}
 	if n.Delegated {
+		n.Ranges = c.subnets()
 		return n, nil
 	}
-	for _, set := range slices.Concat(c.IPAM.Ranges, c.RuntimeConfig.IPRanges) {
+	for _, set := range slices.Concat(c.IPAM.sets(), c.RuntimeConfig.IPRanges) {
 		for _, r := range set {
 			one, err := r.parse()
 			if err != nil {
@@ -159,6 +177,29 @@ func (c *conf) network() (Network, error) {
 		}
 	}
 	return n, nil
+}
+
+// subnets are those that host-local takes addresses from, one after another. What it will not understand is its to say.
+func (c *conf) subnets() (out []Range) {
+	if c.IPAM.Type != ipamHostLocal {
+		return nil
+	}
+	for _, r := range slices.Concat(slices.Concat(c.IPAM.sets(), c.RuntimeConfig.IPRanges)...) {
+		subnet, err := netip.ParsePrefix(r.Subnet)
+		if err != nil {
+			continue
+		}
+		one := Range{Subnet: subnet.Masked()}
+		if gw, err := netip.ParseAddr(r.Gateway); err == nil {
+			one.Gateway = gw
+		} else {
+			one.Gateway = one.Subnet.Addr().Next()
+		}
+		if !slices.Contains(out, one) {
+			out = append(out, one)
+		}
+	}
+	return out
 }
 
 func (r rangeConf) parse() (out Range, err error) {
@@ -195,7 +236,7 @@ func (c *conf) ask(a *Attachment, args string) error {
 		plain, _, _ := strings.Cut(text, "/")
 		ip, err := netip.ParseAddr(plain)
 		if err != nil {
-			return invalidf("the address %q that is asked for is none", text)
+			return invalidf("the address %q that is asked for is none: give one such as 10.77.0.5", text)
 		}
 		if ip = ip.Unmap(); !slices.Contains(a.IPs, ip) {
 			a.IPs = append(a.IPs, ip)
@@ -211,6 +252,7 @@ func (c *conf) ask(a *Attachment, args string) error {
 		}
 		a.MAC = mac.String()
 	}
+	a.Limits = c.RuntimeConfig.Bandwidth
 	for _, p := range c.RuntimeConfig.PortMappings {
 		b, err := p.parse()
 		if err != nil {
@@ -258,7 +300,7 @@ func (p portMapping) parse() (driver.PortBinding, error) {
 	}
 	addr, err := netip.ParseAddr(p.HostIP)
 	if err != nil || addr.IsMulticast() || addr.Zone() != "" {
-		return b, invalidf("%s: the host address %q is none of a host's, such as 127.0.0.1", what, p.HostIP)
+		return b, invalidf("%s: the host address %q is none: give one of the host's, such as 127.0.0.1", what, p.HostIP)
 	}
 	if b.Host = addr.Unmap(); b.Host == netip.IPv4Unspecified() {
 		b.Host = netip.Addr{} // what runtimes say that were given none

@@ -41,7 +41,10 @@ func TestConfigurations(t *testing.T) {
 				a.Of.IPv6, a.Of.Internal = true, true
 				a.Of.Ranges = []Range{{prefix("10.5.0.0/24"), prefix("10.5.0.128/25"), addr("10.5.0.9")}}
 			}},
-		{"another IPAM", `,"ipam":{"type":"host-local","subnet":"10.5.0.0/24","rangeStart":"10.5.0.7"}`, "", func(a *Attachment) { a.Of.Delegated = true }},
+		{"another IPAM", `,"ipam":{"type":"host-local","subnet":"10.5.0.0/24","rangeStart":"10.5.0.7"}`, "", func(a *Attachment) {
+			a.Of.Delegated = true
+			a.Of.Ranges = []Range{{Subnet: netip.MustParsePrefix("10.5.0.0/24"), Gateway: netip.MustParseAddr("10.5.0.1")}}
+		}},
 		{"ranges of the runtime", `,"runtimeConfig":{"ipRanges":[[{"subnet":"10.6.0.0/24"}]]}`, "",
 			func(a *Attachment) { a.Of.Ranges = []Range{{Subnet: prefix("10.6.0.0/24")}} }},
 		{"ports as nerdctl writes them", `,"runtimeConfig":{"portMappings":[{"HostPort":8080,"ContainerPort":80,"Protocol":"tcp","HostIP":"0.0.0.0"},{"HostPort":53,"ContainerPort":53,"Protocol":"udp","HostIP":"127.0.0.1"}]}`, "",
@@ -163,17 +166,22 @@ func TestHostsOfNerdctl(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "etchosts", "default", "one", "hosts")
 	require.NoError(t, os.MkdirAll(filepath.Dir(file), 0o755))
 	vips := []netip.Prefix{netip.MustParsePrefix("10.96.0.0/16")}
-	require.NoError(t, writeHosts(file, []byte("x"), vips)) // nerdctl has made none
-	theirs := "127.0.0.1 localhost\n# <nerdctl>\n10.5.0.2 web\n# </nerdctl>\n"
-	require.NoError(t, os.WriteFile(file, []byte(theirs), 0o600))
-	first, second := "10.96.1.7\tweb web.n\n", "10.96.1.8\tdb db.n\n"
-	for _, tt := range []struct{ block, want string }{
-		{first, first + theirs}, {first, first + theirs}, {second, second + theirs}, {"", theirs}, {"", theirs},
+	require.NoError(t, hosts{block: []byte("x"), vips: vips}.write(file)) // nerdctl has made none
+	theirs := "127.0.0.1 localhost\n# <nerdctl>\n10.4.0.9\tweb web.n me\n10.4.0.2\tdb shop-db-1\n10.4.0.3\tdb\n# </nerdctl>\n"
+	without := "127.0.0.1 localhost\n# <nerdctl>\n10.4.0.9\tweb web.n me\n10.4.0.2\tshop-db-1\n# </nerdctl>\n"
+	own := map[netip.Addr]bool{netip.MustParseAddr("10.4.0.9"): true}
+	for _, tt := range []struct{ block, name, want string }{
+		{"10.96.1.7\tweb web.n\n", "web", theirs}, {"10.96.1.7\tweb web.n\n", "web", theirs}, {"", "", theirs},
+		{"10.96.1.8\tdb db.n\n", "db", without}, {"10.96.1.8\tdb db.n\n", "db", without}, {"", "", without},
 	} {
-		require.NoError(t, writeHosts(file, []byte(tt.block), vips))
+		if tt.want == theirs {
+			require.NoError(t, os.WriteFile(file, []byte(theirs), 0o600)) // as nerdctl does after every change
+		}
+		h := hosts{block: []byte(tt.block), names: map[string]bool{tt.name: true}, vips: vips, own: own}
+		require.NoError(t, h.write(file))
 		got, err := os.ReadFile(file)
 		require.NoError(t, err)
-		require.Equal(t, tt.want, string(got))
+		require.Equal(t, tt.block+tt.want, string(got))
 	}
 	a := &attachment{Labels: map[string]string{labelState: "/var/lib/nerdctl/1935db59/containers/default/one"}}
 	require.Equal(t, "/var/lib/nerdctl/1935db59/etchosts/default/one/hosts", a.hostsFile())

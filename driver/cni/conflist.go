@@ -16,7 +16,7 @@ import (
 
 // capabilities are what our plugin makes use of, as far as a runtime has it.
 var capabilities = map[string]bool{
-	"portMappings": true, "ips": true, "mac": true, "dns": true, "ipRanges": true, "aliases": true,
+	"portMappings": true, "ips": true, "mac": true, "dns": true, "ipRanges": true, "aliases": true, "bandwidth": true,
 }
 
 // conflist is a network's file. The keys of nerdctl's let it list and remove the network as one of its own.
@@ -132,12 +132,19 @@ type found struct {
 	path    string
 	Name    string
 	Type    string // of a file with a single plugin
-	Plugins []struct{ Type string }
+	Plugins []inList
+}
+
+// inList is a plugin of a file's.
+type inList struct {
+	Type         string
+	Capabilities map[string]bool
+	Limits       // of the plugin bandwidth
 }
 
 // ours tells whether the network is one of mustang's.
 func (f found) ours() bool {
-	return f.Type == pluginType || slices.ContainsFunc(f.Plugins, func(p struct{ Type string }) bool { return p.Type == pluginType })
+	return f.Type == pluginType || slices.ContainsFunc(f.Plugins, func(p inList) bool { return p.Type == pluginType })
 }
 
 // find looks for the file of a network in dir, and in the directories in it, which nerdctl has for the namespaces of
@@ -163,7 +170,8 @@ func find(dir, name string) (found, error) {
 			return found{}, fmt.Errorf("look for the network %s: %w", name, err)
 		}
 		c := found{path: file}
-		if json.Unmarshal(text, &c) == nil && c.Name == name {
+		var odd *json.UnmarshalTypeError // of what another plugin shall make sense of
+		if err := json.Unmarshal(text, &c); (err == nil || errors.As(err, &odd)) && c.Name == name {
 			return c, nil
 		}
 	}

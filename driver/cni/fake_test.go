@@ -64,6 +64,7 @@ func (w *world) restart() {
 	log, _ := test.NewNullLogger()
 	w.Manager, err = New(Options{
 		Store: w.store, Driver: fakeDriver{w}, Pools: w.pools, Links: fakeLinks{w}, Containers: fakeContainers{w}, BootID: w.boot, Log: log,
+		Shaper:   func(string) (*Shaper, error) { return nil, nil },
 		Declared: func(name string) bool { return w.declared[name] },
 		Labels:   func(context.Context, string) (map[string]string, error) { return maps.Clone(w.labels), nil },
 	})
@@ -283,6 +284,12 @@ func (l fakeLinks) FindInside(path, name string) (link.Inside, error) {
 }
 
 func (l fakeLinks) RemoveInside(string, string) error { return nil }
+
+func (l fakeLinks) Limit(string, string, link.Rate) error {
+	l.w.mu.Lock()
+	defer l.w.mu.Unlock()
+	return l.w.hit()
+}
 
 func (l fakeLinks) RoutesInside(string) ([]netip.Prefix, error) {
 	return []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0")}, nil

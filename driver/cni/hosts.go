@@ -4,6 +4,7 @@ package cni
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -11,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -20,6 +22,10 @@ import (
 // nerdctl's containers ask no resolver of ours: nerdctl writes /etc/hosts for all of them whenever one comes or goes,
 // with the addresses of containers. What others have written there it keeps, and keeps first, but for comments: our
 // lines are known by their addresses, which are VIPs.
+//
+// nerdctl lists replicas of a Compose service by its name, too, and musl's resolver prefers the nearest of all addresses
+// that a name has: from the lines of others we take the names that are services'. nerdctl writes its lines anew after every
+// ADD and DEL, so that Sweep looks at them again.
 
 // labelState is where nerdctl keeps a container's files: ROOT/containers/NAMESPACE/ID.
 const labelState = "nerdctl/state-dir"
@@ -34,33 +40,57 @@ func (a *attachment) hostsFile() string {
 	return filepath.Join(state, "..", "..", "..", "etchosts", namespace, id, "hosts")
 }
 
-// writeHosts gives the containers of a network the VIPs of their networks' services.
+// writeHosts gives the containers of a network, or of all for "", the VIPs of their networks' services.
 func (m *Manager) writeHosts(network string) {
 	m.writing.Lock()
 	defer m.writing.Unlock()
-	networks := map[string][]string{} // by file
+	keys := map[string][]Key{} // by file
 	m.mu.Lock()
 	for k, a := range m.attached {
 		if file := a.hostsFile(); file != "" && !a.Leaving {
-			networks[file] = append(networks[file], k.Network)
+			keys[file] = append(keys[file], k)
 		}
 	}
 	m.mu.Unlock()
+	if len(keys) == 0 {
+		return
+	}
 	services := m.Containers.List()
-	for file, of := range networks {
-		if !slices.Contains(of, network) {
+	for file, of := range keys {
+		if network != "" && !slices.ContainsFunc(of, func(k Key) bool { return k.Network == network }) {
 			continue
 		}
-		slices.Sort(of)
-		if err := writeHosts(file, hostsBlock(services, of), m.VIPs); err != nil {
+		h := hosts{vips: m.VIPs, own: m.addressesOf(of)}
+		h.block, h.names = hostsBlock(services, networksOf(of))
+		if err := h.write(file); err != nil {
 			m.Log.WithError(err).Warn("write the services of a container into its /etc/hosts")
 		}
 	}
 }
 
-// hostsBlock are the lines of the services of some networks. Names of the first are found first.
-func hostsBlock(services []service.View, networks []string) []byte {
+func networksOf(keys []Key) (out []string) {
+	for _, k := range keys {
+		out = append(out, k.Network)
+	}
+	slices.Sort(out)
+	return slices.Compact(out)
+}
+
+// addressesOf are a container's own.
+func (m *Manager) addressesOf(keys []Key) map[netip.Addr]bool {
+	out := map[netip.Addr]bool{}
+	for _, k := range keys {
+		if ep, err := m.Driver.Endpoint(context.Background(), NetworkID(k.Network), k.endpoint()); err == nil {
+			out[ep.IPv4.Addr()], out[ep.IPv6.Addr()] = true, true
+		}
+	}
+	return out
+}
+
+// hostsBlock are the lines of the services of some networks, and all names in them. Names of the first are found first.
+func hostsBlock(services []service.View, networks []string) (block []byte, names map[string]bool) {
 	var out bytes.Buffer
+	names = map[string]bool{}
 	for _, network := range networks {
 		for _, s := range services {
 			if s.Network != network || s.Name == "" {
@@ -68,14 +98,23 @@ func hostsBlock(services []service.View, networks []string) []byte {
 			}
 			for _, f := range s.Frontends {
 				fmt.Fprintf(&out, "%s %s %s.%s\n", f.Addr, s.Name, s.Name, network)
+				names[s.Name], names[s.Name+"."+network] = true, true
 			}
 		}
 	}
-	return out.Bytes()
+	return out.Bytes(), names
 }
 
-// writeHosts replaces our lines of a file, and puts them first. The file stays the same, as it is mounted in the container.
-func writeHosts(file string, block []byte, vips []netip.Prefix) error {
+// hosts is what a container's /etc/hosts shall say.
+type hosts struct {
+	block []byte          // our lines
+	names map[string]bool // that are in them
+	own   map[netip.Addr]bool
+	vips  []netip.Prefix
+}
+
+// write replaces our lines of a file, and puts them first. The file stays the same, as it is mounted in the container.
+func (h hosts) write(file string) error {
 	dir, err := os.Open(filepath.Dir(filepath.Dir(file))) // nerdctl's lock
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
@@ -94,11 +133,9 @@ func writeHosts(file string, block []byte, vips []netip.Prefix) error {
 	if err != nil {
 		return err
 	}
-	now := slices.Clone(block)
+	now := slices.Clone(h.block)
 	for line := range bytes.Lines(had) {
-		if !isVIP(line, vips) {
-			now = append(now, line...)
-		}
+		now = append(now, h.keep(line)...)
 	}
 	if bytes.Equal(now, had) {
 		return nil
@@ -106,12 +143,25 @@ func writeHosts(file string, block []byte, vips []netip.Prefix) error {
 	return os.WriteFile(file, now, 0o644)
 }
 
-// isVIP tells whether a line of /etc/hosts is of an address in one of the pools.
-func isVIP(line []byte, vips []netip.Prefix) bool {
-	fields := bytes.Fields(line)
+// keep is what stays of a line of nerdctl's, or of the user's.
+func (h hosts) keep(line []byte) []byte {
+	fields := strings.Fields(string(line))
 	if len(fields) == 0 {
-		return false
+		return line
 	}
-	addr, err := netip.ParseAddr(string(fields[0]))
-	return err == nil && slices.ContainsFunc(vips, func(p netip.Prefix) bool { return p.Contains(addr) })
+	addr, err := netip.ParseAddr(fields[0])
+	switch {
+	case err != nil || h.own[addr] || addr.IsLoopback():
+		return line
+	case slices.ContainsFunc(h.vips, func(p netip.Prefix) bool { return p.Contains(addr) }):
+		return nil
+	}
+	kept := slices.DeleteFunc(slices.Clone(fields), func(name string) bool { return h.names[name] })
+	switch len(kept) {
+	case len(fields):
+		return line
+	case 1:
+		return nil
+	}
+	return []byte(kept[0] + "\t" + strings.Join(kept[1:], " ") + "\n")
 }

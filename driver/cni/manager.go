@@ -48,6 +48,7 @@ type Links interface {
 	FindInside(path, name string) (link.Inside, error)
 	RemoveInside(path, owner string) error
 	RoutesInside(path string) ([]netip.Prefix, error)
+	Limit(path, name string, r link.Rate) error
 }
 
 // Containers is told which endpoints are a container's; [service.Manager] is the real one.
@@ -70,9 +71,13 @@ type Options struct {
 	// Declared tells whether a configuration on the host names a network: one that none names goes with its last
 	// container.
 	Declared func(name string) bool
-	VIPs     []netip.Prefix // the pools of them
-	BootID   string         // tells this boot of the host from others, in which cookies of namespaces may be the same
-	Log      logrus.FieldLogger
+	// Shaper is the plugin bandwidth of a network's file; nil if it has none.
+	Shaper func(name string) (*Shaper, error)
+	// Swept says that Sweep is called now and then: Add does so only for want of an address.
+	Swept  bool
+	VIPs   []netip.Prefix // the pools of them
+	BootID string         // tells this boot of the host from others, in which cookies of namespaces may be the same
+	Log    logrus.FieldLogger
 }
 
 // Manager keeps the attachments of one host. Its methods may be called at the same time.
@@ -144,7 +149,9 @@ func (m *Manager) Add(ctx context.Context, a Attachment) (Attached, error) {
 	}
 	unlock := m.lock(a.Key)
 	defer unlock()
-	m.sweep(ctx, func(k Key) bool { return k.Network == a.Network && k != a.Key })
+	if !m.Swept {
+		m.sweep(ctx, func(k Key) bool { return k.Network == a.Network && k != a.Key })
+	}
 	cookie, err := m.Links.Cookie(a.Sandbox)
 	if err != nil {
 		return Attached{}, err
@@ -184,7 +191,12 @@ func (m *Manager) attach(ctx context.Context, n *network, a Attachment) (out Att
 		ID: id, NetworkID: n.id(), Source: driver.SourceCNI, MAC: a.MAC, Into: a.Sandbox,
 		Options: map[string]string{"com.docker.network.endpoint.ifname": a.IfName},
 	}
-	if out.IPs, err = m.addresses(n, a); err != nil {
+	limits, shaped, err := m.limits(a)
+	if err != nil {
+		return out, err
+	}
+	c.Shaped = shaped
+	if out.IPs, err = m.addresses(ctx, n, a); err != nil {
 		return out, err
 	}
 	for _, ip := range out.IPs {
@@ -214,10 +226,18 @@ func (m *Manager) attach(ctx context.Context, n *network, a Attachment) (out Att
 	for _, ip := range out.IPs {
 		in.Addrs = append(in.Addrs, ip.Address)
 	}
+	for _, r := range a.Hops {
+		if r.To.Bits() > 0 { // what leads out is the network's to say
+			j.Hops = append(j.Hops, driver.Hop(r))
+		}
+	}
 	for _, h := range j.Hops {
 		in.Hops = append(in.Hops, link.Hop(h))
 	}
 	if err := m.Links.SetUpInside(a.Sandbox, in); err != nil {
+		return out, err
+	}
+	if err := m.limit(a, limits, ep.HostIf); err != nil {
 		return out, err
 	}
 	if err := m.Driver.Publish(ctx, c.NetworkID, id, a.Ports); err != nil {
@@ -258,7 +278,9 @@ func (m *Manager) Delete(ctx context.Context, d Detachment) error {
 		return m.letGo(ctx, had)
 	}
 	err := m.remove(ctx, d.Key)
-	m.sweep(ctx, func(k Key) bool { return k != d.Key })
+	if !m.Swept {
+		m.sweep(ctx, func(k Key) bool { return k != d.Key })
+	}
 	return errors.Join(err, m.removeIdle(ctx, d.Network))
 }
 
@@ -311,6 +333,7 @@ func (m *Manager) alive(a *attachment) bool {
 // Sweep removes what containers have left that ended without a word.
 func (m *Manager) Sweep(ctx context.Context) {
 	m.sweep(ctx, func(Key) bool { return true })
+	m.writeHosts("")
 	for _, name := range m.networkNames() {
 		if err := m.removeIdle(ctx, name); err != nil {
 			m.Log.WithError(err).WithField("network", name).Warn("remove a network that no configuration names")

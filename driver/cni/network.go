@@ -127,7 +127,7 @@ func (m *Manager) set(n *network) {
 func (m *Manager) make(ctx context.Context, n *network, given []Given) error {
 	var err error
 	if n.Delegated {
-		n.subnets, err = subnetsOf(given)
+		n.subnets, err = subnetsOf(n.Ranges, given)
 	} else {
 		n.subnets, err = m.makePools(n.Network)
 	}
@@ -163,18 +163,25 @@ func (n Network) checkPublish(ports int) error {
 	return nil
 }
 
-// subnetsOf are those of addresses that another plugin has handed out.
-func subnetsOf(given []Given) ([]driver.Subnet, error) {
+// subnetsOf are those that another plugin hands out addresses of: as far as its configuration says, and of those that it
+// has given.
+func subnetsOf(ranges []Range, given []Given) ([]driver.Subnet, error) {
 	var out []driver.Subnet
+	for _, r := range ranges {
+		out = append(out, driver.Subnet{Pool: r.Subnet, Gateway: netip.PrefixFrom(r.Gateway, r.Subnet.Bits())})
+	}
 	for _, g := range given {
 		s := driver.Subnet{Pool: g.Address.Masked()}
+		if slices.ContainsFunc(out, func(had driver.Subnet) bool { return had.Pool == s.Pool }) {
+			continue
+		}
 		if g.Gateway.IsValid() {
 			s.Gateway = netip.PrefixFrom(g.Gateway, g.Address.Bits())
 		}
 		out = append(out, s)
 	}
 	if len(out) == 0 {
-		return nil, invalidf("its IPAM plugin gave no address")
+		return nil, invalidf("its IPAM plugin gave no address: see its configuration, or leave \"ipam\" to mustang")
 	}
 	return out, nil
 }
@@ -212,15 +219,25 @@ func (m *Manager) makePools(n Network) ([]driver.Subnet, error) {
 	return out, nil
 }
 
-// addresses are those that the container gets: one of each family.
-func (m *Manager) addresses(n *network, a Attachment) ([]Given, error) {
+// addresses are those that the container gets: one of each family. Those of containers that have ended without a word
+// are free.
+func (m *Manager) addresses(ctx context.Context, n *network, a Attachment) ([]Given, error) {
+	out, err := m.lease(n, a)
+	if errors.Is(err, ipam.ErrTaken) || errors.Is(err, ipam.ErrExhausted) {
+		m.sweep(ctx, func(k Key) bool { return k.Network == a.Network && k != a.Key })
+		return m.lease(n, a)
+	}
+	return out, err
+}
+
+func (m *Manager) lease(n *network, a Attachment) ([]Given, error) {
 	if n.Delegated {
 		return a.Given, nil
 	}
 	wanted := map[bool]netip.Addr{} // by IPv6
 	for _, ip := range a.IPs {
 		if had, twice := wanted[ip.Is6()]; twice {
-			return nil, invalidf("the addresses %s and %s are of one family: an interface gets one of each", had, ip)
+			return nil, invalidf("the addresses %s and %s are of one family: an interface gets one of each, leave one away", had, ip)
 		}
 		wanted[ip.Is6()] = ip
 	}
@@ -233,7 +250,7 @@ func (m *Manager) addresses(n *network, a Attachment) ([]Given, error) {
 		if found {
 			out = append(out, g)
 		} else if wanted[v6].IsValid() {
-			return nil, invalidf("the address %s lies in none of the subnets of the network %s", wanted[v6], n.Name)
+			return nil, invalidf("the address %s lies in none of the subnets of the network %s: choose one of them", wanted[v6], n.Name)
 		}
 	}
 	return out, nil
@@ -377,7 +394,7 @@ func (m *Manager) CanAdd(ctx context.Context, want Network) error {
 	m.Sweep(ctx)
 	for _, p := range m.poolsOf(want.Name) {
 		if size := p.Subnet.Addr().BitLen() - p.Subnet.Bits(); size < 31 && p.Leases >= 1<<size-2 {
-			return unavailable{fmt.Errorf("the subnet %s of the network %s has no free address", p.Subnet, want.Name)}
+			return unavailable{fmt.Errorf("the subnet %s of the network %s has no free address: end containers on it, or make a network with a larger one", p.Subnet, want.Name)}
 		}
 	}
 	return nil

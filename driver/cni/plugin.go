@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"net/netip"
 	"os"
@@ -102,18 +103,24 @@ func read(args *skel.CmdArgs) (*conf, Attachment, error) {
 	return c, a, c.ask(&a, args.Args)
 }
 
+// readFor is read for a verb that needs the sandbox: where none is, the error has a code of its own, which is lost on
+// the way from a daemon.
+func readFor(args *skel.CmdArgs) (*conf, Attachment, error) {
+	if _, err := os.Stat(args.Netns); errors.Is(err, fs.ErrNotExist) {
+		return nil, Attachment{}, types.NewError(types.ErrInvalidNetNS, link.ErrNoNetns.Error()+": "+args.Netns, "")
+	}
+	return read(args)
+}
+
 func add(ctx context.Context, h Host, args *skel.CmdArgs) error {
-	c, a, err := read(args)
+	c, a, err := readFor(args)
 	if err != nil {
 		return err
 	}
-	var routes []*types.Route
 	if a.Of.Delegated {
-		r, err := delegate(ctx, c, args, &a)
-		if err != nil {
+		if err := delegate(ctx, c, args, &a); err != nil {
 			return err
 		}
-		routes = r
 	}
 	done, err := h.Add(ctx, a)
 	if err != nil {
@@ -126,41 +133,7 @@ func add(ctx context.Context, h Host, args *skel.CmdArgs) error {
 	if err != nil {
 		return err
 	}
-	r.Routes = append(r.Routes, routes...)
 	return types.PrintResult(r, c.CNIVersion)
-}
-
-// ofDelegate tells what the IPAM plugin was to do. Errors of its own have their codes; else it could not be run.
-func (c *conf) ofDelegate(what string, err error) error {
-	if err == nil {
-		return nil
-	}
-	return invalid{fmt.Errorf("have the IPAM plugin %q %s: %w", c.IPAM.Type, what, err)}
-}
-
-// delegate lets the IPAM plugin of the configuration hand out addresses.
-func delegate(ctx context.Context, c *conf, args *skel.CmdArgs, a *Attachment) ([]*types.Route, error) {
-	got, err := invoke.DelegateAdd(ctx, c.IPAM.Type, args.StdinData, nil)
-	if err != nil {
-		return nil, c.ofDelegate("hand out addresses", err)
-	}
-	r, err := types100.GetResult(got)
-	if err != nil {
-		return nil, err
-	}
-	for _, ip := range r.IPs {
-		addr, ok := netip.AddrFromSlice(ip.Address.IP)
-		if !ok {
-			continue
-		}
-		bits, _ := ip.Address.Mask.Size()
-		g := Given{Address: netip.PrefixFrom(addr.Unmap(), bits)}
-		if gw, ok := netip.AddrFromSlice(ip.Gateway); ok {
-			g.Gateway = gw.Unmap()
-		}
-		a.Given = append(a.Given, g)
-	}
-	return nil, nil
 }
 
 // resultOf is what the runtime and the plugins after us learn, with what those before us made.
@@ -185,6 +158,9 @@ func resultOf(c *conf, a Attachment, done Attached) (*types100.Result, error) {
 		r.Routes = append(r.Routes, &types.Route{Dst: *ipNet(route.To), GW: route.Via.AsSlice()})
 	}
 	r.DNS = c.DNS
+	if r.DNS.IsEmpty() {
+		r.DNS = c.fromIPAM
+	}
 	if !c.RuntimeConfig.DNS.IsEmpty() {
 		r.DNS = c.RuntimeConfig.DNS
 	}
@@ -198,15 +174,22 @@ func ipNet(p netip.Prefix) *net.IPNet {
 // del reads no more of the configuration than it needs: whatever is wrong with the rest, the container goes.
 func del(ctx context.Context, h Host, args *skel.CmdArgs) error {
 	c := lenient(args)
-	err := h.Delete(ctx, Detachment{Key: keyOf(c, args), Sandbox: args.Netns})
-	if c.delegated() {
+	var err error
+	if c.IPAM.Type == ipamDHCP { // which gives the address back on the device
+		err = c.ofDelegate("take addresses back", invoke.DelegateDel(ctx, c.IPAM.Type, args.StdinData, nil))
+		if args.Netns != "" {
+			err = errors.Join(err, link.Host{}.RemoveInside(args.Netns, keyOf(c, args).standIn())) // of an ADD that was killed
+		}
+	}
+	err = errors.Join(err, h.Delete(ctx, Detachment{Key: keyOf(c, args), Sandbox: args.Netns}))
+	if c.delegated() && c.IPAM.Type != ipamDHCP {
 		err = errors.Join(err, c.ofDelegate("take addresses back", invoke.DelegateDel(ctx, c.IPAM.Type, args.StdinData, nil)))
 	}
 	return err
 }
 
 func check(ctx context.Context, h Host, args *skel.CmdArgs) error {
-	c, a, err := read(args)
+	c, a, err := readFor(args)
 	if err != nil {
 		return err
 	}

@@ -84,7 +84,11 @@ func (p *Plugin) serve(w http.ResponseWriter, r *http.Request, method string, c 
 	id := requestID()
 	log := p.log.WithFields(logrus.Fields{"request": id, "method": method})
 	answer, err := p.answer(r, c, log)
-	log = log.WithField("took", time.Since(start).Round(time.Microsecond))
+	took := time.Since(start)
+	if measure := p.measure.Load(); measure != nil {
+		(*measure)(method, took, err)
+	}
+	log = log.WithField("took", took.Round(time.Microsecond))
 	if err != nil {
 		log.WithError(err).Error("call failed")
 		write(w, http.StatusInternalServerError, failure(fmt.Sprintf("%v (request %s)", err, id)))
@@ -109,12 +113,42 @@ func (p *Plugin) answer(r *http.Request, c call, log logrus.FieldLogger) (any, e
 	if err != nil {
 		return nil, err
 	}
+	do = p.whenSettled(do)
 	parent := r.Context()
 	if c.removes {
 		// What is half removed when the engine dies is asked for by nobody again.
 		parent = context.WithoutCancel(parent)
 	}
 	return p.within(parent, do, log)
+}
+
+// whenSettled is work that waits for a daemon that starts.
+func (p *Plugin) whenSettled(do work) work {
+	return func(ctx context.Context) (any, func(context.Context) error, error) {
+		if err := p.await(ctx); err != nil {
+			return nil, nil, err
+		}
+		if p.refusal != nil {
+			return nil, nil, p.refusal
+		}
+		return do(ctx)
+	}
+}
+
+func (p *Plugin) await(ctx context.Context) error {
+	select {
+	case <-p.settled:
+		return nil // even if the engine has hung up: what it asked for is done, and undone
+	default:
+	}
+	select {
+	case <-p.settled:
+		return nil
+	case <-time.After(p.patience):
+		return fmt.Errorf("%s: it is still starting: try again", NotReady)
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
 }
 
 type outcome struct {

@@ -207,5 +207,7 @@ func (f *fakeHost) index(what string) int {
 func newPlugin(f *fakeHost) *Plugin {
 	log := logrus.New()
 	log.SetOutput(io.Discard)
-	return New(Options{Driver: f, Pools: f, Log: log})
+	p := New(log)
+	p.Begin(f, f)
+	return p
 }

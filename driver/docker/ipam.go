@@ -43,7 +43,7 @@ func checkPool(req requestPoolRequest) error {
 		return fmt.Errorf("AddressSpace %q is not mustang's: want %s", req.AddressSpace, localSpace)
 	}
 	for _, key := range slices.Sorted(maps.Keys(req.Options)) {
-		return fmt.Errorf("IPAM option %s=%s: mustang has no IPAM options", key, req.Options[key])
+		return fmt.Errorf("IPAM option %s=%s: mustang has no IPAM options, leave it away", key, req.Options[key])
 	}
 	if req.Pool == "" {
 		if req.SubPool != "" {
@@ -63,7 +63,7 @@ func checkPool(req requestPoolRequest) error {
 		return err
 	}
 	if sub.Bits() < pool.Bits() || !pool.Contains(sub.Addr()) {
-		return fmt.Errorf("SubPool %q is not inside of Pool %q", req.SubPool, req.Pool)
+		return fmt.Errorf("SubPool %q is not inside of Pool %q: choose an --ip-range inside of the --subnet", req.SubPool, req.Pool)
 	}
 	return nil
 }

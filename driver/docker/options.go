@@ -72,13 +72,13 @@ func parseNetworkOptions(o options, v4, v6 bool) (networkOptions, error) {
 func (n networkOptions) checkFamilies(v4, v6 bool) error {
 	switch {
 	case n.ipv4 && !v4:
-		return fmt.Errorf("option %s=true, but no IPv4 subnet came", keyEnableIPv4)
+		return fmt.Errorf("option %s=true, but no IPv4 subnet came: give one with --subnet", keyEnableIPv4)
 	case n.ipv6 && !v6:
-		return fmt.Errorf("option %s=true, but no IPv6 subnet came", keyEnableIPv6)
+		return fmt.Errorf("option %s=true, but no IPv6 subnet came: give one with --subnet", keyEnableIPv6)
 	case !n.ipv4 && v4:
-		return fmt.Errorf("option %s=false, but an IPv4 subnet came", keyEnableIPv4)
+		return fmt.Errorf("option %s=false, but an IPv4 subnet came: leave one of them away", keyEnableIPv4)
 	case !n.ipv6 && v6:
-		return fmt.Errorf("option %s=false, but an IPv6 subnet came", keyEnableIPv6)
+		return fmt.Errorf("option %s=false, but an IPv6 subnet came: leave one of them away", keyEnableIPv6)
 	case !v4 && !v6:
 		return fmt.Errorf("the network has no subnet: mustang needs IPv4 or IPv6 from an IPAM driver")
 	}
@@ -173,13 +173,13 @@ func (b portBinding) parse() (driver.PortBinding, error) {
 	case b.Port == 0:
 		return p, fmt.Errorf("publish a port of the container: %d/%s is none, choose 1 to 65535", b.Port, strings.ToLower(p.Protocol.String()))
 	case b.HostPortEnd != 0 && (b.HostPort == 0 || b.HostPortEnd < b.HostPort): // engines may leave the end away
-		return p, fmt.Errorf("publish port %d: the host ports %d-%d are no range", b.Port, b.HostPort, b.HostPortEnd)
+		return p, fmt.Errorf("publish port %d: the host ports %d-%d are no range: give the lower one first", b.Port, b.HostPort, b.HostPortEnd)
 	case b.HostIP == "":
 		return p, nil
 	}
 	addr, err := netip.ParseAddr(b.HostIP)
 	if err != nil || addr.IsMulticast() || addr.Zone() != "" {
-		return p, fmt.Errorf("publish port %d: the host address %q is none of a host's, such as 127.0.0.1", b.Port, b.HostIP)
+		return p, fmt.Errorf("publish port %d: the host address %q is none: give one of the host's, such as 127.0.0.1", b.Port, b.HostIP)
 	}
 	p.Host = addr.Unmap()
 	return p, nil
@@ -235,7 +235,7 @@ func inPool(field, value string, pool netip.Prefix) (netip.Addr, error) {
 		return netip.Addr{}, err
 	}
 	if !pool.Contains(p.Addr()) {
-		return netip.Addr{}, fmt.Errorf("%s %q is outside of the subnet %s", field, value, pool)
+		return netip.Addr{}, fmt.Errorf("%s %q is outside of the subnet %s: choose an address in it", field, value, pool)
 	}
 	return p.Addr(), nil
 }
@@ -247,7 +247,7 @@ func prefix(field, value string, v6 bool) (netip.Prefix, error) {
 		return netip.Prefix{}, fmt.Errorf("%s %q: want an address with a length, such as 10.0.0.0/24", field, value)
 	}
 	if p.Addr().Is4In6() || p.Addr().Is6() != v6 {
-		return netip.Prefix{}, fmt.Errorf("%s %q is of the wrong address family", field, value)
+		return netip.Prefix{}, fmt.Errorf("%s %q is of the wrong address family: give each family its own", field, value)
 	}
 	return p, nil
 }

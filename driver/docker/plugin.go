@@ -6,9 +6,12 @@ package docker
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"net/http"
 	"net/netip"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/sirupsen/logrus"
@@ -39,36 +42,42 @@ type Pools interface {
 	ReleaseAddress(poolID string, addr netip.Addr) error
 }
 
-// Options is what a [Plugin] works with; all of it is needed.
-type Options struct {
-	Driver Driver
-	Pools  Pools
-	Log    logrus.FieldLogger
-}
-
 // handlerDeadline bounds every answer: the engine itself has no time-out for unmanaged plugins and
 // holds the container's lock while it waits.
 const handlerDeadline = 5 * time.Second
 
+// NotReady begins what a call is answered while no daemon is ready to do it. The engine shows it as the reason why a container
+// did not start.
+const NotReady = "mustang is not ready"
+
+// startPatience is how long a call waits for a daemon that starts. It leaves the call time to end before the deadline.
+const startPatience = handlerDeadline - time.Second
+
 // Plugin answers the engine's NetworkDriver and IpamDriver calls on one socket.
 type Plugin struct {
-	driver   Driver
-	pools    Pools
 	log      logrus.FieldLogger
 	deadline time.Duration
+	patience time.Duration
 	server   *http.Server
+	measure  atomic.Pointer[func(method string, took time.Duration, err error)]
+
+	settle  sync.Once
+	settled chan struct{} // closed by Begin and Refuse, whichever is first
+	driver  Driver        // these may be read when settled is closed
+	pools   Pools
+	refusal error
 }
 
-// New makes a plugin that serves nothing yet.
+// New makes a plugin that answers what needs no driver. All other calls wait for Begin.
 //
 // It stands on net/http, not on go-plugins-helpers/sdk: that handler hides its server, so it can be
 // neither closed nor given time-outs, and its decoder takes unbounded bodies.
-func New(o Options) *Plugin {
+func New(log logrus.FieldLogger) *Plugin {
 	p := &Plugin{
-		driver:   o.Driver,
-		pools:    o.Pools,
-		log:      o.Log,
+		log:      log,
 		deadline: handlerDeadline,
+		patience: startPatience,
+		settled:  make(chan struct{}),
 	}
 	p.server = &http.Server{
 		Handler:           p.routes(),
@@ -80,6 +89,29 @@ func New(o Options) *Plugin {
 		IdleTimeout: -1,
 	}
 	return p
+}
+
+// Measure has each told of every call that comes from now on: which, how long it took until it was answered, and with what error.
+func (p *Plugin) Measure(each func(method string, took time.Duration, err error)) {
+	p.measure.Store(&each)
+}
+
+// Begin lets calls in.
+func (p *Plugin) Begin(d Driver, pools Pools) {
+	p.settle.Do(func() {
+		p.driver, p.pools = d, pools
+		close(p.settled)
+	})
+}
+
+// Refuse answers all calls that need a driver with an error, unless Begin came first, which it reports.
+func (p *Plugin) Refuse(why error) (refused bool) {
+	p.settle.Do(func() {
+		p.refusal = fmt.Errorf("%s: it could not start: %w: see its log", NotReady, why)
+		close(p.settled)
+		refused = true
+	})
+	return refused
 }
 
 // Serve answers calls from l until Close, then returns nil.

@@ -374,3 +374,37 @@ func FuzzCalls(f *testing.F) {
 		assert.NotContains(t, e.Err, "panic")
 	})
 }
+
+// TestBeforeItBegins: what an engine asks at its boot is answered at once, and what needs a driver when there is one, or soon with the reason.
+func TestBeforeItBegins(t *testing.T) {
+	log := logrus.New()
+	log.SetOutput(io.Discard)
+	const pool = `{"AddressSpace":"mustang-local","Pool":"","SubPool":"","Options":{},"V6":false}`
+
+	p := New(log)
+	p.patience = 10 * time.Millisecond
+	for _, method := range []string{"Plugin.Activate", "NetworkDriver.GetCapabilities", "IpamDriver.GetCapabilities", "IpamDriver.GetDefaultAddressSpaces"} {
+		status, _ := post(p, method, "")
+		assert.Equal(t, http.StatusOK, status, method)
+	}
+	status, answer := post(p, "IpamDriver.RequestPool", pool)
+	assert.Equal(t, http.StatusInternalServerError, status)
+	assert.Contains(t, answer, NotReady+": it is still starting")
+
+	p.patience = time.Minute
+	answered := make(chan int)
+	go func() {
+		status, _ := post(p, "IpamDriver.RequestPool", pool)
+		answered <- status
+	}()
+	f := newFakeHost()
+	p.Begin(f, f)
+	assert.Equal(t, http.StatusOK, <-answered)
+	assert.False(t, p.Refuse(io.ErrUnexpectedEOF), "it has begun")
+
+	p = New(log)
+	assert.True(t, p.Refuse(io.ErrUnexpectedEOF))
+	status, answer = post(p, "IpamDriver.RequestPool", pool)
+	assert.Equal(t, http.StatusInternalServerError, status)
+	assert.Contains(t, answer, NotReady+": it could not start: unexpected EOF")
+}

@@ -72,9 +72,9 @@ func (Host) CreateSlave(s Slave) (Device, error) {
 	case errors.Is(err, unix.EOPNOTSUPP):
 		err = missing(s.Type)
 	case errors.Is(err, unix.EBUSY):
-		err = fmt.Errorf("%w: the parent carries slaves of another type or mode: one parent cannot serve macvlan and ipvlan", err)
+		err = fmt.Errorf("%w: the parent carries slaves of another type or mode: one parent cannot serve macvlan and ipvlan: give this network another, such as a VLAN", err)
 	case errors.Is(err, unix.EINVAL) && s.Mode == "passthru":
-		err = fmt.Errorf("%w: the parent has a slave already, and passthru gives all of it to one container", err)
+		err = fmt.Errorf("%w: the parent has a slave already, and passthru gives all of it to one container: stop that one, or use macvlan_mode=bridge", err)
 	}
 	if err != nil {
 		return Device{}, fmt.Errorf("create the %s slave %s of %s: %w", s.Type, s.Name, s.Parent, err)

@@ -93,7 +93,7 @@ func (h *Holder) accept(s *socket) error {
 	}
 	if h.splices >= h.limits.splices {
 		unix.Close(fd)
-		return fmt.Errorf("a connection to port %s is refused: %d are being passed on already", s.addrPort(), h.splices)
+		return fmt.Errorf("a connection to port %s is refused: %d are being passed on already, which is all that are allowed: see who asks there with `ss -tn`", s.addrPort(), h.splices)
 	}
 	h.splices++
 	h.done.Go(func() {

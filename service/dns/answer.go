@@ -28,18 +28,21 @@ func (r *resolver) answer(packet []byte, udp bool) (reply []byte, forward bool) 
 	}
 	var query dns.Msg
 	if err := query.Unpack(packet); err != nil {
+		r.counts[malformed].Add(1)
 		return formatError(packet), false
 	}
 	if query.Opcode != dns.OpcodeQuery {
 		return nil, true
 	}
 	if len(query.Question) != 1 {
+		r.counts[malformed].Add(1)
 		return formatError(packet), false
 	}
 	records, ours := r.records(query.Question[0])
 	if !ours {
 		return nil, true
 	}
+	r.counts[answered].Add(1)
 	return pack(&query, records, udp), false
 }
 
@@ -141,6 +144,7 @@ func (r *resolver) forward(query []byte, udp bool, exchange func(context.Context
 		if r.ctx.Err() != nil {
 			return nil
 		}
+		r.counts[failed].Add(1)
 		return serverFailure(query)
 	}
 	if r.read(reply) {
@@ -148,6 +152,7 @@ func (r *resolver) forward(query []byte, udp bool, exchange func(context.Context
 			return own
 		}
 	}
+	r.counts[forwarded].Add(1)
 	return reply
 }
 

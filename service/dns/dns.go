@@ -69,6 +69,7 @@ type Server struct {
 	names Names
 	net   Network
 
+	counts    counts
 	mu        sync.Mutex
 	closed    bool
 	sandboxes map[uint64]*resolver
@@ -98,10 +99,28 @@ func (s *Server) Add(sandbox Sandbox) (port uint16, err error) {
 	if err != nil {
 		return 0, errors.Join(fmt.Errorf("listen for DNS in netns %s: %w", sandbox.Key, err), udp.Close(), tcp.Close())
 	}
-	r := newResolver(sandbox, s.names, s.net, udp, tcp, port)
+	r := newResolver(sandbox, s.names, s.net, udp, tcp, port, &s.counts)
 	s.sandboxes[sandbox.Cookie] = r
 	r.start()
 	return port, nil
+}
+
+// Sandboxes counts those that it answers in.
+func (s *Server) Sandboxes() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.sandboxes)
+}
+
+// Port is where a sandbox's names are answered; false if they are not.
+func (s *Server) Port(cookie uint64) (uint16, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	r := s.sandboxes[cookie]
+	if r == nil {
+		return 0, false
+	}
+	return r.port, true
 }
 
 func samePort(udp net.PacketConn, tcp net.Listener) (uint16, error) {

@@ -261,6 +261,41 @@ func TestForwardsTheSameBytes(t *testing.T) {
 	require.Equal(t, reply, buf[:n])
 }
 
+func TestLookup(t *testing.T) {
+	rr := func(text string) dns.RR {
+		record, err := dns.NewRR(text)
+		require.NoError(t, err)
+		return record
+	}
+	network := loopback{engine(t, func(w dns.ResponseWriter, q *dns.Msg) {
+		m := new(dns.Msg).SetReply(q)
+		switch q.Question[0].Name + dns.TypeToString[q.Question[0].Qtype] {
+		case "web.A":
+			m.Answer = []dns.RR{rr("web. 600 IN A 172.20.0.2"), rr("web. 600 IN A 172.20.0.3")}
+		case "web.AAAA":
+			m.Answer = []dns.RR{rr("web. 600 IN AAAA fd00::2")}
+		case "broken.A":
+			m.Rcode = dns.RcodeServerFailure
+		case "none.A":
+			m.Rcode = dns.RcodeNameError
+		}
+		_ = w.WriteMsg(m)
+	})}
+	for _, test := range []struct {
+		name string
+		v6   bool
+		want string
+	}{
+		{"web", false, "[172.20.0.2 172.20.0.3]"}, {"web", true, "[fd00::2]"}, {"none", false, "[]"},
+	} {
+		got, err := Lookup(t.Context(), network, Sandbox{Cookie: 1}, test.name, test.v6)
+		require.NoError(t, err)
+		require.Equal(t, test.want, fmt.Sprint(got))
+	}
+	_, err := Lookup(t.Context(), network, Sandbox{Key: "/run/x"}, "broken", false)
+	require.EqualError(t, err, "ask the engine's resolver in netns /run/x for broken: SERVFAIL")
+}
+
 func TestWaitsForNamesOfAnEndpoint(t *testing.T) {
 	endpoint := netip.MustParseAddr("172.20.0.2") // what the engine answers
 	for _, network := range []string{"udp", "tcp"} {
@@ -346,7 +381,7 @@ func FuzzAnswer(f *testing.F) {
 		f.Add(packed[:len(packed)-1])
 	}
 	names := &fakeNames{answers: map[string]service.Answer{"1web.": known("10.96.1.1", "fd6d::1")}}
-	r := newResolver(Sandbox{Cookie: 1}, names, loopback{}, nil, nil, 0)
+	r := newResolver(Sandbox{Cookie: 1}, names, loopback{}, nil, nil, 0, &counts{})
 	f.Fuzz(func(t *testing.T, packet []byte) {
 		for _, udp := range []bool{true, false} {
 			reply, forward := r.answer(packet, udp)

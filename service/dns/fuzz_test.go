@@ -45,7 +45,7 @@ func (away) Dial(context.Context, Sandbox, string) (net.Conn, error) {
 
 func fuzzedResolver() *resolver {
 	names := &once{&fakeNames{answers: map[string]service.Answer{"1web.": known("10.96.1.1", "fd6d::1")}}, map[netip.Addr]bool{}}
-	return newResolver(Sandbox{Cookie: 1}, names, away{}, nil, nil, 0)
+	return newResolver(Sandbox{Cookie: 1}, names, away{}, nil, nil, 0, &counts{})
 }
 
 // FuzzUpstream gives any reply of the engine's, or of what is in its place, to a query that was forwarded: it is passed

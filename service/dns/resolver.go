@@ -21,6 +21,7 @@ type resolver struct {
 	udp     net.PacketConn
 	tcp     net.Listener
 	port    uint16
+	counts  *counts
 
 	ctx      context.Context // ends with the sandbox
 	cancel   context.CancelFunc
@@ -30,10 +31,10 @@ type resolver struct {
 	idle     chan net.Conn // upstream UDP sockets without a query
 }
 
-func newResolver(sandbox Sandbox, names Names, network Network, udp net.PacketConn, tcp net.Listener, port uint16) *resolver {
+func newResolver(sandbox Sandbox, names Names, network Network, udp net.PacketConn, tcp net.Listener, port uint16, c *counts) *resolver {
 	ctx, cancel := context.WithCancel(context.Background())
 	return &resolver{
-		sandbox: sandbox, names: names, net: network, udp: udp, tcp: tcp, port: port,
+		sandbox: sandbox, names: names, net: network, udp: udp, tcp: tcp, port: port, counts: c,
 		ctx: ctx, cancel: cancel,
 		forwards: make(chan struct{}, maxForwards),
 		streams:  make(chan struct{}, maxStreams),
@@ -84,6 +85,7 @@ func (r *resolver) serveUDP() {
 		select {
 		case r.forwards <- struct{}{}:
 		default:
+			r.counts[dropped].Add(1)
 			continue
 		}
 		query := append([]byte(nil), buf[:n]...)
@@ -130,6 +132,7 @@ func (r *resolver) serveTCP() {
 				r.serveStream(conn)
 			})
 		default:
+			r.counts[dropped].Add(1)
 			conn.Close()
 		}
 	}

@@ -14,7 +14,6 @@ import (
 	"os"
 	"os/exec"
 	"regexp"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -50,8 +49,15 @@ var commands = map[string]command{
 	"containerd": func(s *scenario, dir string, args []string) result {
 		return run(dir, append([]string{fakehost(), "containerd"}, args...)...)
 	},
+	"systemd": func(_ *scenario, dir string, args []string) result {
+		return run(dir, append([]string{checkout("tests/systemd")}, args...)...)
+	},
+	"documented": documented("sh", "-c"),
+	"booted":     documented(checkout("tests/systemd"), "run", "sh", "-c"),
 	"nerdctl":    program("nerdctl"),
 	"cni":        cni,
+	"plugin":     plugin,
+	"reserve":    reserve,
 	"in":         inContainer,
 	"inside":     inside,
 	"lookup":     lookup,
@@ -210,20 +216,6 @@ func address(_ *scenario, dir string, args []string) result {
 		return failure("usage: address [-6] CONTAINER NETWORK")
 	}
 	return run(dir, "docker", "inspect", "--format", fmt.Sprintf("{{(index .NetworkSettings.Networks %q).%s}}", args[1], field), args[0])
-}
-
-// cni calls plugins as a runtime does: `cni [CAPABILITIES] VERB NETWORK NETNS [-i IFNAME]`, with CAPABILITIES as JSON.
-func cni(_ *scenario, dir string, args []string) result {
-	argv := []string{"env", "CNI_PATH=/opt/cni/bin", "NETCONFPATH=/etc/cni/net.d"}
-	if len(args) > 0 && strings.HasPrefix(args[0], "{") {
-		argv, args = append(argv, "CAP_ARGS="+args[0]), args[1:]
-	}
-	if len(args) < 3 {
-		return failure("usage: cni [CAPABILITIES] VERB NETWORK NETNS [-i IFNAME]")
-	}
-	args = slices.Clone(args)
-	args[2] = "/run/netns/" + args[2]
-	return run(dir, append(append(argv, "cnitool"), args...)...)
 }
 
 func failure(format string, args ...any) result { return result{err: fmt.Errorf(format, args...)} }

@@ -59,7 +59,7 @@ func matching(pattern string, argv ...string) (lines []string) {
 	return lines
 }
 
-// statusCounts are the numbers in `mustang status`, but for drops, which only grow.
+// statusCounts are the numbers in `mustang status`, but for those that only grow, and those of caches and of the engine's events.
 func statusCounts() ([]string, error) {
 	out, err := exec.Command("mustang", "status", "-o", "json").CombinedOutput()
 	if err != nil {
@@ -73,7 +73,7 @@ func statusCounts() ([]string, error) {
 	}
 	var counts []string
 	for _, part := range status.Subsystems {
-		if part.Name != "drops" {
+		if !slices.Contains([]string{"drops", "events", "flows", "docker"}, part.Name) {
 			for item := range strings.SplitSeq(part.Detail, ", ") {
 				counts = append(counts, part.Name+": "+item)
 			}
@@ -114,6 +114,7 @@ func without(lines, others []string, label string) (out []string) {
 // tearDown removes all that a scenario may have made, as a user would: containers, networks, services, its own namespaces, and devices
 // called cable….
 func tearDown() {
+	shell(`"$0" stop`, checkout("tests/systemd"))
 	if exec.Command("pgrep", "-x", "mustang").Run() != nil {
 		shell(`"$0" daemon start`, fakehost())
 	}
@@ -128,6 +129,7 @@ func tearDown() {
 		shell(`kill -0 $(cat /run/containerd.pid) 2>/dev/null || "$0" containerd start; ids=$(nerdctl ps -aq); if [ "$ids" ]; then nerdctl rm -f $ids; fi`, fakehost())
 	}
 	shell(`rm -rf /etc/cni/net.d`)
+	shell(`if [ -e /etc/mustang/mustang.toml ]; then rm /etc/mustang/mustang.toml; kill -HUP $(pgrep -x mustang); fi`)
 	shell(`echo '[]' | mustang svc apply -f -`)
 	shell(`ls /sys/class/net | grep -E '^cable[0-9]+$' | xargs -rn1 ip link del 2>/dev/null; ip -n lan -br link | grep -o '^cable[^ @]*' | xargs -rn1 ip -n lan link del 2>/dev/null; true`)
 	shell(`for ns in $(ip netns list | cut -d' ' -f1); do if [ $ns != lan ]; then ip netns pids $ns | xargs -r kill; ip netns delete $ns; fi; done`)

@@ -10,6 +10,7 @@ COMPOSE_VERSION=v5.5.0    # as in compose/go.mod
 NERDCTL_VERSION=v2.0.4    # as in nerdctl/go.mod
 CNITOOL_VERSION=v1.3.1
 CNI_PLUGINS_VERSION=v1.9.1
+NFPM_VERSION=v2.45.2      # as in nfpm/go.mod
 GOLANGCI_VERSION=v2.15.0
 DEBIAN_DOCKER=20.10       # Debian 12's docker.io; never installed, only unpacked
 VM_KERNELS='6.1 6.12'     # series of Debian's linux-image packages, for tests/vm/run; never installed, the last one is the default
@@ -30,6 +31,7 @@ set_cache_paths() {
   BUSYBOX=$CACHE/busybox-$DEBIAN_BUSYBOX
   COMPOSE=$CACHE/compose-$COMPOSE_VERSION-$go
   NERDCTL=$CACHE/nerdctl-$NERDCTL_VERSION-cnitool-$CNITOOL_VERSION-plugins-$CNI_PLUGINS_VERSION-$go
+  NFPM=$CACHE/nfpm-$NFPM_VERSION-$go
   GOLANGCI=$CACHE/golangci-$GOLANGCI_VERSION-$go
 }
 

@@ -39,6 +39,9 @@ type Client struct {
 // NewClient makes a client for the engine at the Unix socket; nothing is sent yet.
 func NewClient(socket string) *Client {
 	dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
+		if stopped(socket) {
+			return nil, errStopped
+		}
 		return new(net.Dialer).DialContext(ctx, "unix", socket)
 	}
 	c := &Client{socket: socket, http: &http.Client{Transport: &http.Transport{
@@ -58,7 +61,8 @@ type network struct {
 type summary struct {
 	ID              string   `json:"Id"`
 	Names           []string // each with a slash in front
-	State           string   // running, paused, created, exited, …
+	Labels          map[string]string
+	State           string // running, paused, created, exited, …
 	NetworkSettings struct {
 		Networks map[string]*attachment // without aliases
 	}
@@ -74,9 +78,11 @@ type container struct {
 		Dead       bool
 		Pid        int
 		StartedAt  time.Time // 0001-01-01 if never
+		Error      string    // why its last start failed
 		Health     *struct{ Status string }
 	}
-	Config struct {
+	HostConfig struct{ RestartPolicy struct{ Name string } }
+	Config     struct {
 		Hostname    string
 		Labels      map[string]string
 		StopSignal  string
@@ -196,8 +202,13 @@ func (c *Client) get(ctx context.Context, path string, query url.Values, v any) 
 }
 
 func (c *Client) do(ctx context.Context, path string, query url.Values) (*http.Response, error) {
+	return c.send(ctx, http.MethodGet, path, query)
+}
+
+// send makes a request that the engine does as asked, or an error.
+func (c *Client) send(ctx context.Context, method, path string, query url.Values) (*http.Response, error) {
 	u := url.URL{Scheme: "http", Host: "docker", Path: path, RawQuery: query.Encode()}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, u.String(), nil)
+	req, err := http.NewRequestWithContext(ctx, method, u.String(), nil)
 	if err != nil {
 		return nil, err
 	}
@@ -205,7 +216,8 @@ func (c *Client) do(ctx context.Context, path string, query url.Values) (*http.R
 	if err != nil {
 		return nil, fmt.Errorf("ask the engine at %s: %w", c.socket, err)
 	}
-	if resp.StatusCode == http.StatusOK {
+	switch resp.StatusCode {
+	case http.StatusOK, http.StatusNoContent, http.StatusNotModified: // it is so already
 		return resp, nil
 	}
 	defer resp.Body.Close()

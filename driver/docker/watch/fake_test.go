@@ -51,7 +51,8 @@ type fakeEngine struct {
 	streams     map[chan object]bool
 	history     []past // replayed by since
 	onList      func() // runs before the list of containers is answered
-	unreachable bool   // accepts and answers nothing, as at boot
+	started     []string
+	unreachable bool // accepts and answers nothing, as at boot
 }
 
 func newFakeEngine(t *testing.T, api string) *fakeEngine {
@@ -110,6 +111,11 @@ func (e *fakeEngine) serve(w http.ResponseWriter, r *http.Request) {
 		e.serveNetwork(w, strings.TrimPrefix(path, "/networks/"))
 	case path == "/containers/json":
 		e.serveList(w)
+	case r.Method == http.MethodPost:
+		e.mu.Lock()
+		defer e.mu.Unlock()
+		e.started = append(e.started, strings.TrimSuffix(strings.TrimPrefix(path, "/containers/"), "/start"))
+		w.WriteHeader(http.StatusNoContent)
 	default:
 		e.serveInspect(w, r, strings.TrimSuffix(strings.TrimPrefix(path, "/containers/"), "/json"))
 	}
@@ -120,7 +126,7 @@ func (e *fakeEngine) serveNetwork(w http.ResponseWriter, id string) {
 	defer e.mu.Unlock()
 	containers := object{}
 	for container, endpoint := range e.attached[id] {
-		containers[container] = object{"Name": container, "EndpointID": endpoint}
+		containers[container] = object{"Name": container, "EndpointID": endpoint, "IPv4Address": "10.0.0.9/24"}
 	}
 	json.NewEncoder(w).Encode(object{"Id": id, "Containers": containers})
 }
@@ -132,7 +138,8 @@ func (e *fakeEngine) serveList(w http.ResponseWriter) {
 		list = append(list, object{"Id": id, "Names": []any{c["Name"]}, "State": "running", "NetworkSettings": c["NetworkSettings"], "Ports": []object{{"IP": "0.0.0.0", "PrivatePort": 80}}})
 	}
 	for id, c := range e.stopped {
-		list = append(list, object{"Id": id, "Names": []any{c["Name"]}, "State": c["State"].(object)["Status"], "NetworkSettings": c["NetworkSettings"]})
+		list = append(list, object{"Id": id, "Names": []any{c["Name"]}, "State": c["State"].(object)["Status"], "NetworkSettings": c["NetworkSettings"],
+			"Labels": c["Config"].(object)["Labels"]})
 	}
 	race := e.onList
 	e.onList = nil
@@ -306,6 +313,8 @@ type fakeServices struct {
 	removed    []string
 	expected   map[string]service.Container // as last told, by endpoint
 	joining    map[string][]string
+	published  []string // names of those with ports
+	unread     bool     // and not all of them
 	syncs      int
 	atSync     int // containers known at the first Sync
 	known      map[string]map[string]bool
@@ -345,6 +354,12 @@ func (f *fakeServices) Expect(facts map[string]service.Container, networks map[s
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.expected, f.joining = facts, networks
+}
+
+func (f *fakeServices) PublishedNames(string) ([]string, bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.published, !f.unread
 }
 
 func (f *fakeServices) Sync() error {

@@ -3,7 +3,9 @@
 package watch
 
 import (
+	"cmp"
 	"context"
+	"errors"
 	"strings"
 	"time"
 
@@ -58,37 +60,96 @@ func (w *Watcher) Introduce(ctx context.Context, network string) {
 		w.log.WithError(err).Debug("not known whose the endpoints of the network are")
 		return
 	}
-	done := make(chan struct{})
-	select {
-	case w.inbox <- func() {
-		defer close(done)
-		told := w.expected(network, endpoints)
-		w.containers.Expect(told, w.joining(endpoints, list))
+	var told map[string]service.Container
+	var names []string
+	var all bool
+	if !w.ask(ctx, func() {
+		told = w.expected(network, endpoints)
+		names, all = w.containers.PublishedNames(network)
+	}) {
+		return
+	}
+	containers := byName(list)
+	for id, e := range endpoints {
+		s, listed := containers[e.container]
+		if _, known := told[id]; known || !listed || s.runs() || !all {
+			continue
+		}
+		c, err := w.recognize(ctx, network, id, e, s, names)
+		if err != nil {
+			w.log.WithField("container", e.container).WithError(err).Debug("its names are not known yet")
+			continue
+		}
+		told[id] = c
+	}
+	w.ask(ctx, func() {
+		w.containers.Expect(told, w.joining(endpoints, containers))
 		for _, c := range told {
 			w.lookLater(c.ID)
 		}
-	}:
+	})
+}
+
+// ask has Run's goroutine do something, and waits for that.
+func (w *Watcher) ask(ctx context.Context, fn func()) bool {
+	done := make(chan struct{})
+	select {
+	case w.inbox <- func() { defer close(done); fn() }:
 	case <-ctx.Done():
-		return
+		return false
 	}
 	select {
 	case <-done:
+		return true
 	case <-ctx.Done():
+		return false
 	}
+}
+
+// byName are the containers of a list by each of their names.
+func byName(list []summary) map[string]summary {
+	out := make(map[string]summary, len(list))
+	for _, s := range list {
+		for _, name := range s.Names {
+			out[strings.TrimPrefix(name, "/")] = s
+		}
+	}
+	return out
+}
+
+// recognize finds which of others' names a container has that is being started before anybody could look at it: the
+// engine's resolver, which takes no container's lock, answers those with its address already. It answers its id, too, as
+// soon as it answers for it at all.
+func (w *Watcher) recognize(ctx context.Context, network, endpoint string, e attached, s summary, names []string) (service.Container, error) {
+	c := service.Container{
+		ID: s.ID, Name: e.container, Phase: service.PhaseStarting, Labels: ownLabels(s.Labels), Source: service.SourceDocker,
+	}
+	if w.answers == nil || !e.addr.IsValid() || len(s.ID) < shortID {
+		return c, errors.New("there is nobody to ask")
+	}
+	if known, err := w.answers(ctx, network, s.ID[:shortID], e.addr); err != nil || !known {
+		return c, cmp.Or(err, errors.New("the engine's resolver does not know it"))
+	}
+	var aliases []string
+	for _, name := range names {
+		has, err := w.answers(ctx, network, name, e.addr)
+		if err != nil {
+			return c, err
+		}
+		if has && !strings.EqualFold(name, c.Name) {
+			aliases = append(aliases, name)
+		}
+	}
+	c.Aliases = map[string][]string{endpoint: aliases}
+	return c, nil
 }
 
 // joining are the networks of ours that the containers of endpoints are on, or will be: of a container that is being started
 // the engine's list has them all, though it tells no names on them.
-func (w *Watcher) joining(endpoints map[string]string, list []summary) map[string][]string {
-	byName := make(map[string]summary, len(list))
-	for _, s := range list {
-		for _, name := range s.Names {
-			byName[strings.TrimPrefix(name, "/")] = s
-		}
-	}
+func (w *Watcher) joining(endpoints map[string]attached, containers map[string]summary) map[string][]string {
 	out := make(map[string][]string)
-	for endpoint, name := range endpoints {
-		out[endpoint] = w.networksOf(byName[name].NetworkSettings.Networks)
+	for id, e := range endpoints {
+		out[id] = w.networksOf(containers[e.container].NetworkSettings.Networks)
 	}
 	return out
 }
@@ -106,7 +167,7 @@ func (w *Watcher) lookLater(id string) {
 }
 
 // expected are the containers of endpoints on a network, by what is known of them from before their start.
-func (w *Watcher) expected(network string, endpoints map[string]string) map[string]service.Container {
+func (w *Watcher) expected(network string, endpoints map[string]attached) map[string]service.Container {
 	byName := make(map[string]*record, len(w.records))
 	for _, r := range w.records {
 		if r.info != nil {
@@ -114,8 +175,8 @@ func (w *Watcher) expected(network string, endpoints map[string]string) map[stri
 		}
 	}
 	out := make(map[string]service.Container)
-	for endpoint, name := range endpoints {
-		r := byName[name]
+	for endpoint, e := range endpoints {
+		r := byName[e.container]
 		if r == nil {
 			continue
 		}

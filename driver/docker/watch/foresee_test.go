@@ -4,6 +4,9 @@ package watch
 
 import (
 	"context"
+	"errors"
+	"net/netip"
+	"slices"
 	"testing"
 	"time"
 
@@ -113,6 +116,57 @@ func TestLateInspect(t *testing.T) {
 		eventually(t, func() bool { return f.phase(id(n)) == service.PhaseReady })
 	}
 	assert.Len(t, ask(), 1)
+}
+
+// TestRecognize has a start win against the inspect of what was created: the engine's resolver says which names of others
+// the container has, and where it does not know all, nothing is told.
+func TestRecognize(t *testing.T) {
+	for _, test := range []struct {
+		name     string
+		answered []string // with the container's address
+		err      error
+		unread   bool // another's names
+		own      string
+		told     bool
+		aliases  []string
+	}{
+		{"a replica", []string{id(2)[:12], "web", "shop-web-2", "db"}, nil, false, "shop-web-2", true, []string{"web"}},
+		{"a stranger", []string{id(2)[:12], "shop-web-2"}, nil, false, "shop-web-2", true, nil},
+		{"one whose own name is another's alias", []string{id(2)[:12], "web"}, nil, false, "web", true, nil},
+		{"one that the resolver does not know yet", nil, nil, false, "shop-web-2", false, nil},
+		{"a resolver that fails", []string{id(2)[:12], "web"}, errors.New("refused"), false, "shop-web-2", false, nil},
+		{"another with a port is not known either", []string{id(2)[:12], "web"}, nil, true, "shop-web-2", false, nil},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			e := shop(t, "1.56", 0)
+			f, ask := followAndAsk(t, e, func(w *Watcher) {
+				w.timing.early = 20 * time.Millisecond
+				w.answers = func(_ context.Context, network, name string, addr netip.Addr) (bool, error) {
+					assert.Equal(t, "n1", network)
+					assert.Equal(t, "10.0.0.9", addr.String())
+					return slices.Contains(test.answered, name), test.err
+				}
+			})
+			f.published, f.unread = []string{"api", "web"}, test.unread
+			eventually(t, func() bool { return f.synced() == 1 })
+			release := e.hold(id(2))
+			defer release()
+			c := web("1.56", 2)
+			c["Name"] = "/" + test.own
+			e.create(c)
+			e.emit(id(2), "create")
+			e.mu.Lock()
+			e.attached = map[string]map[string]string{"n1": {test.own: "e2"}}
+			e.mu.Unlock()
+			told, is := ask()["e2"]
+			require.Equal(t, test.told, is)
+			assert.Equal(t, test.aliases, told.Aliases["e2"])
+			if is {
+				assert.Equal(t, map[string]string{"mustang.weight": "3"}, told.Labels)
+				assert.Equal(t, test.own, told.Name)
+			}
+		})
+	}
 }
 
 // TestIntroduceAtBoot asks an engine that calls us before it serves.

@@ -3,9 +3,11 @@
 package watch
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"net/url"
 	"time"
 )
@@ -63,12 +65,18 @@ func (w *Watcher) known(ctx context.Context) (map[string]map[string]bool, error)
 	return known, nil
 }
 
-// endpoints lists the endpoints of a network, each with its container's name. The engine answers it without a
-// container's lock, so also about those that are being started.
-func (c *Client) endpoints(ctx context.Context, network string) (map[string]string, error) {
+// attached is a container's endpoint on a network, as the network tells of it.
+type attached struct {
+	container string // name
+	addr      netip.Addr
+}
+
+// endpoints lists the endpoints of a network. The engine answers it without a container's lock, so also about those
+// that are being started.
+func (c *Client) endpoints(ctx context.Context, network string) (map[string]attached, error) {
 	var answer struct {
 		ID         string `json:"Id"`
-		Containers map[string]struct{ EndpointID, Name string }
+		Containers map[string]struct{ EndpointID, Name, IPv4Address, IPv6Address string }
 	}
 	if err := c.get(ctx, "/networks/"+url.PathEscape(network), nil, &answer); err != nil {
 		return nil, err
@@ -76,9 +84,11 @@ func (c *Client) endpoints(ctx context.Context, network string) (map[string]stri
 	if answer.ID != network { // read as a network without endpoints, it would lose all of them
 		return nil, fmt.Errorf("inspect network %s: the engine answered about %q", network, answer.ID)
 	}
-	out := map[string]string{}
+	out := map[string]attached{}
 	for _, a := range answer.Containers {
-		out[a.EndpointID] = a.Name
+		// The zero Addr where there is none, or none that can be read.
+		p, _ := netip.ParsePrefix(cmp.Or(a.IPv4Address, a.IPv6Address))
+		out[a.EndpointID] = attached{a.Name, p.Addr()}
 	}
 	return out, nil
 }

@@ -23,6 +23,7 @@ type record struct {
 	signals []syscall.Signal
 	drain   *time.Timer // when to look whether it has survived
 	ended   int         // pid of the process that was seen to end, though inspect may still show it
+	revived bool        // it was started by us, or that was tried, since the last list
 	stale   bool        // events may have been missed since info
 
 	watched int // pid that exits watches, or has refused to
@@ -206,6 +207,7 @@ func (w *Watcher) inspected(r *record, c container) {
 	w.publish(r)
 	w.watchProcess(r)
 	w.settled(r.id)
+	w.revive(r)
 }
 
 // attachments gives those on our networks, nil if there is none. One of a container that is not

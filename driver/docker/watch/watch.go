@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"sync/atomic"
 	"time"
 
@@ -28,6 +29,9 @@ type Containers interface {
 	// Expect tells whose endpoints are, by endpoint id, before their containers run, and which networks of ours those
 	// are on, or will be.
 	Expect(whose map[string]service.Container, networks map[string][]string)
+	// PublishedNames are the names of those that have published ports on a network; all says that those of each are known,
+	// and that the engine answers them.
+	PublishedNames(network string) (names []string, all bool)
 	// Sync says, once, that everything that was running has been told. Its error is only logged.
 	Sync() error
 }
@@ -41,12 +45,16 @@ type Networks interface {
 	Collect(known map[string]map[string]bool) error
 }
 
-// Options is what a [Watcher] works with; all but Driver is needed.
+// Options is what a [Watcher] works with; all but Driver and Applied is needed.
 type Options struct {
 	Client     *Client
 	Containers Containers
 	Networks   Networks
 	Log        logrus.FieldLogger
+	// Applied, if any, is told of every event: how long after it, by the engine's clock, the services knew.
+	Applied func(lag time.Duration)
+	// Answers tells whether the engine's resolver answers a name on a network with an address, and fails if it cannot be asked.
+	Answers func(ctx context.Context, network, name string, addr netip.Addr) (bool, error)
 	// Driver is the plugin's name, "mustang" if empty. Networks of a managed plugin's reference with
 	// that name, such as mustang:latest, are ours too.
 	Driver string
@@ -97,11 +105,14 @@ type Watcher struct {
 	containers Containers
 	nets       Networks
 	log        logrus.FieldLogger
+	answers    func(ctx context.Context, network, name string, addr netip.Addr) (bool, error)
 	driver     string
 	timing     timing
 	inbox      chan func()
 	exits      *exits      // nil if the kernel has no pidfds
 	following  atomic.Bool // the engine answers, and its events come
+	lost       atomic.Uint64
+	applied    func(lag time.Duration)
 
 	ctx      context.Context
 	networks map[string]string  // our networks' names by id
@@ -112,6 +123,7 @@ type Watcher struct {
 	fresh    lane
 	slow     lane
 	early    lane
+	starts   chan struct{} // holds one for each start that runs
 }
 
 // New makes a watcher that does nothing until Run.
@@ -119,11 +131,16 @@ func New(o Options) *Watcher {
 	if o.Driver == "" {
 		o.Driver = "mustang"
 	}
+	if o.Applied == nil {
+		o.Applied = func(time.Duration) {}
+	}
 	return &Watcher{
+		applied:    o.Applied,
 		client:     o.Client,
 		containers: o.Containers,
 		nets:       o.Networks,
 		log:        o.Log,
+		answers:    o.Answers,
 		driver:     o.Driver,
 		timing:     defaultTiming,
 		inbox:      make(chan func(), inboxSize),
@@ -133,6 +150,7 @@ func New(o Options) *Watcher {
 		fresh:      lane{limit: maxInspects},
 		slow:       lane{limit: maxSlowInspects},
 		early:      lane{limit: maxEarlyInspects},
+		starts:     make(chan struct{}, maxStarts),
 	}
 }
 
@@ -165,6 +183,9 @@ func (w *Watcher) Run(ctx context.Context) error {
 	}
 }
 
+// State tells whether the engine's events come, and how often they broke off.
+func (w *Watcher) State() (following bool, lost uint64) { return w.following.Load(), w.lost.Load() }
+
 // post hands f to Run's goroutine.
 func (w *Watcher) post(f func()) {
 	select {
@@ -184,6 +205,7 @@ func (w *Watcher) follow(ctx context.Context) {
 		switch {
 		case listed:
 			wait = w.timing.retryMin
+			w.lost.Add(1)
 			w.log.WithError(err).Warn("lost the engine's events; connecting again")
 		case wait == w.timing.retryMin: // once for a run of failures
 			w.log.WithError(err).Info("waiting for the engine")
@@ -274,7 +296,7 @@ func (w *Watcher) listed(nets []network, list []summary) {
 		w.record(s.ID)
 	}
 	for _, r := range w.records {
-		r.stale = true
+		r.stale, r.revived = true, false
 		w.look(r)
 	}
 	if first {
@@ -311,6 +333,7 @@ func (w *Watcher) event(m events.Message) {
 	case events.NetworkEventType:
 		w.networkEvent(m)
 	}
+	w.applied(time.Since(time.Unix(0, m.TimeNano)))
 }
 
 func (w *Watcher) networkEvent(m events.Message) {

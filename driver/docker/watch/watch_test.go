@@ -4,7 +4,11 @@ package watch
 
 import (
 	"fmt"
+	"net"
+	"os"
 	"os/exec"
+	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -423,4 +427,67 @@ func TestIsDriver(t *testing.T) {
 	} {
 		assert.Equal(t, want, isDriver(driver, "mustang"), driver)
 	}
+}
+
+// TestRevive: what failed to start while no daemon was there is started, and nothing else.
+func TestRevive(t *testing.T) {
+	const absent, down = `failed to add endpoint: plugin "mustang" not found`, "NetworkDriver.CreateEndpoint: mustang is not ready: it is still starting"
+	const broken = `Post "http://%2Frun%2Fdocker%2Fplugins%2Fmustang.sock/IpamDriver.RequestAddress": EOF`
+	cases := []struct {
+		policy, failure, startedAt string
+		want                       bool
+	}{
+		{policy: "always", failure: absent, want: true},
+		{policy: "unless-stopped", failure: down, want: true},
+		{policy: "unless-stopped", failure: broken, want: true},
+		{policy: "always"}, // stopped by a user
+		{policy: "no", failure: absent},
+		{policy: "on-failure", failure: absent},
+		{policy: "always", failure: "NetworkDriver.ProgramExternalConnectivity: port 80 is taken by web"},
+		{policy: "always", failure: absent, startedAt: "0001-01-01T00:00:00Z"}, // refused to whom made it
+	}
+	e := shop(t, "1.56", 0)
+	var want []string
+	for i, tt := range cases {
+		if tt.startedAt == "" {
+			tt.startedAt = "2025-11-23T15:00:00Z"
+		}
+		c := web("1.56", i)
+		c["State"] = object{"Status": "exited", "StartedAt": tt.startedAt, "Error": tt.failure}
+		c["HostConfig"] = object{"RestartPolicy": object{"Name": tt.policy}}
+		e.stopped[id(i)] = c
+		if tt.want {
+			want = append(want, id(i))
+		}
+	}
+	started := func() []string {
+		e.mu.Lock()
+		defer e.mu.Unlock()
+		return slices.Sorted(slices.Values(e.started))
+	}
+	follow(t, e)
+	eventually(t, func() bool { return len(started()) >= len(want) })
+	time.Sleep(50 * time.Millisecond)
+	assert.Equal(t, want, started())
+}
+
+// TestListening: a listening socket is told from its connections, and from others.
+func TestListening(t *testing.T) {
+	dir, err := os.MkdirTemp("", "mst")
+	require.NoError(t, err)
+	defer os.RemoveAll(dir)
+	path := filepath.Join(dir, "mst-test.sock")
+	assert.Empty(t, listening("/proc/net/unix", "mst-test.sock"))
+	l, err := net.Listen("unix", path)
+	require.NoError(t, err)
+	c, err := net.Dial("unix", path)
+	require.NoError(t, err)
+	defer c.Close()
+	found := listening("/proc/net/unix", "mst-test.sock")
+	assert.Len(t, found, 1)
+	assert.True(t, holds("/proc/self", found))
+	assert.False(t, stopped(path), "process 1 has nothing to do with it")
+	l.Close()
+	assert.Empty(t, listening("/proc/net/unix", "mst-test.sock"))
+	assert.False(t, holds("/proc/self", found))
 }

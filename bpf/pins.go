@@ -1,0 +1,128 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package bpf
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+
+	"github.com/cilium/ebpf"
+)
+
+// Pins compares the pins of the maps, and tells of those that this build does not know.
+func (l *Look) Pins() error {
+	for short, m := range l.maps {
+		if err := l.pin(short, m); err != nil {
+			return err
+		}
+	}
+	unknown, err := l.unknownPins()
+	for _, pin := range unknown {
+		l.report.Leftover("pin "+pin, "a pin of another build, or of nobody")
+	}
+	return err
+}
+
+func (l *Look) pin(short string, m *ebpf.Map) error {
+	pin := l.mapPin(m)
+	what := "pin " + pin
+	info, err := os.Lstat(pin)
+	if errors.Is(err, os.ErrNotExist) {
+		l.report.Missing(what, "the map mst_"+short)
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("look at the pin %s: %w", pin, err)
+	}
+	if st, ok := info.Sys().(*syscall.Stat_t); ok && (st.Uid != 0 || info.Mode().Perm()&0o022 != 0) {
+		l.report.Differs(what, "root's, and writable by nobody else", fmt.Sprintf("uid %d, mode %04o", st.Uid, info.Mode().Perm()))
+	}
+	pinned, err := ebpf.LoadPinnedMap(pin, nil)
+	if err != nil {
+		l.report.Differs(what, "the map mst_"+short, err.Error())
+		return nil
+	}
+	defer pinned.Close()
+	if mapID(pinned) != mapID(m) {
+		l.report.Differs(what, "the map that the programs use", "another")
+	}
+	return nil
+}
+
+func mapID(m *ebpf.Map) ebpf.MapID {
+	info, err := m.Info()
+	if err != nil {
+		return 0
+	}
+	id, _ := info.ID()
+	return id
+}
+
+// mapPin is where a map is pinned: under its name of the object, which the kernel keeps 15 bytes of.
+func (d *Datapath) mapPin(m *ebpf.Map) string { return filepath.Join(d.dir, d.pins[m]) }
+
+// unknownPins lists those that carry our prefix and are neither maps of this build nor links.
+func (d *Datapath) unknownPins() ([]string, error) {
+	entries, err := os.ReadDir(d.dir)
+	if err != nil {
+		return nil, fmt.Errorf("list the pins in %s: %w", d.dir, err)
+	}
+	known := map[string]bool{}
+	for _, name := range d.pins {
+		known[name] = true
+	}
+	for name := range sockHooks {
+		known["mst_link_"+name] = true
+	}
+	var out []string
+	for _, e := range entries {
+		name := e.Name()
+		ofDevice := strings.HasPrefix(name, "mst_link_") && strings.Contains(name, "-")
+		if strings.HasPrefix(name, "mst_") && !known[name] && !ofDevice {
+			out = append(out, filepath.Join(d.dir, name))
+		}
+	}
+	return out, nil
+}
+
+// MendPins pins the maps where they are not, makes the pins root's, and removes those that this build does not know.
+func (d *Datapath) MendPins() error {
+	var errs []error
+	for _, m := range d.maps {
+		errs = append(errs, d.mendPin(m))
+	}
+	unknown, err := d.unknownPins()
+	errs = append(errs, err)
+	for _, pin := range unknown {
+		errs = append(errs, os.Remove(pin))
+	}
+	return errors.Join(errs...)
+}
+
+func (d *Datapath) mendPin(m *ebpf.Map) error {
+	pin := d.mapPin(m)
+	pinned, err := ebpf.LoadPinnedMap(pin, nil)
+	if err == nil && mapID(pinned) == mapID(m) {
+		pinned.Close()
+		return errors.Join(os.Chown(pin, 0, 0), os.Chmod(pin, 0o600))
+	}
+	if err == nil {
+		pinned.Close()
+	}
+	if err := os.Remove(pin); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("remove the wrong pin %s: %w", pin, err)
+	}
+	own, err := m.Clone() // whose pin is its own business
+	if err != nil {
+		return fmt.Errorf("pin %s: %w", pin, err)
+	}
+	defer own.Close()
+	if err := own.Pin(pin); err != nil {
+		return fmt.Errorf("pin %s: %w", pin, err)
+	}
+	return nil
+}

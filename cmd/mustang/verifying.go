@@ -1,0 +1,116 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"github.com/mustang-net/mustang/api"
+	"github.com/mustang-net/mustang/drift"
+	"github.com/mustang-net/mustang/driver"
+	"github.com/mustang-net/mustang/driver/link"
+	"github.com/mustang-net/mustang/driver/ports"
+	"github.com/mustang-net/mustang/nft"
+	"github.com/mustang-net/mustang/service/dns"
+)
+
+// Verify implements [api.Host].
+func (h *host) Verify(_ context.Context, repair bool) (api.Verification, error) {
+	v := api.Verification{Differences: []drift.Difference{}, Mended: []drift.Difference{}, Notes: h.notes()}
+	before, err := h.differences()
+	if err != nil {
+		return v, err
+	}
+	v.Differences = append(v.Differences, before...)
+	if !repair {
+		return v, nil
+	}
+	repaired := h.repair()
+	after, err := h.differences()
+	if err := errors.Join(repaired, err); err != nil {
+		return v, err
+	}
+	v.Differences = append(v.Differences[:0], after...)
+	for _, d := range before {
+		if !slices.Contains(after, d) {
+			v.Mended = append(v.Mended, d)
+		}
+	}
+	return v, nil
+}
+
+// differences asks each part what a start would change.
+func (h *host) differences() (out []drift.Difference, err error) {
+	report := drift.Report(func(d drift.Difference) {
+		if !slices.Contains(out, d) { // two networks may want the same
+			out = append(out, d)
+		}
+	})
+	datapath := h.datapath.Look(report)
+	stage := driver.Stage{Links: link.Look{Report: report}, Datapath: datapath, Tables: nft.Look{Tables: h.tables, Report: report}}
+	if h.daemon {
+		stage.Resolver = lookResolver{h.resolver, report}
+		stage.Ports = ports.Look{Holder: h.ports, Report: report}
+	}
+	err = errors.Join(datapath.Pins(), h.hook(datapath), h.driver.Rehearse(stage), h.services.Look(report))
+	h.eachSubnet(func(_ driver.Network, subnet netip.Prefix, inUse map[netip.Addr]bool) {
+		for _, a := range h.ipam.Unused(subnet, inUse, leaseGrace) {
+			report(drift.Difference{
+				What: "lease " + a.String(), Wanted: "an endpoint that has it", Found: drift.Nothing,
+				Do: "the daemon releases it once the engine has twice told that it does not know it",
+			})
+		}
+	})
+	return out, err
+}
+
+// repair does what a start does.
+func (h *host) repair() error {
+	h.tables.Doubt()
+	if err := h.start(); err != nil {
+		return err
+	}
+	h.checkTables()
+	return h.services.Reconcile()
+}
+
+// notes are what a mode cannot keep a container from.
+func (h *host) notes() []drift.Difference {
+	out := []drift.Difference{}
+	for _, n := range h.driver.Networks() {
+		if n.Options.Mode != driver.ModeMacvlan && n.Options.Mode != driver.ModeIPvlan {
+			continue
+		}
+		used := slices.ContainsFunc(h.driver.Endpoints(), func(e driver.Endpoint) bool { return e.NetworkID == n.ID })
+		if !used {
+			continue
+		}
+		out = append(out, drift.Difference{
+			What: "network " + cmp.Or(n.Name, n.ID), Wanted: "containers that send as themselves alone",
+			Found: fmt.Sprintf("mode %s, whose programs a container with CAP_NET_RAW or CAP_NET_ADMIN can send past", n.Options.Mode),
+			Do:    "start its containers with --cap-drop NET_RAW, or use mode veth, bridge or netkit", Note: true,
+		})
+	}
+	return out
+}
+
+// lookResolver tells in which sandboxes names are not answered that should be.
+type lookResolver struct {
+	server *dns.Server
+	report drift.Report
+}
+
+func (r lookResolver) Add(cookie uint64, path string) (uint16, error) {
+	if port, ok := r.server.Port(cookie); ok {
+		return port, nil
+	}
+	r.report.Missing("names in the sandbox "+path, "our resolver listens")
+	return 0, drift.ErrReported
+}
+
+func (lookResolver) Remove(uint64) {}
