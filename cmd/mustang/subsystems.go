@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -124,8 +125,8 @@ func (h *host) statusEvents() api.Subsystem {
 	s := api.Subsystem{Name: "events", State: "off", Detail: "nobody watches"}
 	if watched {
 		s.State, s.Detail = "ok", fmt.Sprintf("%d watchers", h.events.Watchers())
-		if !h.daemon {
-			s.Detail = "watched"
+		if h.events.Watchers() == 0 {
+			s.Detail = "another process watches"
 		}
 	}
 	s.Detail += fmt.Sprintf(", %d lost", lost)
@@ -242,7 +243,12 @@ func (h *host) statusWatcher() api.Subsystem {
 	case !h.watcher.synced.Load():
 		return api.Subsystem{Name: "docker", State: "degraded", Detail: "waiting for the engine at " + h.cfg.DockerSocket}
 	}
-	return api.Subsystem{Name: "docker", State: "ok", Detail: "following the engine at " + h.cfg.DockerSocket}
+	s := api.Subsystem{Name: "docker", State: "ok", Detail: "following the engine at " + h.cfg.DockerSocket}
+	if last := h.watcher.last.Load(); last != 0 {
+		s.Detail += fmt.Sprintf(", the last event %s ago, applied after %s",
+			time.Since(time.Unix(0, last)).Round(time.Second), time.Duration(h.watcher.lag.Load()).Round(time.Millisecond))
+	}
+	return s
 }
 
 func failed(name string, err error) api.Subsystem {

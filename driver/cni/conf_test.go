@@ -216,3 +216,15 @@ func TestExamples(t *testing.T) {
 		require.NoError(t, err, file)
 	}
 }
+
+func TestNothingIsCollectedByABadConfiguration(t *testing.T) {
+	w := newWorld(t)
+	w.declared["web"] = true
+	w.add("one", w.sandbox("/run/netns/a"))
+	before := w.lines()
+	for _, more := range []string{`"ipam":[]`, `"runtimeConfig":7`, `"cni.dev/valid-attachments":{}`} {
+		text := `{"cniVersion":"1.1.0","name":"web","cni.dev/attachments":[{"containerID":"one","ifname":"eth0"}],` + more + `}`
+		require.Error(t, collect(ctx, w.Manager, &skel.CmdArgs{StdinData: []byte(text)}), more)
+		require.Equal(t, before, w.lines())
+	}
+}

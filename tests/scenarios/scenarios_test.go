@@ -3,7 +3,7 @@
 // Package scenarios tells what mustang does as scripts that run on a real Docker engine in a fake host; start it with ./run.
 //
 // Every scenario is one txtar file. Besides testscript's own commands there are those of the table commands, the checks of the
-// table checks, and the words eventually, stays and set, which take a command. After each scenario everything it made is
+// table checks, and the words eventually, stays, set and counts, which take a command. After each scenario everything it made is
 // removed, and nothing of mustang may be left (see leftovers).
 package scenarios
 
