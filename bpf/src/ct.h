@@ -120,7 +120,7 @@ __noinline int ct_create(__u32 service, __u32 backend)
 	struct mst_tuple *key;
 	struct mst_ct *ct;
 	__u64 now = clock();
-	long err;
+	int err; /* before 6.4 the upper half of what maps return is none */
 
 	if (!w)
 		return MST_REASON_CT_FULL;

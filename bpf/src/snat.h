@@ -70,7 +70,7 @@ static long snat_try(__u32 i, struct snat_claim *claim)
 	const struct pkt *p;
 	struct mst_tuple *key;
 	__be16 port;
-	long err;
+	int err; /* as in ct_create() */
 
 	if (!w)
 		return 1;
