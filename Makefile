@@ -42,6 +42,12 @@ test-unit: ## unit tests, no root needed
 test-packets: ## packet tables through BPF_PROG_TEST_RUN, and verifier counts
 	unshare --mount --net $(GO) test -count=1 ./bpf/... ./tests/kernel/...
 
+.PHONY: test-old-packets
+test-old-packets: ## packet tables and the model on the other kernels, in a virtual machine
+	CGO_ENABLED=0 $(GO) test -c -o bin/packets.test ./bpf
+	. tests/tools/versions.sh; for kernel in $$VM_KERNELS; do \
+	  tests/vm/run --kernel $$kernel -- bin/packets.test -test.run "^($$(grep -hoE '^func Test[A-Za-z0-9]+' bpf/*_packet_test.go bpf/model_fuzz_test.go | sed 's/^func //' | paste -sd'|'))$$" || exit; done
+
 test-engine29: ## scenarios on a current Docker engine
 	tests/scenarios/run --engine 29
 
@@ -56,6 +62,7 @@ test-full: check-host ## what is too long for `make test`: every scenario on bot
 	tests/scenarios/run --engine 29 --tag long
 	tests/scenarios/run --engine 20 --all
 	tests/modes full
+	@$(MAKE) --no-print-directory test-old-packets
 	tests/fuzz
 
 generate: ## the BPF objects and their Go mirrors, which needs clang; dashboard, alert rules and the page of metrics

@@ -181,6 +181,32 @@ func TestPublishSources(t *testing.T) {
 			restrict(w, s, map[bool]string{false: "0.0.0.0/0", true: "::/0"}[w.v6])
 			w.send(fromOutside(), tcp(w.outside, 5000, w.host, 80, syn)).toBackend(tcp(w.outside, 5000, w.backend, 8080, syn))
 		}},
+		{"all of IPv6 is nobody of IPv4, and all of IPv4 nobody of IPv6", func(w *world) {
+			w.leaves(true)
+			in := map[bool]string{false: "198.51.100.0/24", true: "2001:db8::/32"}[w.v6]
+			others := map[bool]string{false: "::/0", true: "0.0.0.0/0"}[w.v6]
+			s := restrict(w, w.publish(w.host, 80, ProtocolTCP), in, others, "::/80")
+			begins := func(port uint16) result { return w.send(fromOutside(), tcp(w.stranger(), port, w.host, 80, syn)) }
+			if !w.v6 {
+				begins(5000).dropped("source to-container")
+				w.send(fromOutside(), tcp(w.outside, 5000, w.host, 80, syn)).toBackend(tcp(w.outside, 5000, w.backend, 8080, syn))
+				restrict(w, s, "0.0.0.0/0", "::/0")
+				begins(5001).toBackend(tcp(w.stranger(), 5001, w.backend, 8080, syn))
+				restrict(w, s, "::/0")
+				begins(5002).dropped("source to-container")
+				testDP.sources = sources{} // a new process
+				restrict(w, s, "::/0", "203.0.113.0/24")
+				begins(5002).toBackend(tcp(w.stranger(), 5002, w.backend, 8080, syn))
+				restrict(w, s, "::/80")
+				begins(5003).dropped("source to-container")
+				restrict(w, s)
+				require.Empty(w, entries(w, "sources"))
+				return
+			}
+			begins(5000).dropped("source to-container")
+			restrict(w, s, "::/0")
+			begins(5001).toBackend(tcp(w.stranger(), 5001, w.backend, 8080, syn))
+		}},
 		{"nobody behind another uplink asks in the name of who is in a prefix", func(w *world) {
 			w.leaves(true)
 			restrict(w, w.publish(w.host, 53, ProtocolUDP), lan(w))

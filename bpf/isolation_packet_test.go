@@ -58,6 +58,16 @@ func TestIsolation(t *testing.T) {
 				w.send(fromClient(), udp(w.client, 5000, netip.MustParseAddr(g), 1900, "x")).dropped("multicast")
 			}
 		}},
+		{"a container tells nobody where routers and neighbours are", func(w *world) {
+			if !w.v6 {
+				w.send(fromClient(), icmp(w.client, w.backend, 5, 1, 0, make([]byte, 28))).dropped("spoofed")
+				return
+			}
+			for _, typ := range []uint8{134, 136, 137} {
+				w.send(fromClient(), icmp(w.client, w.backend, typ, 0, 0, make([]byte, 40)).hops(255)).dropped("spoofed")
+			}
+			w.send(fromClient(), icmp(w.client, w.gateway, 136, 0, 0, make([]byte, 40)).hops(255)).untouched()
+		}},
 		{"a container cannot advertise itself as a router", func(w *world) {
 			if !w.v6 {
 				return

@@ -139,7 +139,8 @@ type mstCt struct {
 	Backend uint32
 	Seen    uint64
 	State   uint8
-	Pad     [3]uint8
+	Inside  uint8
+	Pad     [2]uint8
 	Uplink  uint32
 	Service uint32
 	Pad2    uint32

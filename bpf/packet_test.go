@@ -48,6 +48,9 @@ func (f frame) v6() bool { return f.saddr.Is6() }
 // macs gives the frame other link-layer addresses.
 func (f frame) macs(dst, src net.HardwareAddr) frame { f.dst, f.src = dst, src; return f }
 
+// from gives the frame another source.
+func (f frame) from(src netip.Addr) frame { f.saddr = src; return f }
+
 // hops gives the frame another TTL or hop limit.
 func (f frame) hops(n uint8) frame { f.ttl = n; return f }
 

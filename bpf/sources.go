@@ -17,6 +17,7 @@ type sources struct {
 	mu     sync.Mutex
 	loaded bool
 	held   map[uint32][]netip.Prefix // by id of the service, sorted
+	fenced map[uint32]bool           // by id: see fence
 }
 
 // read reads the map anew.
@@ -31,11 +32,15 @@ func (s *sources) load(m *ebpf.Map) error {
 	if s.loaded {
 		return nil
 	}
-	s.held = map[uint32][]netip.Prefix{}
+	s.held, s.fenced = map[uint32][]netip.Prefix{}, map[uint32]bool{}
 	var key mstSourceKey
 	var v uint8
 	entries := m.Iterate()
 	for entries.Next(&key, &v) {
+		if v == 0 {
+			s.fenced[key.Service] = true
+			continue
+		}
 		s.held[key.Service] = append(s.held[key.Service], key.prefix())
 	}
 	if err := entries.Err(); err != nil {
@@ -68,11 +73,15 @@ func (s *sources) add(m *ebpf.Map, id uint32, prefixes []netip.Prefix) error {
 		if is {
 			continue
 		}
-		key := sourceKey(id, p)
-		if err := m.Put(&key, uint8(1)); err != nil {
+		s.held[id] = slices.Insert(s.held[id], at, p)
+		err := s.fence(m, id) // before what it is to keep apart
+		if key := sourceKey(id, p); err == nil {
+			err = m.Put(&key, uint8(1))
+		}
+		if err != nil {
+			s.loaded = false
 			return fmt.Errorf("let in %s: %w", p, full(err))
 		}
-		s.held[id] = slices.Insert(s.held[id], at, p)
 	}
 	return nil
 }
@@ -84,7 +93,7 @@ func (s *sources) keep(m *ebpf.Map, id uint32, prefixes []netip.Prefix) error {
 	if err := s.load(m); err != nil {
 		return err
 	}
-	if len(s.held[id]) == 0 {
+	if len(s.held[id]) == 0 && !s.fenced[id] {
 		return nil
 	}
 	wanted := map[netip.Prefix]bool{}
@@ -95,16 +104,47 @@ func (s *sources) keep(m *ebpf.Map, id uint32, prefixes []netip.Prefix) error {
 		if wanted[p] {
 			continue
 		}
+		s.held[id] = slices.DeleteFunc(s.held[id], func(held netip.Prefix) bool { return held == p })
+		if p == all4 {
+			continue // fence takes it away
+		}
 		key := sourceKey(id, p)
 		if err := remove(m, &key); err != nil {
+			s.loaded = false
 			return fmt.Errorf("no longer let in %s: %w", p, err)
 		}
-		s.held[id] = slices.DeleteFunc(s.held[id], func(held netip.Prefix) bool { return held == p })
+	}
+	if err := s.fence(m, id); err != nil {
+		s.loaded = false
+		return fmt.Errorf("keep IPv4 and IPv6 apart: %w", err)
 	}
 	if len(s.held[id]) == 0 {
 		delete(s.held, id)
 	}
 	return nil
+}
+
+// all4 is every address of IPv4, which the map holds as mapped ones, within the space of IPv6.
+var all4 = netip.PrefixFrom(netip.IPv4Unspecified(), 0)
+
+// fence keeps IPv4 out of prefixes of IPv6 that hold the mapped addresses, as ::/0 does, unless all of it is let in.
+func (s *sources) fence(m *ebpf.Map, id uint32) error {
+	key := sourceKey(id, all4)
+	mapped := netip.AddrFrom16([16]byte{10: 0xff, 11: 0xff})
+	in := slices.Contains(s.held[id], all4)
+	// Contains keeps the two apart, which the map does not
+	apart := slices.ContainsFunc(s.held[id], func(p netip.Prefix) bool {
+		return p.Addr().Is6() && p.Bits() < 96 && netip.PrefixFrom(mapped, p.Bits()).Masked().Addr() == p.Addr()
+	})
+	delete(s.fenced, id)
+	switch {
+	case in:
+		return m.Put(&key, uint8(1))
+	case apart:
+		s.fenced[id] = true
+		return m.Put(&key, uint8(0))
+	}
+	return remove(m, &key)
 }
 
 // canonical is a prefix as the map gives it back.

@@ -24,6 +24,21 @@ func TestWayOutLimits(t *testing.T) {
 			w.send(fromClient(), in).answered(icmp(w.gateway, w.client, typ, code, 1400, in.quote()), "too-big")
 			require.Empty(w, entries(w.TB, "snat"))
 		}},
+		{"what was for a VIP, whose backend is outside, is told of as its container sent it", func(w *world) {
+			w.leaves(true)
+			w.mtu(1400)
+			w.service(w.vip, 53, ProtocolUDP, w.backendAt(w.outside, 5353))
+			typ, code := uint8(3), uint8(4)
+			if w.v6 {
+				typ, code = 2, 0
+			}
+			in := udp(w.client, 5000, w.vip, 53, string(make([]byte, 1420)))
+			for range 2 { // of a new flow, and of one that goes on
+				w.send(fromClient(), in).answered(icmp(w.gateway, w.client, typ, code, 1400, in.quote()), "too-big")
+			}
+			small := udp(w.client, 5000, w.vip, 53, "q").hops(1)
+			w.send(fromClient(), small).answered(exceeded(w, ip(w.gateway, w.client, 0, nil), small.quote()), "ttl")
+		}},
 		{"what just fits leaves", func(w *world) {
 			w.leaves(true)
 			w.mtu(1400)

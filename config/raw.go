@@ -144,8 +144,8 @@ func (r *raw) validate() (Config, error) {
 // uplinks are names of devices, which need not exist yet.
 func (r *raw) uplinks(c *Config) {
 	for _, name := range r.Uplinks {
-		if name == "" || len(name) > 15 || strings.ContainsAny(name, "/ \t\n") {
-			r.bad("uplinks", name, "a device name of 1 to 15 characters without blanks and slashes")
+		if name == "" || len(name) > 15 || strings.ContainsFunc(name, func(r rune) bool { return r <= ' ' || r == '/' || r == ':' }) {
+			r.bad("uplinks", name, "a device name of 1 to 15 characters without blanks, colons and slashes")
 			return
 		}
 	}
@@ -196,8 +196,8 @@ func (r *raw) path(key, value string, to *string) {
 	if !r.set(key) {
 		return
 	}
-	if !filepath.IsAbs(value) {
-		r.bad(key, value, "must be an absolute path")
+	if !filepath.IsAbs(value) || strings.ContainsRune(value, 0) {
+		r.bad(key, value, "must be an absolute path, without a zero byte")
 		return
 	}
 	*to = filepath.Clean(value)

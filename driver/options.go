@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/mustang-net/mustang/driver/link"
 	"github.com/mustang-net/mustang/service"
 )
 
@@ -116,7 +117,7 @@ var options = map[string]option{
 	}},
 	"parent": {nil, func(o *Options, v string) error {
 		o.Parent = v
-		return checkIfName(v)
+		return link.CheckName(v)
 	}},
 	"macvlan_mode": {[]string{"bridge", "private", "vepa", "passthru"}, func(o *Options, v string) error {
 		o.MacvlanMode = v
@@ -129,7 +130,7 @@ var options = map[string]option{
 	}},
 	"com.docker.network.bridge.name": {nil, func(o *Options, v string) error {
 		o.Bridge = v
-		return checkIfName(v)
+		return link.CheckName(v)
 	}},
 	"mtu":                           {nil, setMTU},
 	"com.docker.network.driver.mtu": {nil, setMTU},
@@ -148,6 +149,9 @@ func parseSources(v string) ([]netip.Prefix, error) {
 		p, err := netip.ParsePrefix(strings.TrimSpace(text))
 		if err != nil {
 			return nil, errors.New("must be subnets, such as 192.168.1.0/24,2001:db8::/64")
+		}
+		if p.Addr().Is4In6() && p.Bits() >= 96 {
+			p = netip.PrefixFrom(p.Addr().Unmap(), p.Bits()-96)
 		}
 		out = append(out, p.Masked())
 	}
@@ -254,16 +258,6 @@ func (o *Options) checkIsolated() error {
 	}
 	return nil
 }
-
-func checkIfName(name string) error {
-	if name == "" || len(name) > maxIfName || strings.ContainsAny(name, "/ \t\n") {
-		return fmt.Errorf("must be a device name of 1 to %d characters without blanks and slashes", maxIfName)
-	}
-	return nil
-}
-
-// maxIfName is the longest name of a device (IFNAMSIZ without the final zero).
-const maxIfName = 15
 
 // endpointOptions are the driver-opts of an endpoint: --network name=n,driver-opt=k=v.
 var endpointOptions = []string{

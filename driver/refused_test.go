@@ -57,7 +57,7 @@ func TestOptionsOfANetwork(t *testing.T) {
 		{name: "a bridge without a bridge", raw: map[string]string{"com.docker.network.bridge.name": "br7"},
 			err: `network option com.docker.network.bridge.name="br7" contradicts mode="veth": it goes with mode=bridge only`},
 		{name: "a parent that is no name", raw: map[string]string{"mode": "macvlan", "parent": "a/b"},
-			err: `network option parent="a/b" must be a device name of 1 to 15 characters without blanks and slashes`},
+			err: `network option parent="a/b" must be a device name of 1 to 15 characters without blanks, colons and slashes`},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			got, err := ParseOptions(tt.raw)

@@ -121,11 +121,20 @@ func explainOpen(path string, err error) error {
 type boltStore struct{ db *bolt.DB }
 
 func (s *boltStore) View(fn func(Tx) error) error {
-	return closedError(s.db.View(func(tx *bolt.Tx) error { return fn(boltTx{tx}) }))
+	return closedError(s.db.View(func(tx *bolt.Tx) error { return fn(boltTx{tx: tx}) }))
 }
 
 func (s *boltStore) Update(fn func(Tx) error) error {
-	return closedError(s.db.Update(func(tx *bolt.Tx) error { return fn(boltTx{tx}) }))
+	return closedError(s.db.Update(func(tx *bolt.Tx) error {
+		all, err := readTally(tx, tx.ID()-1)
+		if err == nil {
+			err = fn(boltTx{tx, all})
+		}
+		if err == nil {
+			err = all.write(tx)
+		}
+		return err
+	}))
 }
 
 func (s *boltStore) Close() error { return s.db.Close() }
@@ -137,7 +146,10 @@ func closedError(err error) error {
 	return err
 }
 
-type boltTx struct{ tx *bolt.Tx }
+type boltTx struct {
+	tx  *bolt.Tx
+	all *tally // of a transaction that writes
+}
 
 func (t boltTx) Get(bucket, key string, v any) (bool, error) {
 	if err := checkRecord(bucket, key); err != nil {
@@ -169,9 +181,11 @@ func (t boltTx) Put(bucket, key string, v any) error {
 	if err != nil {
 		return fmt.Errorf("make bucket %s: %w", bucket, err)
 	}
+	t.all.take(bucket, key, b.Get([]byte(key)), -1)
 	if err := b.Put([]byte(key), data); err != nil {
 		return fmt.Errorf("write record %s/%s: %w", bucket, key, err)
 	}
+	t.all.take(bucket, key, data, +1)
 	return nil
 }
 
@@ -186,6 +200,7 @@ func (t boltTx) Delete(bucket, key string) error {
 	if b == nil {
 		return nil
 	}
+	t.all.take(bucket, key, b.Get([]byte(key)), -1)
 	if err := b.Delete([]byte(key)); err != nil {
 		return fmt.Errorf("delete record %s/%s: %w", bucket, key, err)
 	}

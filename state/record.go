@@ -47,11 +47,15 @@ func encodeRecord(bucket, key string, v any) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("encode record %s/%s: %w", bucket, key, err)
 	}
-	return data, nil
+	return append(data, checksum(bucket, key, data)...), nil
 }
 
 func decodeRecord(bucket, key string, data []byte, v any) error {
-	if err := json.Unmarshal(data, v); err != nil {
+	err := checkSum(bucket, key, data)
+	if err == nil {
+		err = json.Unmarshal(data, v)
+	}
+	if err != nil {
 		return fmt.Errorf("decode record %s/%s: %w", bucket, key, err)
 	}
 	return nil

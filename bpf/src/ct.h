@@ -120,12 +120,13 @@ __noinline int ct_create(__u32 service, __u32 backend)
 	struct mst_tuple *key;
 	struct mst_ct *ct;
 	__u64 now = clock();
-	long err;
+	int err; /* before 6.4 the upper half of what maps return is none */
 
 	if (!w)
 		return MST_REASON_CT_FULL;
 	ct_used(now);
 	request = &w->p.t;
+	w->came = *request;
 	sent = &w->now;
 	key = ct_reply_key(w, sent, request->proto);
 	ct = &w->ct;
@@ -135,6 +136,7 @@ __noinline int ct_create(__u32 service, __u32 backend)
 	ct->sport = request->dport;
 	ct->dport = request->sport;
 	ct->backend = backend;
+	ct->inside = w->place != PLACE_UPLINK;
 	ct->service = service;
 	ct->seen = now;
 	err = bpf_map_update_elem(&mst_ct_v2, key, ct, BPF_NOEXIST);

@@ -41,7 +41,7 @@ static __always_inline bool hop(struct __sk_buff *skb, struct pkt *p)
 }
 
 /*
- * Makes an answer that was translated what its container sent: it knows the
+ * Makes a packet that was translated what its container sent: it knows the
  * flow by no other name, so an error must quote that. Errors and later
  * fragments are not answered and stay as they are.
  */
@@ -86,7 +86,8 @@ static __always_inline __u32 comes_from(const struct __sk_buff *skb,
 
 /*
  * Sends the packet of an endpoint out of the host: where a route leads to an
- * uplink, and nowhere else. Returns a verdict, or EGRESS_STACK.
+ * uplink, and nowhere else. An answer keeps the address that it was given.
+ * Returns a verdict, or EGRESS_STACK.
  */
 static __always_inline int egress(struct __sk_buff *skb, struct work *w,
 				  const struct mst_interface *iface,
@@ -131,7 +132,7 @@ static __always_inline int egress(struct __sk_buff *skb, struct work *w,
 	uplink = bpf_map_lookup_elem(&mst_uplinks_v1, &fib.ifindex);
 	masquerade = p->v6 ? MST_IF_MASQUERADE6 : MST_IF_MASQUERADE4;
 	/* lxc_egress lets in what the stack brings back */
-	if (!translated && (!uplink || !(iface->flags & masquerade))) {
+	if (!w->reply && (!uplink || !(iface->flags & masquerade))) {
 		reason = snat_track(skb);
 		if (reason)
 			return drop(skb, reason, MST_FROM_CONTAINER);
@@ -141,7 +142,7 @@ static __always_inline int egress(struct __sk_buff *skb, struct work *w,
 	if (!hop(skb, p))
 		return stop(skb, w, iface, translated, MST_REASON_TTL,
 			    UNREACH_TTL);
-	if (iface->flags & masquerade && !translated) {
+	if (iface->flags & masquerade && !w->reply) {
 		reason = snat_out(skb, uplink);
 		if (reason)
 			return drop(skb, reason, MST_FROM_CONTAINER);

@@ -44,6 +44,25 @@ answer_mac(struct __sk_buff *skb, const struct mst_interface *iface, __u8 *mac)
 	return 0;
 }
 
+/*
+ * Does a container say to others where routers and neighbours are? The host's
+ * end alone does that; it may be told itself.
+ */
+static __always_inline bool misleads(const struct pkt *p,
+				     const struct mst_interface *iface)
+{
+	if (p->frag == FRAG_LATER)
+		return false;
+	if (!p->v6)
+		return p->t.proto == IPPROTO_ICMP &&
+		       p->icmp_type == ICMP4_REDIRECT;
+	if (p->t.proto != IPPROTO_ICMPV6)
+		return false;
+	return p->icmp_type == ICMP6_RA || p->icmp_type == ICMP6_REDIRECT ||
+	       (p->icmp_type == ICMP6_NA &&
+		!addr_eq(&p->t.daddr, &iface->gateway6));
+}
+
 static __always_inline int answer_arp(struct __sk_buff *skb,
 				      const struct work *w,
 				      const struct mst_interface *iface)

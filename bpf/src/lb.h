@@ -50,6 +50,19 @@ static __always_inline bool lb_is_host(const struct mst_addr *addr)
 }
 
 /*
+ * Does the address belong to a container behind a host end of ours or on a
+ * private parent, or to the host? Nobody outside has it.
+ */
+static __always_inline bool is_inside(const struct mst_addr *addr)
+{
+	const struct mst_endpoint *ep;
+
+	ep = bpf_map_lookup_elem(&mst_endpoints_v1, addr);
+	return ep && (ep->flags & (MST_EP_HOST | MST_EP_REDIRECT) ||
+		      (ep->via && !ep->parent));
+}
+
+/*
  * The service published at port and proto of addr, or, with any, of all the
  * host's addresses of its family. key is left at its frontend.
  */
@@ -123,9 +136,12 @@ static __always_inline bool lb_admits(const struct mst_service *svc,
 		.service = svc->id,
 		.addr = *addr,
 	};
+	const __u8 *in;
 
-	return !(svc->flags & MST_SVC_RESTRICTED) ||
-	       bpf_map_lookup_elem(&mst_sources_v1, &key);
+	if (!(svc->flags & MST_SVC_RESTRICTED))
+		return true;
+	in = bpf_map_lookup_elem(&mst_sources_v1, &key);
+	return in && *in;
 }
 
 /* Is addr in a service pool, so that it must never leave the host? */

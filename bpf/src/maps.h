@@ -44,7 +44,7 @@ struct {
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } mst_traffic_v1 SEC(".maps");
 
-/* Who may reach restricted services; the value says nothing. */
+/* Who may reach restricted services (1), and who in there may not (0). */
 struct {
 	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
 	__uint(map_flags, BPF_F_NO_PREALLOC);

@@ -52,7 +52,8 @@ enum mst_service_flag {
 
 /*
  * mst_sources: who may begin flows to a restricted service, by the longest
- * prefix. What has begun goes on.
+ * prefix. What has begun goes on. A prefix of IPv6 that holds the mapped
+ * addresses does not mean IPv4: an entry for these says so.
  */
 #define MST_SOURCE_BITS 32 /* of prefixlen, for the service */
 
@@ -207,7 +208,9 @@ struct mst_ct {
 			* ifindex of the endpoint */
 	__u64 seen;    /* ns, CLOCK_MONOTONIC */
 	__u8 state;    /* enum mst_ct_state */
-	__u8 pad[3];
+	__u8 inside;   /* 1: mst_ct, an endpoint began it; mst_snat, with the
+			* host */
+	__u8 pad[2];
 	__u32 uplink;  /* by which a slave's client comes; 0: no slave's flow */
 	__u32 service; /* whose flow it is; 0: of none, and in mst_snat */
 	__u32 pad2;

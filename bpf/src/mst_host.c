@@ -51,6 +51,8 @@ static __always_inline int unmasquerade(struct __sk_buff *skb, struct work *w)
 	ct = snat_lookup(&w->p, MST_DIR_REPLY);
 	if (!ct)
 		return SVC_UNTOUCHED;
+	if (ct->inside) /* with the host itself, which is not out there */
+		return drop(skb, MST_REASON_SPOOFED, MST_TO_CONTAINER);
 	snat_become(skb, w, ct);
 	frag_remember(w, &w->now, 0);
 	if (nat_tuple(skb))
@@ -68,7 +70,7 @@ static __always_inline int unmasquerade_error(struct __sk_buff *skb,
 		return SVC_UNTOUCHED;
 	ct = bpf_map_lookup_elem(&mst_snat_v2, ct_reply_key(w, &w->inner.t,
 							    w->inner.t.proto));
-	if (!ct)
+	if (!ct || ct->inside)
 		return SVC_UNTOUCHED;
 	w->known.saddr = ct->daddr;
 	w->known.daddr = ct->saddr;
@@ -311,6 +313,7 @@ int slave_ingress(struct __sk_buff *skb)
 		return TC_PASS;
 	w->place = PLACE_SLAVE;
 	w->via = iface->via;
+	w->reply = false;
 	w->network = iface->network;
 	reason = parse(skb, L2_LEN);
 	if (reason)

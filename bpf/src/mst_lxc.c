@@ -51,14 +51,15 @@ static __always_inline bool through_host(const struct work *w,
 static __always_inline int forward_slave(struct __sk_buff *skb,
 					 const struct work *w,
 					 const struct mst_endpoint *dst,
-					 bool translated, bool reply)
+					 bool translated)
 {
 	const struct mst_endpoint *src;
 	__u8 mac[6];
 
 	if (!translated)
 		return TC_PASS;
-	src = reply ? bpf_map_lookup_elem(&mst_endpoints_v1, &w->sender) : NULL;
+	src = w->reply ? bpf_map_lookup_elem(&mst_endpoints_v1, &w->sender)
+		       : NULL;
 	if (src && src->via && through_host(w, src, dst)) {
 		__builtin_memcpy(mac, src->host_mac, sizeof(mac));
 		if (bpf_skb_store_bytes(skb, 0, mac, sizeof(mac), 0))
@@ -67,7 +68,7 @@ static __always_inline int forward_slave(struct __sk_buff *skb,
 		return TC_PASS;
 	}
 	if (!dst || dst->flags & MST_EP_HOST) {
-		if (reply)
+		if (w->reply)
 			return TC_PASS;
 		skb->cb[0] = RESOLVED;
 		return bpf_redirect_neigh(skb->ifindex, NULL, 0, 0);
@@ -128,7 +129,7 @@ static __always_inline bool isolated(const struct work *w,
  */
 static __always_inline int forward(struct __sk_buff *skb, struct work *w,
 				   const struct mst_interface *iface,
-				   bool translated, bool reply)
+				   bool translated)
 {
 	int verdict;
 	const struct mst_addr *gateway;
@@ -165,7 +166,7 @@ static __always_inline int forward(struct __sk_buff *skb, struct work *w,
 			return deliver(skb, w->place, dst);
 	}
 	if (w->place == PLACE_SANDBOX)
-		return forward_slave(skb, w, dst, translated, reply);
+		return forward_slave(skb, w, dst, translated);
 	if (dst)
 		return TC_PASS;
 	if (!strict || addr_eq(&p->t.daddr, gateway))
@@ -173,7 +174,7 @@ static __always_inline int forward(struct __sk_buff *skb, struct work *w,
 	/* with route_localnet the host's stack would take what is for loopback
 	 */
 	if (iface->flags & MST_IF_EGRESS && !addr_loopback(&p->t.daddr)) {
-		verdict = egress(skb, w, iface, reply);
+		verdict = egress(skb, w, iface, translated);
 		return verdict == EGRESS_STACK ? TC_PASS : verdict;
 	}
 	if (translated)
@@ -190,7 +191,6 @@ static __always_inline int from_container(struct __sk_buff *skb, __u32 place)
 	struct work *w = work();
 	__u32 reason;
 	int verdict;
-	bool reply;
 
 	if (!w)
 		return TC_DROP;
@@ -216,6 +216,8 @@ static __always_inline int from_container(struct __sk_buff *skb, __u32 place)
 		return answer_ns(skb, w, iface);
 	if (strict && is_multicast(&w->p))
 		return drop(skb, MST_REASON_MULTICAST, MST_FROM_CONTAINER);
+	if (strict && misleads(&w->p, iface))
+		return drop(skb, MST_REASON_SPOOFED, MST_FROM_CONTAINER);
 	src = bpf_map_lookup_elem(&mst_endpoints_v1, &w->p.t.saddr);
 	if (strict && (!src || src->ifindex != skb->ifindex))
 		return drop(skb, MST_REASON_SPOOFED, MST_FROM_CONTAINER);
@@ -228,12 +230,12 @@ static __always_inline int from_container(struct __sk_buff *skb, __u32 place)
 			return deliver(skb, place, dst);
 	}
 	verdict = svc_reply(skb);
-	reply = verdict == SVC_TRANSLATED;
+	w->reply = verdict == SVC_TRANSLATED;
 	if (verdict == SVC_UNTOUCHED)
 		verdict = svc_request(skb);
 	if (verdict >= 0)
 		return verdict;
-	return forward(skb, w, iface, verdict == SVC_TRANSLATED, reply);
+	return forward(skb, w, iface, verdict == SVC_TRANSLATED);
 }
 
 SEC("lxc-ingress")
@@ -288,6 +290,11 @@ int lxc_egress(struct __sk_buff *skb)
 		return iface ? drop(skb, reason, MST_TO_CONTAINER) : TC_PASS;
 	src = bpf_map_lookup_elem(&mst_endpoints_v1, &w->p.t.saddr);
 	w->network = 0;
+	w->place = PLACE_SANDBOX;
+	if (iface && from && bpf_map_lookup_elem(&mst_uplinks_v1, &from))
+		w->place = PLACE_UPLINK;
+	if (w->place == PLACE_UPLINK && is_inside(&w->p.t.saddr))
+		return drop(skb, MST_REASON_SPOOFED, MST_TO_CONTAINER);
 	verdict = svc_reply(skb);
 	if (verdict >= 0)
 		return verdict;

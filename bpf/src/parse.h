@@ -30,6 +30,7 @@
 
 #define ICMP4_ECHO_REPLY    0
 #define ICMP4_UNREACH	    3
+#define ICMP4_REDIRECT	    5
 #define ICMP4_ECHO	    8
 #define ICMP4_TIME_EXCEEDED 11
 #define ICMP4_PARAM	    12
@@ -40,8 +41,10 @@
 #define ICMP6_ECHO	    128
 #define ICMP6_ECHO_REPLY    129
 #define ICMP6_MLD_QUERY	    130
+#define ICMP6_RA	    134
 #define ICMP6_NS	    135
 #define ICMP6_NA	    136
+#define ICMP6_REDIRECT	    137
 
 struct arp {
 	__be16 htype;
@@ -138,6 +141,7 @@ struct work {
 	__u32 mtu;		/* of the way out, for too large packets */
 	__u32 uplink;		/* of the flow that p is an answer of */
 	__u32 via;		/* PLACE_SLAVE: ifindex of the host's slave */
+	__u32 reply;		/* p answers a flow to a service */
 };
 
 struct {

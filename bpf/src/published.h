@@ -16,19 +16,6 @@
 #include "svc.h"
 
 /*
- * Does the address belong to a container behind a host end of ours or on a
- * private parent, or to the host? Nobody outside has it.
- */
-static __always_inline bool is_inside(const struct mst_addr *addr)
-{
-	const struct mst_endpoint *ep;
-
-	ep = bpf_map_lookup_elem(&mst_endpoints_v1, addr);
-	return ep && (ep->flags & (MST_EP_HOST | MST_EP_REDIRECT) ||
-		      (ep->via && !ep->parent));
-}
-
-/*
  * Is a packet that parse() refused for the host? Its stack may make more of
  * it: it puts fragments together whose head has no ports (RFC 1858), and looks
  * through more headers. What comes of that nobody has judged.
@@ -70,6 +57,8 @@ static __always_inline int published_goes_on(struct __sk_buff *skb,
 	if (ct && w->p.t.proto == IPPROTO_UDP && ct->backend &&
 	    !bpf_map_lookup_elem(&mst_backends_v1, &ct->backend))
 		ct = NULL;
+	if (ct && ct->inside && w->place == PLACE_UPLINK)
+		return drop(skb, MST_REASON_SPOOFED, MST_TO_CONTAINER);
 	return ct ? svc_translate(skb, w, ct) : SVC_UNTOUCHED;
 }
 

@@ -4,6 +4,7 @@
 #define MST_SNAT_H
 
 #include "ct.h"
+#include "lb.h"
 #include "nat.h"
 #include "tell.h"
 
@@ -69,7 +70,7 @@ static long snat_try(__u32 i, struct snat_claim *claim)
 	const struct pkt *p;
 	struct mst_tuple *key;
 	__be16 port;
-	long err;
+	int err; /* as in ct_create() */
 
 	if (!w)
 		return 1;
@@ -154,6 +155,7 @@ static __always_inline __u32 snat_enter(struct __sk_buff *skb, struct work *w,
 	ct->sport = w->p.t.dport;
 	ct->dport = w->p.t.sport;
 	ct->backend = owner;
+	ct->inside = lb_is_host(&w->p.t.daddr);
 	ct->seen = clock();
 	if (addr_eq(&w->now.saddr, &w->p.t.saddr))
 		snat_keep(w, &claim);

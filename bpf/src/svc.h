@@ -35,12 +35,17 @@ __noinline int svc_icmp_error(struct __sk_buff *skb)
 {
 	struct work *w = work();
 	const struct mst_ct *ct;
+	bool own;
 
 	if (!w || !quoted(skb, w))
 		return SVC_UNTOUCHED;
+	own = addr_eq(&w->p.t.saddr, &w->inner.t.daddr);
 	ct = ct_of_sent(w, &w->inner.t);
 	/* an endpoint tells of what itself was sent, only routers of others' */
-	if (!ct || (w->network && !addr_eq(&w->p.t.saddr, &w->inner.t.daddr)))
+	if (!ct || (w->network && !own))
+		return SVC_UNTOUCHED;
+	/* nobody outside was on the way to what is inside */
+	if (w->place == PLACE_UPLINK && is_inside(&w->inner.t.daddr))
 		return SVC_UNTOUCHED;
 	w->known.saddr = ct->daddr;
 	w->known.daddr = ct->saddr;
@@ -48,7 +53,7 @@ __noinline int svc_icmp_error(struct __sk_buff *skb)
 	w->known.dport = ct->sport;
 	w->now.saddr = w->p.t.saddr;
 	/* only the other end itself hides behind the translated address */
-	if (addr_eq(&w->p.t.saddr, &w->inner.t.daddr))
+	if (own)
 		w->now.saddr = ct->saddr;
 	w->now.daddr = ct->daddr;
 	w->uplink = ct->uplink;
@@ -81,7 +86,7 @@ static __always_inline int svc_fragment(struct __sk_buff *skb, struct work *w)
 {
 	const struct mst_frag *f = frag_lookup(w);
 
-	if (!f)
+	if (!f || (w->place == PLACE_UPLINK && is_inside(&w->p.t.saddr)))
 		return SVC_UNTOUCHED;
 	w->now.saddr = f->saddr;
 	w->now.daddr = f->daddr;

@@ -46,7 +46,18 @@ func (p enginePools) ReleaseAddress(id string, addr netip.Addr) error {
 }
 
 // watcherState is what `mustang status` says of the watcher.
-type watcherState struct{ synced atomic.Bool }
+type watcherState struct {
+	synced atomic.Bool
+	last   atomic.Int64 // when an event was last applied, ns since 1970; 0: never
+	lag    atomic.Int64 // ns that it took
+}
+
+// applied is told how long after an event of the engine's the services knew.
+func (h *host) applied(lag time.Duration) {
+	h.watcher.last.Store(time.Now().UnixNano())
+	h.watcher.lag.Store(int64(lag))
+	h.metrics.EventApplied(lag)
+}
 
 // engineContainers tells the services of containers.
 type engineContainers struct {

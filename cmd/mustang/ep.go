@@ -16,10 +16,8 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"github.com/mustang-net/mustang/api"
+	"github.com/mustang-net/mustang/driver/link"
 )
-
-// maxIfName is the longest name of an interface (IFNAMSIZ less its final zero).
-const maxIfName = 15
 
 func epCommand(e env) *cli.Command {
 	return noun("ep", "endpoints: the interfaces of containers", epAdd(e), epRemove(e), epList(e))
@@ -39,8 +37,8 @@ func epAdd(e env) verb {
 			if ifname == "" {
 				return usagef(c, "--ifname is missing: name the interface inside the namespace, such as --ifname=eth0")
 			}
-			if len(ifname) > maxIfName || strings.ContainsAny(ifname, "/ \t\n") {
-				return usagef(c, "--ifname %q: a name has 1 to %d characters, without / and spaces", ifname, maxIfName)
+			if err := link.CheckName(ifname); err != nil {
+				return usagef(c, "--ifname %q %w", ifname, err)
 			}
 			netns, err := netnsPath(c)
 			if err != nil {

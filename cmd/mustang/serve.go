@@ -132,7 +132,7 @@ func (h *host) serve(ctx context.Context, control net.Listener, d *door, r reloa
 			Networks:   engineNetworks{h.driver, h},
 			Answers:    h.answers,
 			Log:        h.log,
-			Applied:    h.metrics.EventApplied,
+			Applied:    h.applied,
 		})
 	}
 	d.plugin.Measure(h.metrics.PluginCall)

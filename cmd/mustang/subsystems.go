@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -242,7 +243,12 @@ func (h *host) statusWatcher() api.Subsystem {
 	case !h.watcher.synced.Load():
 		return api.Subsystem{Name: "docker", State: "degraded", Detail: "waiting for the engine at " + h.cfg.DockerSocket}
 	}
-	return api.Subsystem{Name: "docker", State: "ok", Detail: "following the engine at " + h.cfg.DockerSocket}
+	s := api.Subsystem{Name: "docker", State: "ok", Detail: "following the engine at " + h.cfg.DockerSocket}
+	if last := h.watcher.last.Load(); last != 0 {
+		s.Detail += fmt.Sprintf(", the last event %s ago, applied after %s",
+			time.Since(time.Unix(0, last)).Round(time.Second), time.Duration(h.watcher.lag.Load()).Round(time.Millisecond))
+	}
+	return s
 }
 
 func failed(name string, err error) api.Subsystem {

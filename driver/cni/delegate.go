@@ -19,6 +19,14 @@ import (
 	"github.com/mustang-net/mustang/driver/link"
 )
 
+// ofDelegate tells what the IPAM plugin was to do. Errors of its own have their codes; else it could not be run.
+func (c *conf) ofDelegate(what string, err error) error {
+	if err == nil {
+		return nil
+	}
+	return invalid{fmt.Errorf("have the IPAM plugin %q %s: %w", c.IPAM.Type, what, err)}
+}
+
 // delegate lets the IPAM plugin of the configuration hand out addresses.
 func delegate(ctx context.Context, c *conf, args *skel.CmdArgs, a *Attachment) error {
 	done := func() error { return nil }
@@ -29,7 +37,7 @@ func delegate(ctx context.Context, c *conf, args *skel.CmdArgs, a *Attachment) e
 		}
 	}
 	got, err := invoke.DelegateAdd(ctx, c.IPAM.Type, args.StdinData, nil)
-	if err = errors.Join(err, done()); err != nil {
+	if err = errors.Join(c.ofDelegate("hand out addresses", err), done()); err != nil {
 		return err
 	}
 	r, err := types100.GetResult(got)

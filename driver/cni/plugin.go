@@ -4,6 +4,7 @@ package cni
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -124,7 +125,7 @@ func add(ctx context.Context, h Host, args *skel.CmdArgs) error {
 	done, err := h.Add(ctx, a)
 	if err != nil {
 		if a.Of.Delegated {
-			err = errors.Join(err, invoke.DelegateDel(context.WithoutCancel(ctx), c.IPAM.Type, args.StdinData, nil))
+			err = errors.Join(err, c.ofDelegate("take addresses back", invoke.DelegateDel(context.WithoutCancel(ctx), c.IPAM.Type, args.StdinData, nil)))
 		}
 		return err
 	}
@@ -175,14 +176,14 @@ func del(ctx context.Context, h Host, args *skel.CmdArgs) error {
 	c := lenient(args)
 	var err error
 	if c.IPAM.Type == ipamDHCP { // which gives the address back on the device
-		err = invoke.DelegateDel(ctx, c.IPAM.Type, args.StdinData, nil)
+		err = c.ofDelegate("take addresses back", invoke.DelegateDel(ctx, c.IPAM.Type, args.StdinData, nil))
 		if args.Netns != "" {
 			err = errors.Join(err, link.Host{}.RemoveInside(args.Netns, keyOf(c, args).standIn())) // of an ADD that was killed
 		}
 	}
 	err = errors.Join(err, h.Delete(ctx, Detachment{Key: keyOf(c, args), Sandbox: args.Netns}))
 	if c.delegated() && c.IPAM.Type != ipamDHCP {
-		err = errors.Join(err, invoke.DelegateDel(ctx, c.IPAM.Type, args.StdinData, nil))
+		err = errors.Join(err, c.ofDelegate("take addresses back", invoke.DelegateDel(ctx, c.IPAM.Type, args.StdinData, nil)))
 	}
 	return err
 }
@@ -236,15 +237,19 @@ func (a *Attachment) expect(r *types100.Result) error {
 	return nil
 }
 
+// collect takes no configuration that it cannot read: it would name no valid attachment, and all would be removed.
 func collect(ctx context.Context, h Host, args *skel.CmdArgs) error {
-	c := lenient(args)
+	c := &conf{}
+	if err := json.Unmarshal(args.StdinData, c); err != nil {
+		return types.NewError(types.ErrDecodingFailure, "read the network configuration", err.Error())
+	}
 	var valid []Attachee
 	for _, a := range c.ValidAttachments {
 		valid = append(valid, Attachee{Container: a.ContainerID, IfName: a.IfName})
 	}
 	err := h.Collect(ctx, c.Name, valid)
 	if c.delegated() {
-		err = errors.Join(err, invoke.DelegateGC(ctx, c.IPAM.Type, args.StdinData, nil))
+		err = errors.Join(err, c.ofDelegate("collect addresses", invoke.DelegateGC(ctx, c.IPAM.Type, args.StdinData, nil)))
 	}
 	return err
 }

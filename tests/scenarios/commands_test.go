@@ -59,6 +59,7 @@ var commands = map[string]command{
 	"plugin":     plugin,
 	"reserve":    reserve,
 	"in":         inContainer,
+	"inside":     inside,
 	"lookup":     lookup,
 	"nameserver": nameserver,
 	"serve":      serve,
@@ -100,6 +101,19 @@ func inContainer(s *scenario, dir string, args []string) result {
 		return result{err: err}
 	}
 	return run("/", append(argv, args[1:]...)...)
+}
+
+// inside runs a program of the host's in a container's network, with all rights: what CAP_NET_ADMIN allows there, with the
+// host's iproute2: `inside CONTAINER COMMAND…`.
+func inside(s *scenario, _ string, args []string) result {
+	if len(args) < 2 {
+		return failure("usage: inside CONTAINER COMMAND…")
+	}
+	pid, err := s.pid(args[0])
+	if err != nil {
+		return result{err: err}
+	}
+	return run("/", append([]string{"nsenter", "--target", pid, "--net", "--"}, args[1:]...)...)
 }
 
 // enter is the start of a command line that runs in a container.
@@ -209,7 +223,7 @@ func failure(format string, args ...any) result { return result{err: fmt.Errorf(
 // commands are the words of a script: the commands themselves, the checks, and what takes a command.
 func (s *scenario) commands() map[string]func(*testscript.TestScript, bool, []string) {
 	words := map[string]func(*testscript.TestScript, bool, []string){
-		"eventually": s.eventually, "stays": s.stays, "set": s.set, "load": s.load, "lookups": s.lookups,
+		"eventually": s.eventually, "stays": s.stays, "set": s.set, "counts": s.counts, "load": s.load, "lookups": s.lookups,
 	}
 	for word, c := range commands {
 		words[word] = func(ts *testscript.TestScript, neg bool, args []string) { s.do(ts, neg, c, args) }

@@ -59,7 +59,7 @@ func matching(pattern string, argv ...string) (lines []string) {
 	return lines
 }
 
-// statusCounts are the numbers in `mustang status`, but for those that only grow, and those of caches.
+// statusCounts are the numbers in `mustang status`, but for those that only grow, and those of caches and of the engine's events.
 func statusCounts() ([]string, error) {
 	out, err := exec.Command("mustang", "status", "-o", "json").CombinedOutput()
 	if err != nil {
@@ -73,7 +73,7 @@ func statusCounts() ([]string, error) {
 	}
 	var counts []string
 	for _, part := range status.Subsystems {
-		if !slices.Contains([]string{"drops", "events", "flows"}, part.Name) {
+		if !slices.Contains([]string{"drops", "events", "flows", "docker"}, part.Name) {
 			for item := range strings.SplitSeq(part.Detail, ", ") {
 				counts = append(counts, part.Name+": "+item)
 			}
@@ -144,10 +144,13 @@ func shell(script string, args ...string) {
 }
 
 // fakehost is the script that starts and stops the engine and the daemon.
-func fakehost() string {
+func fakehost() string { return checkout("tests/fakehost") }
+
+// checkout is a path in the project.
+func checkout(path string) string {
 	self, err := os.Executable() // bin/scenarios.test
 	if err != nil {
-		return "tests/fakehost"
+		return path
 	}
-	return filepath.Join(filepath.Dir(filepath.Dir(self)), "tests", "fakehost")
+	return filepath.Join(filepath.Dir(filepath.Dir(self)), path)
 }

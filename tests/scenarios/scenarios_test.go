@@ -3,7 +3,7 @@
 // Package scenarios tells what mustang does as scripts that run on a real Docker engine in a fake host; start it with ./run.
 //
 // Every scenario is one txtar file. Besides testscript's own commands there are those of the table commands, the checks of the
-// table checks, and the words eventually, stays and set, which take a command. After each scenario everything it made is
+// table checks, and the words eventually, stays, set and counts, which take a command. After each scenario everything it made is
 // removed, and nothing of mustang may be left (see leftovers).
 package scenarios
 
@@ -80,7 +80,7 @@ type scenario struct {
 func (s *scenario) setUp(env *testscript.Env) error {
 	s.loads, s.asking, s.pids = map[string]*load{}, map[string]*asking{}, map[string]string{}
 	started, logs := time.Now(), []*tail{newTail(daemonLog), newTail(engineLog)}
-	env.Setenv("CHECKOUT", strings.TrimSuffix(fakehost(), "/tests/fakehost"))
+	env.Setenv("CHECKOUT", checkout(""))
 	for _, key := range []string{"PATH", "DOCKER_CONFIG", "ENGINE", "MUSTANG_FAKEHOST"} {
 		env.Setenv(key, os.Getenv(key))
 	}

@@ -122,7 +122,11 @@ func (c *Client) negotiate(ctx context.Context) error {
 
 func (c *Client) networks(ctx context.Context) ([]network, error) {
 	var out []network
-	return out, c.get(ctx, "/networks", nil, &out)
+	err := c.get(ctx, "/networks", nil, &out)
+	if err == nil && out == nil { // an engine without a network has none of ours: all would be removed
+		err = errors.New("list the networks: the engine answered without a list")
+	}
+	return out, err
 }
 
 // list lists all containers. The engine answers it without a container's lock.

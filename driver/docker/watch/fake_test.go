@@ -58,6 +58,7 @@ type fakeEngine struct {
 func newFakeEngine(t *testing.T, api string) *fakeEngine {
 	e := &fakeEngine{
 		api:        api,
+		networks:   []object{},
 		containers: make(map[string]object),
 		stopped:    make(map[string]object),
 		held:       make(map[string]chan struct{}),

@@ -6,6 +6,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"net/netip"
 	"net/url"
 	"time"
@@ -74,10 +75,14 @@ type attached struct {
 // that are being started.
 func (c *Client) endpoints(ctx context.Context, network string) (map[string]attached, error) {
 	var answer struct {
+		ID         string `json:"Id"`
 		Containers map[string]struct{ EndpointID, Name, IPv4Address, IPv6Address string }
 	}
 	if err := c.get(ctx, "/networks/"+url.PathEscape(network), nil, &answer); err != nil {
 		return nil, err
+	}
+	if answer.ID != network { // read as a network without endpoints, it would lose all of them
+		return nil, fmt.Errorf("inspect network %s: the engine answered about %q", network, answer.ID)
 	}
 	out := map[string]attached{}
 	for _, a := range answer.Containers {

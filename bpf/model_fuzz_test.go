@@ -1,0 +1,433 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package bpf
+
+import (
+	"bytes"
+	"encoding/binary"
+	"maps"
+	"math/rand/v2"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+)
+
+// script gives out the choices that a fuzz input makes, zeros when they are used up.
+type script struct{ data []byte }
+
+func (s *script) pick(n int) int {
+	if len(s.data) == 0 {
+		return 0
+	}
+	b := s.data[0]
+	s.data = s.data[1:]
+	return int(b) % n
+}
+
+func (s *script) yes() bool { return s.pick(2) == 1 }
+
+func pickOf[T any](s *script, list ...T) T { return list[s.pick(len(list))] }
+
+// stage is a host of the model's and of the kernel's, which are the same.
+type stage struct {
+	*model
+	world
+	script
+	t    testing.TB
+	sent []tuple // what has come out, to be answered
+	past []frame // what went in, to be told of by errors and cut
+	seen map[string]int
+}
+
+// setStage makes a host by a script: endpoints, services, published ports and ways out.
+func setStage(t testing.TB, data []byte) *stage {
+	s := &stage{script: script{data}, t: t, seen: map[string]int{}}
+	v6 := s.yes()
+	netkit = s.yes()
+	clearMaps(t)
+	s.world = world{TB: t, addresses: addressesOf(v6), lastBackend: 10, lastService: 10}
+	s.model = &model{
+		endpoints: map[netip.Addr]Endpoint{}, interfaces: map[int]Interface{}, services: map[Frontend]Service{}, backends: map[uint32]Backend{},
+		uplinks: map[int]Uplink{}, wayOut: uplinkIf, requests: map[tuple]*flow{}, answers: map[tuple]*flow{}, left: map[tuple]*flow{},
+		returns: map[tuple]*flow{}, fragments: map[pieceKey]tuple{}, leftPieces: map[pieceKey]tuple{},
+	}
+	s.pools = []netip.Prefix{netip.MustParsePrefix("10.96.0.0/16"), netip.MustParsePrefix("fd00:96::/64")}
+	require.NoError(t, testDP.SetPools(s.pools[0], s.pools[1]))
+	a := s.addresses
+	for _, e := range []Endpoint{
+		{Addr: a.client, IfIndex: clientIf, Network: network1, Redirect: true, MAC: clientMAC, HostMAC: clientHostMAC},
+		{Addr: a.backend, IfIndex: backendIf, Network: pickOf(&s.script, uint32(network1), network1, network2), Redirect: true, MAC: backendMAC, HostMAC: backendHostMAC},
+		{Addr: a.backend2, IfIndex: 1004, Network: network1, Redirect: s.pick(4) > 0, MAC: backend2MAC, HostMAC: backend2HostMAC},
+		{Addr: a.foreign, IfIndex: 1005, Network: network2, Redirect: true, MAC: mac(5), HostMAC: mac(0x15)},
+	} {
+		e.Open, e.Ping = s.pick(5) == 4, s.pick(5) == 4
+		s.endpoints[e.Addr] = e
+		require.NoError(t, testDP.PutEndpoint(e))
+	}
+	if s.pick(8) > 0 {
+		e := Endpoint{Addr: a.host, Host: true}
+		s.endpoints[e.Addr] = e
+		require.NoError(t, testDP.PutEndpoint(e))
+	}
+	egress, masq, isolated := s.pick(3) > 0, s.pick(3) > 0, s.pick(8) == 7
+	for index, hostMAC := range map[int][]byte{clientIf: clientHostMAC, backendIf: backendHostMAC} {
+		i := Interface{IfIndex: index, Network: network1, Strict: true, Egress: egress, Masq4: masq, Masq6: masq, MAC: hostMAC, Isolated4: isolated, Isolated6: isolated}
+		if index == backendIf {
+			i.Network = s.endpoints[a.backend].Network
+		}
+		four, six := addressesOf(false), addressesOf(true)
+		i.Gateway4, i.Gateway6 = four.gateway, six.gateway
+		s.interfaces[index] = i
+		require.NoError(t, testDP.PutInterface(i))
+	}
+	u := Uplink{IfIndex: uplinkIf}
+	if s.pick(8) > 0 {
+		u.SNAT4, u.SNAT6 = addressesOf(false).host, addressesOf(true).host
+	}
+	s.uplinks[uplinkIf] = u
+	require.NoError(t, testDP.PutUplink(u))
+	for range 2 + s.pick(4) {
+		s.addService()
+	}
+	for range 1 + s.pick(4) {
+		s.addPublished()
+	}
+	return s
+}
+
+var modelPorts = []uint16{80, 53, 5000, 61001}
+
+func (s *stage) addBackend() uint32 {
+	s.lastBackend++
+	a := s.addresses
+	be := Backend{ID: s.lastBackend, Addr: pickOf(&s.script, a.backend, a.backend2, a.client, a.outside, a.foreign), Port: pickOf(&s.script, uint16(8080), 0, 80)}
+	if s.pick(8) < 7 { // else a slot whose backend is gone
+		s.backends[be.ID] = be
+		require.NoError(s.t, testDP.PutBackend(be))
+	}
+	return be.ID
+}
+
+func (s *stage) put(svc Service) {
+	s.services[svc.Frontend] = svc
+	require.NoError(s.t, testDP.PutService(svc))
+}
+
+func (s *stage) addService() {
+	front := Frontend{
+		Addr: pickOf(&s.script, s.vip, s.vip2, s.foreignVIP), Port: pickOf(&s.script, uint16(80), 53, 0, 5000), Protocol: pickOf(&s.script, ProtocolTCP, ProtocolUDP, ProtocolAny),
+	}
+	if front.Port == 0 {
+		front.Protocol = ProtocolAny
+	}
+	network := uint32(network1)
+	if front.Addr == s.foreignVIP {
+		network = pickOf(&s.script, uint32(network2), 0)
+	}
+	if had, ok := s.services[front.Head()]; ok {
+		network = had.Network
+	} else {
+		s.put(Service{Frontend: front.Head(), Network: network})
+	}
+	s.lastService++
+	svc := Service{Frontend: front, ID: s.lastService, Network: network, Slots: []uint32{}}
+	for range s.pick(3) {
+		svc.Slots = append(svc.Slots, s.addBackend())
+	}
+	s.put(svc)
+}
+
+func (s *stage) addPublished() {
+	all := netip.IPv4Unspecified()
+	if s.v6 {
+		all = netip.IPv6Unspecified()
+	}
+	front := Frontend{Addr: pickOf(&s.script, s.host, all, s.backend), Port: pickOf(&s.script, modelPorts...), Protocol: pickOf(&s.script, ProtocolTCP, ProtocolUDP)}
+	s.lastService++
+	svc := Service{Frontend: front, ID: s.lastService, Published: true, Slots: []uint32{}}
+	if front.Addr == s.backend { // a port at the container's own address leads there
+		s.lastBackend++
+		be := Backend{ID: s.lastBackend, Addr: s.backend, Port: front.Port}
+		s.backends[be.ID] = be
+		require.NoError(s.t, testDP.PutBackend(be))
+		svc.Slots = []uint32{be.ID}
+	} else if s.pick(6) > 0 {
+		svc.Slots = append(svc.Slots, s.addBackend())
+	}
+	// which way answers go is asked of the kernel, which has no device of these two
+	elsewhere := len(svc.Slots) > 0 && slices.Contains([]netip.Addr{s.backend2, s.foreign}, s.backends[svc.Slots[0]].Addr)
+	if s.pick(3) == 2 && !elsewhere {
+		svc.Sources = []netip.Prefix{pickOf(&s.script, netip.MustParsePrefix("198.51.100.0/24"), netip.MustParsePrefix("::/0"), netip.MustParsePrefix("0.0.0.0/0"))}
+	}
+	s.put(svc)
+}
+
+// The sides that frames come from.
+const (
+	sideClient = iota
+	sideBackend
+	sideOutside
+)
+
+// sideOf is where an address sends from, or now and then somebody else in its name.
+func (s *stage) sideOf(a netip.Addr, side int) int {
+	switch {
+	case s.pick(8) == 7:
+		return side
+	case a == s.client:
+		return sideClient
+	case a == s.backend:
+		return sideBackend
+	}
+	return sideOutside
+}
+
+// frame makes the next frame, as somebody at the side might, or at another that has to answer.
+func (s *stage) frame(side int) (in []byte, from int) {
+	a := s.addresses
+	own := []netip.Addr{a.client, a.backend, a.outside}[side]
+	kind := s.pick(16)
+	if kind < 6 && len(s.sent) > 0 { // an answer to what has come out
+		t := s.sent[len(s.sent)-1-s.pick(min(4, len(s.sent)))].back()
+		flags := pickOf(&s.script, segment{flags: flagSYN | flagACK, seq: 7, ack: 1}, ack, data, fin, segment{flags: flagRST, seq: 9})
+		return s.shape(s.of(t, flags)), s.sideOf(t.src.Addr(), side)
+	}
+	if kind < 8 && len(s.sent) > 0 { // an error about it
+		t := s.sent[len(s.sent)-1-s.pick(min(4, len(s.sent)))]
+		teller := pickOf(&s.script, t.dst.Addr(), t.dst.Addr(), a.router, a.foreign)
+		return unreachable(teller, t.src.Addr(), s.yes(), s.of(t, syn).quote()).macs(clientHostMAC, clientMAC).bytes(), s.sideOf(teller, side)
+	}
+	if kind < 10 && len(s.past) > 0 { // once more, or what follows
+		f := s.past[len(s.past)-1-s.pick(min(4, len(s.past)))]
+		return s.shape(f), s.sideOf(f.saddr, side)
+	}
+	if kind == 10 {
+		return s.odd(own), side
+	}
+	src := own
+	if s.pick(12) == 11 {
+		src = pickOf(&s.script, a.foreign, a.vip, a.host, a.gateway, a.outside, a.client)
+	}
+	dst := pickOf(&s.script, a.vip, a.vip, a.vip2, a.host, a.host, a.outside, a.outside, a.backend, a.client, a.foreignVIP, a.backend2, a.foreign, a.gateway, a.poolOnly)
+	if side == sideOutside { // who knows of nothing but the host, mostly
+		dst = pickOf(&s.script, a.host, a.host, a.host, a.backend, a.client, a.vip)
+	}
+	sport, dport := pickOf(&s.script, uint16(5000), 5001, 80), pickOf(&s.script, modelPorts...)
+	t := tuple{netip.AddrPortFrom(src, sport), netip.AddrPortFrom(dst, dport), pickOf(&s.script, uint8(protoTCP), protoUDP, protoUDP, s.icmp(), 132)}
+	return s.shape(s.of(t, pickOf(&s.script, syn, syn, syn, ack, data, fin, segment{flags: flagRST, seq: 5}))), side
+}
+
+func (s *stage) icmp() uint8 {
+	if s.v6 {
+		return protoICMP6
+	}
+	return protoICMP4
+}
+
+// of is a packet with a tuple.
+func (s *stage) of(t tuple, flags segment) frame {
+	switch t.proto {
+	case protoTCP:
+		return tcp(t.src.Addr(), t.src.Port(), t.dst.Addr(), t.dst.Port(), flags)
+	case protoUDP:
+		if !s.v6 && s.pick(8) == 7 {
+			return ip(t.src.Addr(), t.dst.Addr(), protoUDP, udpNoChecksum(t.src.Port(), t.dst.Port(), "0123456789abcdef"))
+		}
+		return udp(t.src.Addr(), t.src.Port(), t.dst.Addr(), t.dst.Port(), "0123456789abcdef")
+	case protoICMP4, protoICMP6:
+		reply := t.src.Port() == 0
+		return echoOf(t.src.Addr(), t.dst.Addr(), t.src.Port()|t.dst.Port(), reply)
+	}
+	return ip(t.src.Addr(), t.dst.Addr(), t.proto, raw("0123456789abcdef"))
+}
+
+// shape gives a packet what a path may give it: fragments, options, a small TTL, padding.
+func (s *stage) shape(f frame) []byte {
+	s.past = append(s.past, f)
+	f.ttl = pickOf(&s.script, uint8(64), 64, 64, 64, 1, 2)
+	f.id = uint32(pickOf(&s.script, 0x1234, 0x1234, 0x4321))
+	switch s.pick(10) {
+	case 6, 7:
+		first, later := f.fragments(pickOf(&s.script, 8, 16))
+		f = pickOf(&s.script, first, later)
+	case 8:
+		if s.v6 {
+			f.ext = pickOf(&s.script, [][]byte{hopByHop, destination}, [][]byte{destination}, [][]byte{hopByHop, hopByHop, hopByHop, destination, destination, destination, destination})
+		} else {
+			f.options = pickOf(&s.script, []byte{1, 1, 1, 0}, []byte{7, 7, 4, 0, 0, 0, 0, 0}, bytes.Repeat([]byte{1}, 40))
+		}
+	case 9:
+		f.trailer = s.pick(18)
+	}
+	b := f.macs(clientHostMAC, clientMAC).bytes()
+	switch s.pick(24) { // and now and then a lie
+	case 22:
+		b = b[:min(len(b), max(s.least(), len(b)-1-s.pick(20)))]
+	case 23:
+		b[l2+s.pick(len(b)-l2)] ^= byte(1 << s.pick(8))
+	}
+	return b
+}
+
+// odd is what is no packet of a flow.
+func (s *stage) odd(own netip.Addr) []byte {
+	target := pickOf(&s.script, s.gateway, s.backend, s.vip, s.client, s.foreign, s.outside)
+	switch s.pick(5) {
+	case 0:
+		if s.v6 {
+			f := solicit(own, target, clientMAC)
+			f.ttl = pickOf(&s.script, uint8(255), 255, 64)
+			return f.bytes()
+		}
+		return append(arpRequest(own, target), make([]byte, 18)...)
+	case 1: // a router advertisement, or a redirect
+		if s.v6 {
+			return icmp(own, target, pickOf(&s.script, uint8(134), 137, 136), 0, 0, make([]byte, 40)).hops(255).macs(clientHostMAC, clientMAC).bytes()
+		}
+		return icmp(own, target, 5, 1, 0, make([]byte, 28)).macs(clientHostMAC, clientMAC).bytes()
+	case 2:
+		group := netip.MustParseAddr("224.0.0.251")
+		if s.v6 {
+			group = netip.MustParseAddr("ff02::fb")
+		}
+		return udp(own, 5353, group, 5353, "0123456789abcdef").macs(broadcastMAC, clientMAC).bytes()
+	case 3: // an error about an error
+		return unreachable(own, target, true, unreachable(target, own, true, s.of(tuple{netip.AddrPortFrom(own, 1), netip.AddrPortFrom(target, 2), protoUDP}, syn).quote()).quote()).macs(clientHostMAC, clientMAC).bytes()
+	}
+	b := udp(own, 5000, target, 53, "0123456789abcdef").macs(clientHostMAC, clientMAC).bytes()
+	binary.BigEndian.PutUint16(b[12:], pickOf(&s.script, uint16(0x88cc), 0x8100, 0x0806, etherIP4, etherIP6))
+	return b
+}
+
+// least is what a test run wants of a frame: a whole IP header.
+func (s *stage) least() int {
+	if s.v6 {
+		return l2 + 40
+	}
+	return l2 + 20
+}
+
+// play sends frames for as long as the script goes on.
+func (s *stage) play() {
+	for n := 0; len(s.data) > 0 && n < 40; n++ {
+		in, side := s.frame([]int{0, 0, 0, 1, 1, 2, 2, 2}[s.pick(8)])
+		toClient := side != sideClient && s.pick(6) == 5 // by the host's stack
+		if len(in) < s.least() {
+			continue
+		}
+		h := []hook{fromClient(), fromBackend(), fromOutside()}[side]
+		from := 0
+		if toClient {
+			from = pickOf(&s.script, 0, []int{0, backendIf, uplinkIf}[side], uplinkIf)
+			h = hook{"lxc_egress", at(clientIf, from)}
+		}
+		got := s.sendRaw(h, in)
+		var want judgement
+		switch {
+		case toClient:
+			want = s.toContainer(clientIf, from, in, got.out)
+		case side == sideOutside:
+			want = s.fromUplink(uplinkIf, in, got.out)
+		default:
+			want = s.fromContainer(int(h.ctx.Ifindex), in, got.out)
+		}
+		s.compare(n, h, in, got, want)
+		s.note(h, in, got, want)
+		if p, ok := readPacket(got.out); ok && got.verdict != verdictDrop && !p.later {
+			s.sent = append(s.sent, p.t)
+		}
+	}
+}
+
+// note counts what became of frames.
+func (s *stage) note(h hook, in []byte, got result, want judgement) {
+	kind := "as it is"
+	if got.verdict == verdictDrop {
+		kind = want.reason
+	} else if !bytes.Equal(in[12:], got.out[12:]) {
+		kind = "changed " + want.reason
+	}
+	s.seen[h.program+" "+[]string{"passes", 2: "drops", 7: "redirects"}[got.verdict]+" "+strings.TrimSpace(kind)]++
+}
+
+// compare requires that the kernel did what the model wants.
+func (s *stage) compare(n int, h hook, in []byte, got result, want judgement) {
+	var counted []string
+	for reason, n := range got.counted {
+		require.Equal(s.t, uint64(1), n)
+		counted = append(counted, reason)
+	}
+	what := func() string {
+		return "frame " + string(rune('0'+n/10)) + string(rune('0'+n%10)) + " at " + h.program + ", counted " + strings.Join(counted, ", ") + ", wanted " + want.String() + "\nin\n" + dump(in) + "out\n" + dump(got.out) + "wanted\n" + dump(want.frame)
+	}
+	if want.verdict != got.verdict {
+		s.t.Fatalf("verdict %d: %s", got.verdict, what())
+	}
+	if reasons := strings.Join(counted, ", "); strings.TrimSpace(want.reason) != reasons {
+		s.t.Fatalf("reason: %s", what())
+	}
+	if want.frame != nil && got.verdict != verdictDrop && !bytes.Equal(sameZeros(want.frame), sameZeros(got.out)) {
+		s.t.Fatalf("frame: %s", what())
+	}
+}
+
+// sameZeros writes the zero of one's complement sums in one way: 0xffff means it, too.
+func sameZeros(b []byte) []byte {
+	p, ok := readPacket(b)
+	if !ok || p.later {
+		return b
+	}
+	b = slices.Clone(b)
+	at := map[uint8]int{protoTCP: 16, protoICMP4: 2, protoICMP6: 2}[p.t.proto]
+	if at != 0 && beAt(b, p.l4+at) == 0xffff {
+		b[p.l4+at], b[p.l4+at+1] = 0, 0
+	}
+	return b
+}
+
+// TestModel plays random scripts.
+func TestModel(t *testing.T) {
+	r := rand.New(rand.NewPCG(1, 2))
+	seen := map[string]int{}
+	for range 400 {
+		data := make([]byte, 100+r.IntN(400))
+		for i := range data {
+			data[i] = byte(r.Uint32())
+		}
+		s := setStage(t, data)
+		s.play()
+		for what, n := range s.seen {
+			seen[what] += n
+		}
+	}
+	netkit = false
+	for _, what := range []string{
+		"malformed", "spoofed", "isolated", "no-route", "no-fragment-head", "no-service", "no-backend", "not-member", "no-flow", "multicast", "ttl", "off-host", "source",
+		"lxc_ingress redirects changed", "lxc_netkit redirects changed", "lxc_egress passes changed", "host_ingress redirects changed", "host_ingress passes as it is",
+	} {
+		is := func(one string) bool { return strings.Contains(one, what) }
+		require.True(t, slices.ContainsFunc(slices.Collect(maps.Keys(seen)), is), "no frame of 400 scripts came to %s", what)
+	}
+}
+
+// FuzzModel plays scripts on random hosts, and requires of the programs what the model does.
+func FuzzModel(f *testing.F) {
+	r := rand.New(rand.NewPCG(3, 4))
+	for range 40 {
+		data := make([]byte, 200)
+		for i := range data {
+			data[i] = byte(r.Uint32())
+		}
+		f.Add(data)
+	}
+	f.Fuzz(func(t *testing.T, data []byte) {
+		if len(data) > 600 {
+			return
+		}
+		defer func() { netkit = false }()
+		setStage(t, data).play()
+	})
+}
