@@ -233,10 +233,11 @@ func (p *packet) rewrite(b []byte, t tuple, addressesOnly bool) {
 		at = -1
 	}
 	var old, fresh []byte
-	if at == 4 {
+	switch at {
+	case 4:
 		old = slices.Clone(ports[4:6])
 		fresh = binary.BigEndian.AppendUint16(nil, t.src.Port()|t.dst.Port())
-	} else if at == 0 {
+	case 0:
 		old = slices.Clone(ports[:4])
 		fresh = binary.BigEndian.AppendUint16(binary.BigEndian.AppendUint16(nil, t.src.Port()), t.dst.Port())
 	}

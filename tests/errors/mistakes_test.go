@@ -99,7 +99,7 @@ var asks = map[string]struct {
 			{"mtu=1 mode=veth", `network option mtu="1" must be a number of bytes from `},
 			{"mtu=1400 com.docker.network.driver.mtu=1500", "contradicts the other MTU option, which says 1"},
 			{"parent=eth0 mode=veth", `network option parent="eth0" contradicts mode="veth": it goes with mode=macvlan or ipvlan only`},
-			{"mode=macvlan parent=a/b", "must be a device name of 1 to 15 characters without blanks and slashes"},
+			{"mode=macvlan parent=a/b", "must be a device name of 1 to 15 characters without blanks, colons and slashes"},
 			{"ebpf=off lb=packet", `network option lb="packet" contradicts ebpf="off": without eBPF nftables translates services, leave lb away`},
 			{"ebpf=off publish=ebpf", `network option publish="ebpf" contradicts ebpf="off": leave it away, and docker_gwbridge publishes`},
 			{"publish=off publish_sources=10.0.0.0/8", `network option publish_sources contradicts publish="off": it goes with publish=ebpf only`},
