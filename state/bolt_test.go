@@ -127,6 +127,26 @@ func TestOpenRefusesDamage(t *testing.T) {
 	}
 }
 
+func TestOpenSaysWhatIsWrongWithAPage(t *testing.T) {
+	const page = 4096
+	for want, damage := range map[string]func(c []byte){
+		"is another, or something else": func(c []byte) {
+			for at := 2 * page; at < len(c); at += page {
+				c[at]++
+			}
+		},
+		"its checksum is another": func(c []byte) { copy(c, bytes.ReplaceAll(c, []byte("some name"), []byte("Some name"))) },
+	} {
+		path, content := filled(t)
+		damage(content)
+		require.NoError(t, os.WriteFile(path, content, 0o600))
+		_, err := state.Open(path, state.Options{})
+		require.ErrorIs(t, err, state.ErrDamaged)
+		require.ErrorContains(t, err, want)
+		requireUntouched(t, path, content)
+	}
+}
+
 func TestOpenSaysHowMuchIsLeftOfATruncatedFile(t *testing.T) {
 	path, content := filled(t)
 	require.NoError(t, os.Truncate(path, 16384))

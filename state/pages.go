@@ -83,7 +83,7 @@ func current(data []byte) (root, freelist uint64, p *pages) {
 // page takes one with those that follow it, which no other may have.
 func (p *pages) page(id uint64, flags ...uint16) (body []byte, flag uint16, elements int, err error) {
 	if id < 2 || id >= p.count {
-		return nil, 0, 0, fmt.Errorf("%w: there is no page %d of %d", ErrDamaged, id, p.count)
+		return nil, 0, 0, bad(id, "is none")
 	}
 	head := p.data[id*p.size:]
 	flag, more := le.Uint16(head[8:]), uint64(le.Uint32(head[12:]))
@@ -92,11 +92,11 @@ func (p *pages) page(id uint64, flags ...uint16) (body []byte, flag uint16, elem
 		known = known || f == flag
 	}
 	if le.Uint64(head) != id || !known || more >= p.count-id {
-		return nil, 0, 0, fmt.Errorf("%w: page %d is another, or something else", ErrDamaged, id)
+		return nil, 0, 0, bad(id, "is another, or something else")
 	}
 	for i := id; i <= id+more; i++ {
 		if p.seen[i] {
-			return nil, 0, 0, fmt.Errorf("%w: page %d is used twice", ErrDamaged, i)
+			return nil, 0, 0, bad(i, "is used twice")
 		}
 		p.seen[i] = true
 	}
@@ -113,7 +113,7 @@ func (p *pages) tree(id uint64) error {
 		return p.leaf(body, n, id)
 	}
 	if n == 0 {
-		return fmt.Errorf("%w: page %d leads nowhere", ErrDamaged, id)
+		return bad(id, "leads nowhere")
 	}
 	for i := range n {
 		element, ok := part(body, pageHeader+i*16, 16)
@@ -183,7 +183,7 @@ func (p *pages) free(id uint64) error {
 	for i := range n {
 		one := le.Uint64(ids[i*8:])
 		if one < 2 || one >= p.count || p.seen[one] {
-			return fmt.Errorf("%w: page %d is listed as free and is in use", ErrDamaged, one)
+			return bad(one, "is listed as free and is in use")
 		}
 		p.seen[one] = true
 	}
@@ -198,6 +198,6 @@ func part(b []byte, at, n int) (rest []byte, ok bool) {
 	return b[at:], true
 }
 
-func outside(id uint64) error {
-	return fmt.Errorf("%w: what is on page %d ends outside of it", ErrDamaged, id)
-}
+func outside(id uint64) error { return bad(id, "has something that ends outside of it") }
+
+func bad(id uint64, what string) error { return fmt.Errorf("%w: page %d %s", ErrDamaged, id, what) }

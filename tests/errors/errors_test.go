@@ -60,11 +60,9 @@ var silent = map[string]string{
 	"another process reads the events of this host": sign, "read mst_events: an event of %d bytes is of another build: %w": program,
 	"%d %s between what mustang wants and what the kernel has": part, "no container on the network runs": sign,
 	"%w (layout %d, this one knows %d)": part, "%w: %d bytes of %d are left": part, "%w: it has no layout version, so it is not mustang's": part,
-	"%w: layout %d never existed": part, "%w: record %q/%q is not JSON": part,
-	"%w: record %q/%q is out of its place": part, "%w: it has %d records, not the %d that were written": part, "%w: its checksum is another": part,
-	"%w: page %d leads nowhere": part, "%w: what is on page %d ends outside of it": part, "%w: there is no page %d of %d": part,
-	"%w: page %d is another, or something else": part, "%w: page %d is used twice": part, "%w: page %d is listed as free and is in use": part,
-	"another process has held it for long": sign, "--ifname %q %w": part,
+	"%w: layout %d never existed": part, "%w: record %q/%q is not JSON": part, "%w: page %d %s": part, "--ifname %q %w": part, "%w: its checksum is another": part,
+	"%w: record %q/%q is out of its place": part, "%w: it has %d records, not the %d that were written": part,
+	"another process has held it for long": sign,
 }
 
 // texts are the errors of each package.

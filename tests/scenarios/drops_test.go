@@ -7,18 +7,20 @@ import (
 	"fmt"
 	"regexp"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
 )
 
 // counts runs a command, which must succeed, and asserts how many frames more were dropped for a reason:
-// `counts REASON NUMBER COMMAND…`.
+// `counts REASON NUMBER COMMAND…`, where NUMBER+ is so many at least.
 func (s *scenario) counts(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) < 3 {
 		ts.Fatalf("usage: counts REASON NUMBER COMMAND…")
 	}
-	want, err := strconv.Atoi(args[1])
+	number, orMore := strings.CutSuffix(args[1], "+")
+	want, err := strconv.Atoi(number)
 	ts.Check(err)
 	before, err := dropsFor(args[0])
 	ts.Check(err)
@@ -30,7 +32,7 @@ func (s *scenario) counts(ts *testscript.TestScript, neg bool, args []string) {
 	for end := time.Now().Add(patience(2 * time.Second)); ; time.Sleep(patience(20 * time.Millisecond)) {
 		now, err := dropsFor(args[0])
 		ts.Check(err)
-		if now-before == want {
+		if now-before == want || orMore && now-before > want {
 			return
 		}
 		if now-before > want || time.Now().After(end) {
