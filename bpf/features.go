@@ -10,6 +10,7 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
+	"golang.org/x/sys/unix"
 )
 
 // loopback is the ifindex of lo in every network namespace.
@@ -18,7 +19,12 @@ const loopback = 1
 // HasTCX tells whether the kernel has TCX links, which survive a device's move into a sandbox.
 func HasTCX() bool {
 	_, err := link.QueryPrograms(link.QueryOptions{Target: loopback, Attach: ebpf.AttachTCXIngress})
-	return !errors.Is(err, ebpf.ErrNotSupported)
+	return !lacksTCX(err)
+}
+
+// lacksTCX tells whether a query for TCX programs failed because the kernel has none: to one before 6.6 it is a wrong argument.
+func lacksTCX(err error) bool {
+	return errors.Is(err, ebpf.ErrNotSupported) || errors.Is(err, unix.EINVAL)
 }
 
 // Hooks counts the socket hooks that are pinned, of all there are.

@@ -153,6 +153,9 @@ func member(cookie uint64, network uint32) string {
 // device is a device as entries of maps know it.
 func device(ifindex int) string { return fmt.Sprintf("ifindex %d", ifindex) }
 
+// Load changes nothing: programs of a process that only looks are in no link, so that each would seem to be of another build.
+func (*Look) Load() error { return nil }
+
 // ProgramFD is of no use to who only looks.
 func (*Look) ProgramFD(string) int { return 0 }
 
@@ -176,7 +179,7 @@ func (l *Look) AttachLXC(ifname string, ifindex int, end End) error {
 		what := fmt.Sprintf("program %s on %s", name, ifname)
 		if at != ebpf.AttachNetkitPeer {
 			first, err := link.QueryPrograms(link.QueryOptions{Target: ifindex, Attach: at})
-			if errors.Is(err, ebpf.ErrNotSupported) {
+			if lacksTCX(err) {
 				return ErrNoTCX
 			}
 			if err != nil {

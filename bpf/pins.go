@@ -38,7 +38,7 @@ func (l *Look) pin(short string, m *ebpf.Map) error {
 	if err != nil {
 		return fmt.Errorf("look at the pin %s: %w", pin, err)
 	}
-	if st, ok := info.Sys().(*syscall.Stat_t); ok && (st.Uid != 0 || info.Mode().Perm()&0o022 != 0) {
+	if st, ok := info.Sys().(*syscall.Stat_t); ok && !isRoots(info) {
 		l.report.Differs(what, "root's, and writable by nobody else", fmt.Sprintf("uid %d, mode %04o", st.Uid, info.Mode().Perm()))
 	}
 	pinned, err := ebpf.LoadPinnedMap(pin, nil)
@@ -103,26 +103,42 @@ func (d *Datapath) MendPins() error {
 	return errors.Join(errs...)
 }
 
+// mendPin pins a map aside and renames, so that there is a pin at any time. Nothing is given back to root with chown(2): the
+// daemon may not do that, and need not.
 func (d *Datapath) mendPin(m *ebpf.Map) error {
 	pin := d.mapPin(m)
 	pinned, err := ebpf.LoadPinnedMap(pin, nil)
-	if err == nil && mapID(pinned) == mapID(m) {
-		pinned.Close()
-		return errors.Join(os.Chown(pin, 0, 0), os.Chmod(pin, 0o600))
-	}
 	if err == nil {
+		same := mapID(pinned) == mapID(m)
 		pinned.Close()
-	}
-	if err := os.Remove(pin); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return fmt.Errorf("remove the wrong pin %s: %w", pin, err)
+		info, err := os.Lstat(pin)
+		if err != nil {
+			return fmt.Errorf("look at the pin %s: %w", pin, err)
+		}
+		if same && isRoots(info) {
+			return nil
+		}
 	}
 	own, err := m.Clone() // whose pin is its own business
 	if err != nil {
 		return fmt.Errorf("pin %s: %w", pin, err)
 	}
 	defer own.Close()
-	if err := own.Pin(pin); err != nil {
+	aside := pin + "_new"
+	if err := os.Remove(aside); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("remove the pin %s: %w", aside, err)
+	}
+	if err := own.Pin(aside); err != nil {
 		return fmt.Errorf("pin %s: %w", pin, err)
 	}
+	if err := os.Rename(aside, pin); err != nil {
+		return errors.Join(fmt.Errorf("pin %s: %w", pin, err), os.Remove(aside))
+	}
 	return nil
+}
+
+// isRoots tells whether a pin is root's, and writable by nobody else.
+func isRoots(info os.FileInfo) bool {
+	st, ok := info.Sys().(*syscall.Stat_t)
+	return !ok || st.Uid == 0 && info.Mode().Perm()&0o022 == 0
 }

@@ -144,8 +144,8 @@ func (r *raw) validate() (Config, error) {
 // uplinks are names of devices, which need not exist yet.
 func (r *raw) uplinks(c *Config) {
 	for _, name := range r.Uplinks {
-		if name == "" || len(name) > 15 || strings.ContainsFunc(name, func(r rune) bool { return r <= ' ' || r == '/' }) {
-			r.bad("uplinks", name, "a device name of 1 to 15 characters without blanks and slashes")
+		if name == "" || len(name) > 15 || strings.ContainsFunc(name, func(r rune) bool { return r <= ' ' || r == '/' || r == ':' }) {
+			r.bad("uplinks", name, "a device name of 1 to 15 characters without blanks, colons and slashes")
 			return
 		}
 	}

@@ -14,6 +14,9 @@ type Difference struct {
 	Note   bool   `json:"note,omitempty"` // no difference, but what somebody who asks should know
 }
 
+// Same tells whether d and o are about one thing, of which more may have changed between two looks.
+func (d Difference) Same(o Difference) bool { return d.What == o.What }
+
 // Repair is what to do about what a start mends.
 const Repair = "mustang verify --repair"
 

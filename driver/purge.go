@@ -34,8 +34,8 @@ func (m *Manager) Purge() error {
 	return errors.Join(errs...)
 }
 
-// InUse counts the endpoints whose sandboxes run.
-func (m *Manager) InUse() int {
+// InUse counts the endpoints whose sandboxes run, and devices of a state that was lost: nobody knows what runs behind those.
+func (m *Manager) InUse() (int, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	used := 0
@@ -44,5 +44,14 @@ func (m *Manager) InUse() int {
 			used++
 		}
 	}
-	return used
+	if !m.fresh && !m.orphaned {
+		return used, nil
+	}
+	owned, err := m.links.Owned()
+	for _, owner := range owned {
+		if m.endpoints[owner] == nil && m.networks[owner] == nil {
+			used++
+		}
+	}
+	return used, err
 }

@@ -159,7 +159,12 @@ func TestWhatALostStateKnewGoesOnUntilTheEngineHasForgottenIt(t *testing.T) {
 	w.store = state.Memory()
 	w.services.networks = map[string]service.Network{}
 	w.startAgain()
-	require.NoError(t, w.Restore())
+	for range 2 { // before a daemon has seen it, and after
+		used, err := w.InUse()
+		require.NoError(t, err)
+		require.NotZero(t, used)
+		require.NoError(t, w.Restore())
+	}
 	require.True(t, w.Orphaned())
 	for _, line := range before {
 		line = strings.ReplaceAll(line, "network net1", "network ") // whose name is lost

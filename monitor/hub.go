@@ -130,7 +130,7 @@ func (h *Hub) read(r Reader) {
 		}
 		if age := time.Since(looked); age > namesLast || age > namesLeast && !names.known(raw) {
 			if now, err := h.source.Names(); err == nil { // else the old ones are better than none
-				names = now
+				names = now.remembering()
 			}
 			looked = time.Now()
 		}

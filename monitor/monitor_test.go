@@ -108,6 +108,30 @@ func TestEventsReadAsPeopleSpeak(t *testing.T) {
 	}
 }
 
+func TestAFloodAsksOnceForItsDevice(t *testing.T) {
+	k := &kernel{events: make(chan bpf.Event)}
+	asked, counting := 0, names
+	counting.Device = func(int) string { asked++; return "mst0" }
+	got := 0
+	err := New(k.source(counting)).Watch(t.Context(), Filter{}, func(e Event) error {
+		if e.Kind == EventBegun {
+			go func() {
+				for range 100 {
+					k.events <- bpf.Event{Kind: bpf.EventDrop, IfIndex: 3}
+				}
+			}()
+			return nil
+		}
+		require.Equal(t, "mst0", e.Device)
+		if got++; got == 100 {
+			return errors.New("enough")
+		}
+		return nil
+	})
+	require.EqualError(t, err, "enough")
+	require.Equal(t, 1, asked)
+}
+
 func TestFilters(t *testing.T) {
 	e := names.name(bpf.Event{Kind: bpf.EventRefuse, Protocol: bpf.ProtocolTCP, To: at("10.96.0.7:1"), Cookie: 42, Reason: "no-backend"})
 	for _, c := range []struct {

@@ -16,6 +16,23 @@ type Names struct {
 	Device   func(ifindex int) string
 }
 
+// remembering asks for the name of each device once: of a flood of packets each comes from one, and the kernel takes long to say.
+func (n Names) remembering() Names {
+	ask, known := n.Device, map[int]string{}
+	if ask == nil {
+		return n
+	}
+	n.Device = func(ifindex int) string {
+		name, ok := known[ifindex]
+		if !ok {
+			name = ask(ifindex)
+			known[ifindex] = name
+		}
+		return name
+	}
+	return n
+}
+
 // known tells whether all of an event's ends that could have a name have one.
 func (n Names) known(e bpf.Event) bool {
 	if e.Cookie != 0 {

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 
 	"github.com/sirupsen/logrus"
 
@@ -53,6 +54,8 @@ type host struct {
 	watcher  watcherState
 	engine   *watch.Watcher // nil without Docker
 	daemon   bool
+
+	verifying sync.Mutex // held while somebody compares the kernel with the state, or repairs it
 
 	metrics *metrics.Metrics // nil without a daemon
 	shown   *metrics.Server  // nil where nobody is shown any

@@ -53,6 +53,11 @@ func runPurge(ctx context.Context, cfg config.Config, o purgeOptions) error {
 		return errors.New("the daemon runs: stop it first (systemctl stop mustang.socket mustang.service)")
 	}
 	kept := cfg.StateDir
+	release, err := shutOut(ctx, cfg)
+	if err != nil {
+		return err
+	}
+	defer release() //nolint:errcheck // it ends with the process at the latest
 	aside, err := os.MkdirTemp("", "mustang-purge-")
 	if err != nil {
 		return fmt.Errorf("copy the state: %w", err)
@@ -68,11 +73,21 @@ func runPurge(ctx context.Context, cfg config.Config, o purgeOptions) error {
 	if !o.state {
 		return nil
 	}
-	if err := os.RemoveAll(filepath.Join(kept, stateFile)); err != nil {
+	if err := errors.Join(os.RemoveAll(filepath.Join(kept, stateFile)), os.RemoveAll(cniLock(config.Config{StateDir: kept}))); err != nil {
 		return fmt.Errorf("forget the state: %w", err)
 	}
 	_ = os.Remove(kept) // unless somebody else has something there
 	return nil
+}
+
+// shutOut has runtimes' calls, and a daemon that starts, wait until its end is called: what they made meanwhile would be half removed.
+func shutOut(ctx context.Context, cfg config.Config) (end func() error, err error) {
+	if _, err := os.Stat(cfg.StateDir); errors.Is(err, fs.ErrNotExist) {
+		return func() error { return nil }, nil // nobody has ever called
+	}
+	ctx, cancel := context.WithTimeout(ctx, pluginTime)
+	defer cancel()
+	return lockFile(ctx, cniLock(cfg))
 }
 
 // copyState copies the state while nobody else has it open. One that cannot be read is no obstacle to forgetting it.
@@ -107,7 +122,10 @@ func purgeKernel(ctx context.Context, cfg config.Config, o purgeOptions) error {
 	if err != nil {
 		return err
 	}
-	used := h.driver.InUse()
+	used, err := h.driver.InUse()
+	if err != nil {
+		return errors.Join(err, h.close())
+	}
 	if used > 0 && !o.force {
 		return errors.Join(fmt.Errorf("%d endpoints of running containers would lose their network: stop these first, or use --force", used), h.close())
 	}

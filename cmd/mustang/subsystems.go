@@ -125,8 +125,8 @@ func (h *host) statusEvents() api.Subsystem {
 	s := api.Subsystem{Name: "events", State: "off", Detail: "nobody watches"}
 	if watched {
 		s.State, s.Detail = "ok", fmt.Sprintf("%d watchers", h.events.Watchers())
-		if !h.daemon {
-			s.Detail = "watched"
+		if h.events.Watchers() == 0 {
+			s.Detail = "another process watches"
 		}
 	}
 	s.Detail += fmt.Sprintf(", %d lost", lost)

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"time"
 
 	"github.com/mustang-net/mustang/api"
 	"github.com/mustang-net/mustang/drift"
@@ -19,10 +20,12 @@ import (
 	"github.com/mustang-net/mustang/service/dns"
 )
 
-// Verify implements [api.Host].
-func (h *host) Verify(_ context.Context, repair bool) (api.Verification, error) {
+// Verify implements [api.Host]. One at a time: looks are long, and repairs must not meet.
+func (h *host) Verify(ctx context.Context, repair bool) (api.Verification, error) {
+	h.verifying.Lock()
+	defer h.verifying.Unlock()
 	v := api.Verification{Differences: []drift.Difference{}, Mended: []drift.Difference{}, Notes: h.notes()}
-	before, err := h.differences()
+	before, err := h.differences(ctx)
 	if err != nil {
 		return v, err
 	}
@@ -31,28 +34,48 @@ func (h *host) Verify(_ context.Context, repair bool) (api.Verification, error) 
 		return v, nil
 	}
 	repaired := h.repair()
-	after, err := h.differences()
+	after, err := h.differences(ctx)
 	if err := errors.Join(repaired, err); err != nil {
 		return v, err
 	}
 	v.Differences = append(v.Differences[:0], after...)
 	for _, d := range before {
-		if !slices.Contains(after, d) {
+		if !slices.ContainsFunc(after, d.Same) {
 			v.Mended = append(v.Mended, d)
 		}
 	}
 	return v, nil
 }
 
-// differences asks each part what a start would change.
-func (h *host) differences() (out []drift.Difference, err error) {
+// lookAgain is how long a difference must last to be one. While containers come and go, what is wanted is for moments ahead of the
+// kernel or behind it: the host's addresses are followed a little later, an engine takes a device out of a sandbox after it has said
+// that the endpoint leaves, and what runtimes of CNI do not tell is found once in sweepEvery.
+const lookAgain = sweepEvery + 500*time.Millisecond
+
+// differences are those that are there at two looks.
+func (h *host) differences(ctx context.Context) ([]drift.Difference, error) {
+	first, err := h.look()
+	if err != nil || len(first) == 0 {
+		return first, err
+	}
+	select {
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	case <-time.After(lookAgain):
+	}
+	second, err := h.look()
+	return slices.DeleteFunc(second, func(d drift.Difference) bool { return !slices.ContainsFunc(first, d.Same) }), err
+}
+
+// look asks each part what a start would change.
+func (h *host) look() (out []drift.Difference, err error) {
 	report := drift.Report(func(d drift.Difference) {
 		if !slices.Contains(out, d) { // two networks may want the same
 			out = append(out, d)
 		}
 	})
 	datapath := h.datapath.Look(report)
-	stage := driver.Stage{Links: link.Look{Report: report}, Datapath: datapath, Tables: nft.Look{Tables: h.tables, Report: report}}
+	stage := driver.Stage{Links: link.NewLook(report), Datapath: datapath, Tables: nft.Look{Tables: h.tables, Report: report}}
 	if h.daemon {
 		stage.Resolver = lookResolver{h.resolver, report}
 		stage.Ports = ports.Look{Holder: h.ports, Report: report}

@@ -13,6 +13,7 @@ import (
 	"github.com/containernetworking/cni/pkg/skel"
 	"github.com/containernetworking/cni/pkg/types"
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 
 	"github.com/mustang-net/mustang/bpf"
 	"github.com/mustang-net/mustang/driver"
@@ -183,6 +184,11 @@ func TestHostsOfNerdctl(t *testing.T) {
 		require.NoError(t, err)
 		require.Equal(t, tt.block+tt.want, string(got))
 	}
+	held, err := os.Open(filepath.Dir(filepath.Dir(file)))
+	require.NoError(t, err)
+	defer held.Close()
+	require.NoError(t, unix.Flock(int(held.Fd()), unix.LOCK_EX)) // by a nerdctl that hangs
+	require.ErrorIs(t, hosts{vips: vips}.write(file), errHeld)
 	a := &attachment{Labels: map[string]string{labelState: "/var/lib/nerdctl/1935db59/containers/default/one"}}
 	require.Equal(t, "/var/lib/nerdctl/1935db59/etchosts/default/one/hosts", a.hostsFile())
 }

@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -62,8 +63,12 @@ func (m *Manager) writeHosts(network string) {
 		}
 		h := hosts{vips: m.VIPs, own: m.addressesOf(of)}
 		h.block, h.names = hostsBlock(services, networksOf(of))
-		if err := h.write(file); err != nil {
+		err := h.write(file)
+		if err != nil {
 			m.Log.WithError(err).Warn("write the services of a container into its /etc/hosts")
+		}
+		if errors.Is(err, errHeld) {
+			return // the other files have the same lock
 		}
 	}
 }
@@ -123,7 +128,7 @@ func (h hosts) write(file string) error {
 		return err
 	}
 	defer dir.Close()
-	if err := unix.Flock(int(dir.Fd()), unix.LOCK_EX); err != nil {
+	if err := lockSoon(dir); err != nil {
 		return fmt.Errorf("lock %s: %w", dir.Name(), err)
 	}
 	had, err := os.ReadFile(file)
@@ -141,6 +146,28 @@ func (h hosts) write(file string) error {
 		return nil
 	}
 	return os.WriteFile(file, now, 0o644)
+}
+
+// How long nerdctl, which holds its lock for some milliseconds, is waited for: it may have been stopped meanwhile, and starts of
+// others wait with us. Sweep tries again.
+const (
+	lockPatience = 500 * time.Millisecond
+	lockPoll     = 5 * time.Millisecond
+)
+
+var errHeld = errors.New("another process has held it for long")
+
+// lockSoon locks a file that others lock (flock(2)), until it is closed.
+func lockSoon(f *os.File) error {
+	for end := time.Now().Add(lockPatience); ; time.Sleep(lockPoll) {
+		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR) {
+			return err
+		}
+		if time.Now().After(end) {
+			return errHeld
+		}
+	}
 }
 
 // keep is what stays of a line of nerdctl's, or of the user's.

@@ -15,6 +15,9 @@ type Rate struct {
 	Burst uint64 `json:"burst"` // bits that may be sent at once after a pause
 }
 
+// maxBurst is how many seconds of its rate a burst may be, as the kernel is told its length in 64 ns, in 32 bits.
+const maxBurst = 274
+
 // limitDelay is how long a packet may wait in the queue before it is dropped, in seconds: upstream's plugin bandwidth has the same.
 const limitDelay = 0.025
 
@@ -28,7 +31,8 @@ func (h Host) Limit(path, name string, r Rate) error {
 		if err != nil {
 			return fmt.Errorf("find the device %s: %w", name, err)
 		}
-		rate, burst := r.Bits/8, uint32(min(r.Burst/8, math.MaxUint32))
+		rate := r.Bits / 8
+		burst := uint32(min(r.Burst/8, rate*maxBurst, math.MaxUint32))
 		return netlink.QdiscReplace(&netlink.Tbf{
 			QdiscAttrs: netlink.QdiscAttrs{LinkIndex: l.Attrs().Index, Handle: netlink.MakeHandle(1, 0), Parent: netlink.HANDLE_ROOT},
 			Rate:       rate, Buffer: netlink.Xmittime(rate, burst),

@@ -21,15 +21,20 @@ import (
 // Look has the methods of [Host] that change something, and tells what they would change instead of doing it.
 type Look struct {
 	Host
-	Report drift.Report
+	report drift.Report
+	seen   *seen
 }
+
+// NewLook tells report what methods would change that are called on what it returns. It is for one look: addresses, routes and
+// neighbours are listed once.
+func NewLook(report drift.Report) Look { return Look{report: report, seen: &seen{}} }
 
 // find finds a device of ours that should be up; what is wrong with it is told.
 func (l Look) find(name, owner string) (netlink.Link, error) {
 	what := "device " + name
 	found, err := netlink.LinkByName(name)
 	if isNotFound(err) {
-		l.Report(drift.Difference{
+		l.report(drift.Difference{
 			What: what, Wanted: "a device", Found: drift.Nothing,
 			Do: drift.Repair + ", then start the containers of its network again: their end of it is gone, too",
 		})
@@ -39,11 +44,11 @@ func (l Look) find(name, owner string) (netlink.Link, error) {
 		return nil, fmt.Errorf("find the device %s: %w", name, err)
 	}
 	if !ownedBy(found, owner) {
-		l.Report.Differs(what, "marked as "+alias+owner, fmt.Sprintf("marked as %q", found.Attrs().Alias))
+		l.report.Differs(what, "marked as "+alias+owner, fmt.Sprintf("marked as %q", found.Attrs().Alias))
 		return nil, drift.ErrReported
 	}
 	if found.Attrs().Flags&net.FlagUp == 0 {
-		l.Report.Differs(what, "up", "down")
+		l.report.Differs(what, "up", "down")
 	}
 	return found, nil
 }
@@ -71,22 +76,21 @@ func (l Look) sysctl(file, wanted string) {
 	switch {
 	case errors.Is(err, os.ErrNotExist) && strings.HasPrefix(file, sysctl6):
 	case err != nil:
-		l.Report.Differs("sysctl "+file, wanted, err.Error())
+		l.report.Differs("sysctl "+file, wanted, err.Error())
 	case string(bytes.TrimSpace(found)) != wanted:
-		l.Report.Differs("sysctl "+file, wanted, string(bytes.TrimSpace(found)))
+		l.report.Differs("sysctl "+file, wanted, string(bytes.TrimSpace(found)))
 	}
 }
 
 // addrs compares the addresses that a device should have.
 func (l Look) addrs(found netlink.Link, wanted []netip.Prefix) error {
-	list, err := whole(func() ([]netlink.Addr, error) { return netlink.AddrList(found, netlink.FAMILY_ALL) })
+	has, err := l.seen.addresses()
 	if err != nil {
-		return fmt.Errorf("list the addresses of %s: %w", found.Attrs().Name, err)
+		return err
 	}
 	for _, p := range wanted {
-		has := slices.ContainsFunc(list, func(a netlink.Addr) bool { got, ok := prefixOf(a.IPNet); return ok && got.Addr() == p.Addr() })
-		if !has {
-			l.Report.Missing("address "+p.String()+" on "+found.Attrs().Name, "an address")
+		if !has[at{found.Attrs().Index, p.Addr()}] {
+			l.report.Missing("address "+p.String()+" on "+found.Attrs().Name, "an address")
 		}
 	}
 	return nil
@@ -99,7 +103,7 @@ func (l Look) CreateBridge(b Bridge) (Device, error) {
 		return Device{}, err
 	}
 	if !bytes.Equal(found.Attrs().HardwareAddr, b.MAC) {
-		l.Report(drift.Difference{
+		l.report(drift.Difference{
 			What: "device " + b.Name, Wanted: "MAC " + b.MAC.String(), Found: "MAC " + found.Attrs().HardwareAddr.String(),
 			Do: fmt.Sprintf("ip link set %s address %s", b.Name, b.MAC),
 		})
@@ -119,25 +123,25 @@ func (l Look) Plug(port, bridge string, addrs []netip.Addr, mac net.HardwareAddr
 		return fmt.Errorf("find the bridge %s: %w", bridge, err)
 	}
 	if p.Attrs().MasterIndex != br.Attrs().Index {
-		l.Report.Differs("device "+port, "a port of "+bridge, "none of its")
+		l.report.Differs("device "+port, "a port of "+bridge, "none of its")
 	}
 	return l.neighbours(br, addrs, mac)
 }
 
 // neighbours compares whom the kernel takes to be behind a device.
 func (l Look) neighbours(on netlink.Link, addrs []netip.Addr, mac net.HardwareAddr) error {
-	list, err := whole(func() ([]netlink.Neigh, error) { return netlink.NeighList(on.Attrs().Index, netlink.FAMILY_ALL) })
+	known, err := l.seen.neighbours()
 	if err != nil {
-		return fmt.Errorf("list the neighbours on %s: %w", on.Attrs().Name, err)
+		return err
 	}
 	for _, addr := range addrs {
 		what := fmt.Sprintf("neighbour %s on %s", addr, on.Attrs().Name)
-		i := slices.IndexFunc(list, func(n netlink.Neigh) bool { return n.IP.Equal(addr.AsSlice()) })
+		n, found := known[at{on.Attrs().Index, addr}]
 		switch {
-		case i < 0:
-			l.Report.Missing(what, mac.String())
-		case !bytes.Equal(list[i].HardwareAddr, mac) || list[i].State&netlink.NUD_PERMANENT == 0:
-			l.Report.Differs(what, mac.String()+" for good", list[i].String())
+		case !found:
+			l.report.Missing(what, mac.String())
+		case !bytes.Equal(n.HardwareAddr, mac) || n.State&netlink.NUD_PERMANENT == 0:
+			l.report.Differs(what, mac.String()+" for good", n.String())
 		}
 	}
 	return nil
@@ -166,20 +170,13 @@ func (l Look) Reach(name string, addrs, _ []netip.Addr, mac net.HardwareAddr) er
 }
 
 func (l Look) reached(on netlink.Link, addrs []netip.Addr, mac net.HardwareAddr) error {
+	routes, err := l.seen.routed()
+	if err != nil {
+		return err
+	}
 	for _, addr := range addrs {
-		family := netlink.FAMILY_V4
-		if addr.Is6() {
-			family = netlink.FAMILY_V6
-		}
-		filter := &netlink.Route{LinkIndex: on.Attrs().Index, Dst: hostNet(addr)}
-		routes, err := whole(func() ([]netlink.Route, error) {
-			return netlink.RouteListFiltered(family, filter, netlink.RT_FILTER_OIF|netlink.RT_FILTER_DST)
-		})
-		if err != nil {
-			return fmt.Errorf("list the routes of %s: %w", on.Attrs().Name, err)
-		}
-		if len(routes) == 0 {
-			l.Report.Missing("route "+addr.String(), "dev "+on.Attrs().Name)
+		if !routes[at{on.Attrs().Index, addr}] {
+			l.report.Missing("route "+addr.String(), "dev "+on.Attrs().Name)
 		}
 	}
 	return l.neighbours(on, addrs, mac)
@@ -189,7 +186,7 @@ func (l Look) reached(on netlink.Link, addrs []netip.Addr, mac net.HardwareAddr)
 func (l Look) Refuse(p netip.Prefix) error {
 	refused, err := l.Refused()
 	if err == nil && !slices.Contains(refused, p.Masked()) {
-		l.Report.Missing("route "+p.Masked().String(), "unreachable")
+		l.report.Missing("route "+p.Masked().String(), "unreachable")
 	}
 	return err
 }
@@ -198,7 +195,7 @@ func (l Look) Refuse(p netip.Prefix) error {
 func (l Look) Unrefuse(p netip.Prefix) error {
 	refused, err := l.Refused()
 	if err == nil && slices.Contains(refused, p.Masked()) {
-		l.Report.Leftover("route "+p.Masked().String(), "unreachable")
+		l.report.Leftover("route "+p.Masked().String(), "unreachable")
 	}
 	return err
 }
@@ -211,7 +208,7 @@ func (l Look) RefuseInside(path string, p netip.Prefix) error {
 	err := l.Do(path, func() error {
 		refused, err := l.Refused()
 		if err == nil && !slices.Contains(refused, p.Masked()) {
-			l.Report.Missing("route "+p.Masked().String()+" in "+path, "unreachable")
+			l.report.Missing("route "+p.Masked().String()+" in "+path, "unreachable")
 		}
 		return err
 	})
@@ -244,7 +241,7 @@ func (l Look) CreatePrivateParent(owner, name, peer string, _ int) error {
 		return err
 	}
 	if found, err := netlink.LinkByName(peer); err != nil || found.Attrs().Flags&net.FlagUp == 0 {
-		l.Report.Differs("device "+peer, "up", "down or gone")
+		l.report.Differs("device "+peer, "up", "down or gone")
 	}
 	return nil
 }
@@ -254,12 +251,12 @@ func (l Look) CreateVLAN(name, _ string) (bool, error) {
 	found, err := netlink.LinkByName(name)
 	switch {
 	case isNotFound(err):
-		l.Report.Missing("device "+name, "a parent")
+		l.report.Missing("device "+name, "a parent")
 		return false, drift.ErrReported
 	case err != nil:
 		return false, fmt.Errorf("find the parent %s: %w", name, err)
 	case found.Attrs().Flags&net.FlagUp == 0:
-		l.Report(drift.Difference{What: "device " + name, Wanted: "up", Found: "down", Do: "ip link set " + name + " up"})
+		l.report(drift.Difference{What: "device " + name, Wanted: "up", Found: "down", Do: "ip link set " + name + " up"})
 	}
 	return false, nil
 }
@@ -268,7 +265,7 @@ func (l Look) CreateVLAN(name, _ string) (bool, error) {
 func (l Look) CreateSlave(s Slave) (Device, error) {
 	found, err := netlink.LinkByName(s.Name)
 	if isNotFound(err) {
-		l.Report.Missing("device "+s.Name, "a slave of "+s.Parent)
+		l.report.Missing("device "+s.Name, "a slave of "+s.Parent)
 		return Device{}, drift.ErrReported
 	}
 	if err != nil {
@@ -291,7 +288,7 @@ func (l Look) CreateHostSlave(s Slave, addrs []netip.Prefix) (Device, error) {
 func (l Look) Delete(name, owner string) error {
 	found, err := netlink.LinkByName(name)
 	if err == nil && ownedBy(found, owner) {
-		l.Report.Leftover("device "+name, "marked as "+alias+owner)
+		l.report.Leftover("device "+name, "marked as "+alias+owner)
 	}
 	return nil
 }
@@ -320,9 +317,9 @@ func (l Look) AttachClsact(name string, ingress, egress Filter) error {
 		ours := slices.IndexFunc(filters, func(f netlink.Filter) bool { return f.Attrs().Handle == filterHandle })
 		switch {
 		case ours < 0:
-			l.Report.Missing(what, "a filter")
+			l.report.Missing(what, "a filter")
 		case ours > 0:
-			l.Report(drift.Difference{
+			l.report(drift.Difference{
 				What: what, Wanted: "to be the first filter", Found: "another runs before it",
 				Do: "find out whose it is with `tc filter show dev " + name + "`, and remove it",
 			})
@@ -343,7 +340,7 @@ func (l Look) DetachClsact(name string) error {
 			return fmt.Errorf("list the filters of %s: %w", name, err)
 		}
 		if slices.ContainsFunc(filters, func(f netlink.Filter) bool { return f.Attrs().Handle == filterHandle }) {
-			l.Report.Leftover("filter on "+name, "a program of ours")
+			l.report.Leftover("filter on "+name, "a program of ours")
 		}
 	}
 	return nil

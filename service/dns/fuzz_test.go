@@ -104,12 +104,7 @@ func FuzzStream(f *testing.F) {
 	f.Add([]byte{0, 0, 0, 1, 7, 0, 12})
 	f.Fuzz(func(t *testing.T, data []byte) {
 		r := fuzzedResolver()
-		ours, theirs := net.Pipe()
-		go func() {
-			_, _ = theirs.Write(data)
-			theirs.Close()
-		}()
-		go func() { _, _ = io.Copy(io.Discard, theirs) }()
+		ours := saying(data)
 		done := make(chan struct{})
 		go func() {
 			r.serveStream(ours)
@@ -121,13 +116,8 @@ func FuzzStream(f *testing.F) {
 			t.Fatal("the connection stays open")
 		}
 
-		ours, theirs = net.Pipe()
+		ours = saying(data)
 		defer ours.Close()
-		go func() { _, _ = io.Copy(io.Discard, theirs) }()
-		go func() {
-			_, _ = theirs.Write(data)
-			theirs.Close()
-		}()
 		query, err := question("other.", dns.TypeA).Pack()
 		require.NoError(t, err)
 		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
@@ -136,4 +126,15 @@ func FuzzStream(f *testing.F) {
 			require.Equal(t, query[:2], reply[:2])
 		}
 	})
+}
+
+// saying is our end of a connection whose other end says data and closes it, whatever it hears.
+func saying(data []byte) net.Conn {
+	ours, theirs := net.Pipe()
+	go func() {
+		_, _ = theirs.Write(data)
+		theirs.Close()
+	}()
+	go func() { _, _ = io.Copy(io.Discard, theirs) }()
+	return ours
 }

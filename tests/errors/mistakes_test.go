@@ -240,7 +240,7 @@ var asks = map[string]struct {
 			{`service_pools = ["10.201.0.0/16"]`, "overlaps the pool 10.201.0.0/16: choose another"},
 			{`address_pools = []`, "name at least one pool with its block size"},
 			{`address_pools = [{ pool = "10.9.0.0/16", size = 31 }]`, "size = 31: choose 16 to 30"},
-			{`uplinks = ["a/b"]`, "a device name of 1 to 15 characters without blanks and slashes"},
+			{`uplinks = ["a/b"]`, "a device name of 1 to 15 characters without blanks, colons and slashes"},
 			{`metrics = "0.0.0.0:9464"`, "must be a loopback address, such as 127.0.0.1:9464, or the path of a unix socket: the metrics name every service"},
 			{`metrics = "9464"`, "must be a loopback address with a port"},
 		},

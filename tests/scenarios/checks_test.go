@@ -55,7 +55,7 @@ func (s *scenario) loader(client string) ([]string, error) {
 
 // testProgram is the start of a command line of a program that the image has too, in a container, on the host or outside of it.
 func (s *scenario) testProgram(name, where string) ([]string, error) {
-	built := strings.TrimSuffix(fakehost(), "tests/fakehost") + "bin/tests/" + name
+	built := checkout("bin/tests/" + name)
 	if where == "host" {
 		return []string{built}, nil
 	}

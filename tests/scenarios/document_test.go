@@ -35,8 +35,7 @@ func follow(_ *scenario, dir string, args []string) (r result) {
 	if len(args) < 1 {
 		return failure("usage: follow DOCUMENT [HEADING]… [!HEADING]…")
 	}
-	path := strings.TrimSuffix(fakehost(), "tests/fakehost") + args[0]
-	text, err := os.ReadFile(path)
+	text, err := os.ReadFile(checkout(args[0]))
 	if err != nil {
 		return result{err: err}
 	}
@@ -64,6 +63,28 @@ func follow(_ *scenario, dir string, args []string) (r result) {
 	return r
 }
 
+// documented runs, in the project's directory, a command line that must stand so in a document, alone on a line:
+// `documented FILE COMMAND…` on the host, `booted FILE COMMAND…` where systemd runs.
+func documented(shell ...string) command {
+	return func(_ *scenario, dir string, args []string) result {
+		if len(args) < 2 {
+			return failure("usage: documented FILE COMMAND…")
+		}
+		text, err := os.ReadFile(checkout(args[0]))
+		if err != nil {
+			return result{err: err}
+		}
+		line := strings.Join(args[1:], " ")
+		if !slices.ContainsFunc(strings.Split(string(text), "\n"), func(l string) bool {
+			l, _, _ = strings.Cut(l, " #")
+			return strings.TrimSpace(l) == line
+		}) {
+			return failure("%s does not tell readers to run: %s", args[0], line)
+		}
+		return run(dir, append(shell[:len(shell):len(shell)], "cd "+checkout(".")+" && "+line)...)
+	}
+}
+
 // haveImages makes those that a document names.
 func haveImages(text string) error {
 	for name, command := range images {
@@ -71,7 +92,7 @@ func haveImages(text string) error {
 			continue
 		}
 		r := run("/", "sh", "-c", `docker image inspect "$1" >/dev/null 2>&1 || docker import -c "CMD $2" "$("$0")" "$1"`,
-			strings.TrimSuffix(fakehost(), "fakehost")+"image/build", name, command)
+			checkout("tests/image/build"), name, command)
 		if r.err != nil {
 			return fmt.Errorf("make the image %s: %w: %s", name, r.err, r.stderr)
 		}

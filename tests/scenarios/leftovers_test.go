@@ -144,10 +144,13 @@ func shell(script string, args ...string) {
 }
 
 // fakehost is the script that starts and stops the engine and the daemon.
-func fakehost() string {
+func fakehost() string { return checkout("tests/fakehost") }
+
+// checkout is a path in the project.
+func checkout(path string) string {
 	self, err := os.Executable() // bin/scenarios.test
 	if err != nil {
-		return "tests/fakehost"
+		return path
 	}
-	return filepath.Join(filepath.Dir(filepath.Dir(self)), "tests", "fakehost")
+	return filepath.Join(filepath.Dir(filepath.Dir(self)), path)
 }

@@ -80,7 +80,7 @@ type scenario struct {
 func (s *scenario) setUp(env *testscript.Env) error {
 	s.loads, s.asking, s.pids = map[string]*load{}, map[string]*asking{}, map[string]string{}
 	started, logs := time.Now(), []*tail{newTail(daemonLog), newTail(engineLog)}
-	env.Setenv("CHECKOUT", strings.TrimSuffix(fakehost(), "/tests/fakehost"))
+	env.Setenv("CHECKOUT", checkout(""))
 	for _, key := range []string{"PATH", "DOCKER_CONFIG", "ENGINE", "MUSTANG_FAKEHOST"} {
 		env.Setenv(key, os.Getenv(key))
 	}

@@ -1,4 +1,4 @@
-// Builds nfpm, which makes the packages. Newer releases need modules that the public proxy does not hand out.
+// Builds nfpm, which makes the packages.
 module github.com/mustang-net/mustang/tests/tools/nfpm
 
 go 1.26.0
