@@ -128,7 +128,11 @@ func TestOtherEtherTypes(t *testing.T) {
 	for _, etherType := range []uint16{0x8100, 0x88a8, 0x8863, 0x88cc, 0x0806 + 1, 0x0026, 0xffff} {
 		run(t, false, []scenario{
 			{"a strict interface drops what is not IP", func(w *world) {
-				w.sendRaw(fromClient(), frameOf(etherType)).dropped("no-route")
+				reason := "no-route"
+				if etherType == 0x8100 || etherType == 0x88a8 {
+					reason = "vlan"
+				}
+				w.sendRaw(fromClient(), frameOf(etherType)).dropped(reason)
 			}},
 			{"without an interface entry it passes", func(w *world) {
 				require.NoError(w, testDP.DeleteInterface(clientIf))

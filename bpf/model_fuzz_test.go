@@ -298,7 +298,7 @@ func (s *stage) odd(own netip.Addr) []byte {
 		return unreachable(own, target, true, unreachable(target, own, true, s.of(tuple{netip.AddrPortFrom(own, 1), netip.AddrPortFrom(target, 2), protoUDP}, syn).quote()).quote()).macs(clientHostMAC, clientMAC).bytes()
 	}
 	b := udp(own, 5000, target, 53, "0123456789abcdef").macs(clientHostMAC, clientMAC).bytes()
-	binary.BigEndian.PutUint16(b[12:], pickOf(&s.script, uint16(0x88cc), 0x8100, 0x0806, etherIP4, etherIP6))
+	binary.BigEndian.PutUint16(b[12:], pickOf(&s.script, uint16(0x88cc), 0x8100, 0x88a8, 0x0806, etherIP4, etherIP6))
 	return b
 }
 

@@ -92,6 +92,8 @@ func (m *model) fromContainer(ifindex int, in, got []byte) judgement {
 	case etherARP:
 		return w.arp(in)
 	case etherIP4, etherIP6:
+	case 0x8100, 0x88a8:
+		return dropped("vlan" + w.direction)
 	default:
 		return dropped("no-route" + w.direction)
 	}

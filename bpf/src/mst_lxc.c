@@ -199,7 +199,10 @@ static __always_inline int from_container(struct __sk_buff *skb, __u32 place)
 		skb->cb[0] = 0;
 		return TC_PASS;
 	}
-	if (strict && skb->vlan_present)
+	/* a netkit device has the tag still in the frame */
+	if (strict &&
+	    (skb->vlan_present || skb->protocol == bpf_htons(ETH_P_8021Q) ||
+	     skb->protocol == bpf_htons(ETH_P_8021AD)))
 		return drop(skb, MST_REASON_VLAN, MST_FROM_CONTAINER);
 	if (skb->protocol == bpf_htons(ETH_P_ARP))
 		return answer_arp(skb, w, iface);
