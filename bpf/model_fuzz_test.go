@@ -54,6 +54,7 @@ func setStage(t testing.TB, data []byte) *stage {
 		uplinks: map[int]Uplink{}, wayOut: uplinkIf, requests: map[tuple]*flow{}, answers: map[tuple]*flow{}, left: map[tuple]*flow{},
 		returns: map[tuple]*flow{}, fragments: map[pieceKey]tuple{}, leftPieces: map[pieceKey]tuple{},
 	}
+	s.entered = enteredFlow
 	s.pools = []netip.Prefix{netip.MustParsePrefix("10.96.0.0/16"), netip.MustParsePrefix("fd00:96::/64")}
 	require.NoError(t, testDP.SetPools(s.pools[0], s.pools[1]))
 	a := s.addresses
@@ -96,6 +97,18 @@ func setStage(t testing.TB, data []byte) *stage {
 		s.addPublished()
 	}
 	return s
+}
+
+// enteredFlow reads what the kernel has entered of a flow.
+func enteredFlow(t tuple) (tuple, bool) {
+	key := mstTuple{
+		Saddr: addrOf(t.src.Addr()), Daddr: addrOf(t.dst.Addr()), Sport: be(t.src.Port()), Dport: be(t.dst.Port()), Proto: t.proto, Dir: dirRequest,
+	}
+	var v mstCt
+	if err := testDP.maps["ct"].Lookup(&key, &v); err != nil {
+		return tuple{}, false
+	}
+	return tuple{netip.AddrPortFrom(v.Saddr.at(), be(v.Sport)), netip.AddrPortFrom(v.Daddr.at(), be(v.Dport)), t.proto}, true
 }
 
 var modelPorts = []uint16{80, 53, 5000, 61001}

@@ -18,7 +18,9 @@ type model struct {
 	backends   map[uint32]Backend
 	pools      []netip.Prefix
 	uplinks    map[int]Uplink
-	wayOut     int // the device that leads to everywhere but the host itself
+	// entered tells what a new flow's packets become, where no frame does.
+	entered func(request tuple) (tuple, bool)
+	wayOut  int // the device that leads to everywhere but the host itself
 
 	// What has begun, by the tuple as it arrives: requests from who began, answers from who was asked.
 	requests, answers     map[tuple]*flow
@@ -352,6 +354,9 @@ func (w *place) begin(p *packet, s Service) string {
 		return "no-backend"
 	}
 	out, ok := readPacket(w.got)
+	if ok && out.t.proto != p.t.proto { // a refusal of the way out quotes what the container sent
+		out.t, ok = w.entered(p.t)
+	}
 	for _, id := range slices.Sorted(maps.Keys(candidates)) {
 		be := candidates[id]
 		sent := p.t
