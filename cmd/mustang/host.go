@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/sirupsen/logrus"
 
@@ -31,6 +32,10 @@ import (
 	"github.com/mustang-net/mustang/service/dns"
 	"github.com/mustang-net/mustang/state"
 )
+
+// daemonLockTime is how long a daemon that starts waits for the state: commands have it for moments, but many may come, as
+// from `mustang status --wait`, and on a slow machine a moment is a second.
+const daemonLockTime = 10 * time.Second
 
 // stateFile is the file of the state in its directory.
 const stateFile = "state.db"
@@ -91,7 +96,11 @@ func newHost(cfg config.Config, log *logrus.Logger, daemon bool) (*host, error) 
 }
 
 func (h *host) open() (err error) {
-	if h.store, err = state.Open(filepath.Join(h.cfg.StateDir, stateFile), state.Options{}); err != nil {
+	var opts state.Options
+	if h.daemon {
+		opts.LockTimeout = daemonLockTime
+	}
+	if h.store, err = state.Open(filepath.Join(h.cfg.StateDir, stateFile), opts); err != nil {
 		return err
 	}
 	if h.datapath, err = bpf.Open(h.cfg.BPFFS); err != nil {
