@@ -506,21 +506,35 @@ static __noinline int tell_stream(struct bpf_sock_ops *ops, __u32 kind,
 	return 0;
 }
 
+static __always_inline void tell_of_end(struct bpf_sock_ops *ops)
+{
+	bpf_sock_ops_cb_flags_set(ops, ops->bpf_sock_ops_cb_flags |
+					       BPF_SOCK_OPS_STATE_CB_FLAG);
+}
+
+static __always_inline int connects(struct bpf_sock_ops *ops)
+{
+	const struct mst_sock_flow *f;
+
+	if (!watched())
+		return 1;
+	f = translated(ops);
+	if (f || direct(ops)) {
+		tell_stream(ops, MST_EVENT_NEW, f);
+		tell_of_end(ops);
+	}
+	return 1;
+}
+
 /*
  * A translated stream is counted once, when it closes: only its socket is
- * told of by the kernel, and no other pays.
+ * told of by the kernel, and no other pays. It is so from here on, not from
+ * connect, because each change of its state costs a call.
  */
-static __always_inline int begins(struct bpf_sock_ops *ops)
+static __always_inline int established(struct bpf_sock_ops *ops)
 {
-	const struct mst_sock_flow *f = translated(ops);
-	bool tell = watched() && (f || direct(ops));
-
-	if (tell)
-		tell_stream(ops, MST_EVENT_NEW, f);
-	if (f || tell)
-		bpf_sock_ops_cb_flags_set(ops,
-					  ops->bpf_sock_ops_cb_flags |
-						  BPF_SOCK_OPS_STATE_CB_FLAG);
+	if (translated(ops))
+		tell_of_end(ops);
 	return 1;
 }
 
@@ -552,7 +566,9 @@ int sock_ops(struct bpf_sock_ops *ops)
 	bool closes;
 
 	if (ops->op == BPF_SOCK_OPS_TCP_CONNECT_CB)
-		return begins(ops);
+		return connects(ops);
+	if (ops->op == BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB)
+		return established(ops);
 	if (ops->op == BPF_SOCK_OPS_STATE_CB && ops->args[1] == BPF_TCP_CLOSE &&
 	    ops->args[0] != BPF_TCP_LISTEN)
 		return ended(ops);
@@ -575,8 +591,7 @@ int sock_ops(struct bpf_sock_ops *ops)
 			__sync_fetch_and_add(n, -1);
 		return 1;
 	}
-	bpf_sock_ops_cb_flags_set(ops, ops->bpf_sock_ops_cb_flags |
-					       BPF_SOCK_OPS_STATE_CB_FLAG);
+	tell_of_end(ops);
 	if (!n) {
 		bpf_map_update_elem(&mst_listeners_v1, &key, &none,
 				    BPF_NOEXIST);
