@@ -105,7 +105,7 @@ var ways = map[string][]string{"held-tcp": {"-hold"}, "held-udp": {"-hold", "-ud
 
 // flows has flows of every kind go on meanwhile: `flows start CLIENT [FLAGS] TARGET…` begins four loads for each target, and
 // `flows stop [MOST]` ends them all. It says of each how many requests there were, how many failed, and how long the slowest answer
-// took, and fails if more than MOST (0) failed of one, or there was none.
+// took, and fails if one failed, or there was none. Of datagrams that begin a flow each MOST (0) may be lost.
 func (s *scenario) flows(ts *testscript.TestScript, neg bool, args []string) {
 	switch {
 	case neg || len(args) == 0:
@@ -141,7 +141,11 @@ func (s *scenario) stopFlows(ts *testscript.TestScript, most int) {
 	for _, name := range s.flowing {
 		sum := s.endLoad(ts, name)
 		fmt.Fprintf(&table, "%-40s %6d requests, %d failed, slowest answer %s\n", name, sum.requests, sum.failed, sum.slowest)
-		if sum.requests == 0 || sum.failed > most {
+		may := 0
+		if strings.HasSuffix(name, " new-udp") {
+			may = most
+		}
+		if sum.requests == 0 || sum.failed > may {
 			fmt.Fprintf(&bad, "%s:\n%s", name, sum.report)
 		}
 	}
