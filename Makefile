@@ -21,6 +21,10 @@ build: check-go ## bin/mustang, a static binary; needs Go alone
 test-programs: ## the programs that run inside the test image
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w' -o bin/tests/ ./tests/cmd/...
 
+.PHONY: next-build
+next-build: ## bin/next/mustang, the same with another version: scenarios replace the daemon by it, and it by the daemon
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)-next -X main.commit=$(COMMIT)' -o bin/next/mustang ./cmd/mustang
+
 .PHONY: check-go
 check-go:
 	@tests/tools/check-host go

@@ -249,6 +249,12 @@ func (w *world) mtu(n int) {
 // agePart makes entries of mst_snat older.
 func (w *world) agePart(match func(*mstTuple) bool, ns uint64) {
 	w.Helper()
+	w.changeFlows(match, func(v *mstCt) { v.Seen -= ns })
+}
+
+// changeFlows changes entries of masqueraded flows.
+func (w *world) changeFlows(match func(*mstTuple) bool, change func(*mstCt)) {
+	w.Helper()
 	var key mstTuple
 	var v mstCt
 	var keys []mstTuple
@@ -261,7 +267,7 @@ func (w *world) agePart(match func(*mstTuple) bool, ns uint64) {
 	require.NoError(w, it.Err())
 	for _, k := range slices.Clone(keys) {
 		require.NoError(w, testDP.maps["snat"].Lookup(&k, &v))
-		v.Seen -= ns
+		change(&v)
 		require.NoError(w, testDP.maps["snat"].Put(&k, &v))
 	}
 }

@@ -67,9 +67,7 @@ type Events struct {
 	d      *Datapath
 	reader *ringbuf.Reader
 	record ringbuf.Record
-	since  uint64        // ns: what is older is of an earlier reader
-	boot   time.Duration // from CLOCK_MONOTONIC's beginning to now
-	start  time.Time
+	since  uint64 // ns: what is older is of an earlier reader
 	stop   chan struct{}
 	done   chan struct{}
 }
@@ -104,7 +102,7 @@ func (d *Datapath) watch(lock *os.File) (*Events, error) {
 		return nil, errors.Join(err, reader.Close())
 	}
 	e := &Events{
-		lock: lock, d: d, reader: reader, since: now - uint64(tick), boot: time.Duration(now), start: time.Now(),
+		lock: lock, d: d, reader: reader, since: now - uint64(tick),
 		stop: make(chan struct{}), done: make(chan struct{}),
 	}
 	if err := d.watchUntil(now + uint64(watchFor)); err != nil {
@@ -160,8 +158,17 @@ func (e *Events) Read() (Event, error) {
 		if raw.Time < e.since {
 			continue
 		}
-		return e.event(raw), nil
+		return eventOf(raw), nil
 	}
+}
+
+// timeOf is when an event was by the host's clock, which may be set meanwhile.
+func timeOf(event uint64) time.Time {
+	now, err := monotonic()
+	if err != nil {
+		return time.Now()
+	}
+	return time.Now().Add(time.Duration(event) - time.Duration(now))
 }
 
 var (
@@ -169,9 +176,9 @@ var (
 	eventPaths = map[uint8]string{pathSocket: PathSocket, pathDirect: PathDirect, pathPacket: PathPacket, pathEgress: PathEgress}
 )
 
-func (e *Events) event(raw mstEvent) Event {
+func eventOf(raw mstEvent) Event {
 	out := Event{
-		Time: e.start.Add(time.Duration(raw.Time) - e.boot), Kind: eventKinds[raw.Kind], Path: eventPaths[raw.Path],
+		Time: timeOf(raw.Time), Kind: eventKinds[raw.Kind], Path: eventPaths[raw.Path],
 		Protocol: Protocol(raw.T.Proto),
 		From:     endOf(raw.T.Saddr, raw.T.Sport), To: endOf(raw.T.Daddr, raw.T.Dport), Via: endOf(raw.To, raw.Port),
 		Service: raw.Service, Backend: raw.Backend, Cookie: raw.Cookie, IfIndex: int(raw.Ifindex),

@@ -239,6 +239,98 @@ func TestMasqueradingWithoutRoom(t *testing.T) {
 	})
 }
 
+// Nobody collects here: the daemon may be away.
+func TestMasqueradingReusesPorts(t *testing.T) {
+	const streams = 200
+	// streams of the client's, all other ports being taken
+	crowded := func(w *world) (many []uint16) {
+		w.leaves(true)
+		for sport := range uint16(streams) {
+			many = append(many, w.opens(6000+sport))
+		}
+		w.taken(w.outside, 443, protoTCP, many...)
+		return many
+	}
+	// silent has had no packet either way for so many seconds
+	silent := func(w *world, seconds uint64) {
+		now, err := monotonic()
+		require.NoError(w, err)
+		w.changeFlows(func(*mstTuple) bool { return true }, func(v *mstCt) { v.Seen = now - seconds*1e9 })
+	}
+	// another is the port of a new stream; each try for it hits one of the many with 76 %
+	another := func(w *world) (sport, p uint16) {
+		for sport = 5001; sport < 5101; sport++ {
+			if r := w.send(fromClient(), tcp(w.client, sport, w.outside, 443, syn)); r.verdict == verdictRedirect {
+				return sport, r.sourcePort()
+			}
+		}
+		w.Fatal("no port was taken from a flow that is over")
+		return 0, 0
+	}
+	both(t, []scenario{
+		{"of streams that are over, after ten seconds", func(w *world) {
+			many := crowded(w)
+			silent(w, 7300)
+			w.send(fromClient(), tcp(w.client, 5000, w.outside, 443, syn)).dropped("snat-ports")
+			for i, p := range many {
+				w.closes(6000+uint16(i), p)
+			}
+			silent(w, 5)
+			w.send(fromClient(), tcp(w.client, 5000, w.outside, 443, syn)).dropped("snat-ports")
+			silent(w, 11)
+			sport, p := another(w)
+			require.Contains(w, many, p)
+			require.Equal(w, uint32(streams), w.quota(clientIf))
+			w.answers(sport, p, synAck)
+			require.NoError(w, testDP.CollectFlows())
+			require.Equal(w, uint32(streams), w.quota(clientIf))
+		}},
+		{"of streams that one side has closed, after ten seconds without a packet of the other", func(w *world) {
+			many := crowded(w)
+			for i, p := range many {
+				w.leavesAs(tcp(w.client, 6000+uint16(i), w.outside, 443, fin), func(uint16) frame { return tcp(w.host, p, w.outside, 443, fin) })
+			}
+			silent(w, 11)
+			for i, p := range many {
+				w.answers(6000+uint16(i), p, data)
+			}
+			w.send(fromClient(), tcp(w.client, 5000, w.outside, 443, syn)).dropped("snat-ports")
+		}},
+		{"of datagrams after half a minute", func(w *world) {
+			w.leaves(true)
+			var many []uint16
+			for sport := range uint16(streams) {
+				many = append(many, w.send(fromClient(), udp(w.client, 6000+sport, w.outside, 443, "q")).sourcePort())
+			}
+			w.taken(w.outside, 443, protoUDP, many...)
+			silent(w, 25)
+			w.send(fromClient(), udp(w.client, 5000, w.outside, 443, "q")).dropped("snat-ports")
+			silent(w, 31)
+			for sport := uint16(5000); ; sport++ {
+				require.Less(w, sport, uint16(5100))
+				if r := w.send(fromClient(), udp(w.client, sport, w.outside, 443, "q")); r.verdict == verdictRedirect {
+					require.Contains(w, many, r.sourcePort())
+					break
+				}
+			}
+		}},
+		{"of its own flows, where an endpoint has as many as it may", func(w *world) {
+			many := crowded(w)
+			for i, p := range many {
+				w.closes(6000+uint16(i), p)
+			}
+			silent(w, 11)
+			require.NoError(w, testDP.maps["quotas"].Put(uint32(clientIf), uint32(16384)))
+			require.NoError(w, testDP.maps["quotas"].Put(uint32(backendIf), uint32(16384)))
+			w.send(fromBackend(), tcp(w.backend, 5001, w.outside, 443, syn)).dropped("snat-quota")
+			w.send(fromClient(), tcp(w.client, 5001, w.outside, 444, syn)).dropped("snat-quota")
+			_, p := another(w)
+			require.Contains(w, many, p)
+			require.Equal(w, uint32(16384), w.quota(clientIf))
+		}},
+	})
+}
+
 // connects makes a socket of the host's own that is on its way from a port to somebody outside.
 func (w *world) connects(typ int, from uint16, to netip.AddrPort) (fd int) {
 	w.Helper()

@@ -139,7 +139,7 @@ func digest(want []PortBinding) uint64 {
 
 func (m *Manager) publish(n *Network, e *Endpoint, want []PortBinding) error {
 	want = slices.Clone(want)
-	e.PublishedAt = time.Now()
+	e.PublishedAt = m.nextMoment()
 	slices.SortFunc(want, func(a, b PortBinding) int {
 		return cmp.Or(cmp.Compare(a.Protocol, b.Protocol), a.Host.Compare(b.Host), cmp.Compare(a.HostPort, b.HostPort), cmp.Compare(a.Port, b.Port))
 	})
@@ -156,6 +156,17 @@ func (m *Manager) publish(n *Network, e *Endpoint, want []PortBinding) error {
 		return fmt.Errorf("record the endpoint %s: %w", e.ID, err)
 	}
 	return m.services.PutEndpoint(m.service(e))
+}
+
+// nextMoment is now, or after the last moment of any endpoint where the clock was set back: the first has a port.
+func (m *Manager) nextMoment() time.Time {
+	now := time.Now()
+	for _, e := range m.endpoints {
+		if !now.After(e.PublishedAt) {
+			now = e.PublishedAt.Add(time.Nanosecond)
+		}
+	}
+	return now
 }
 
 // checkBinding refuses an address that is not the host's.

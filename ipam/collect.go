@@ -3,8 +3,10 @@
 package ipam
 
 import (
+	"cmp"
 	"errors"
 	"net/netip"
+	"slices"
 	"time"
 )
 
@@ -29,14 +31,26 @@ func (i *IPAM) Unused(subnet netip.Prefix, inUse map[netip.Addr]bool, grace time
 }
 
 func (i *IPAM) unused(subnet netip.Prefix, inUse map[netip.Addr]bool, grace time.Duration, found func(pool string, a netip.Addr)) {
-	for _, p := range i.Pools() {
+	type place struct {
+		pool string
+		addr netip.Addr
+	}
+	var places []place
+	i.mu.RLock()
+	now := i.opts.Now()
+	for _, p := range i.pools {
 		if p.Subnet != subnet.Masked() {
 			continue
 		}
-		for _, l := range i.Leases(p.ID) {
-			if !l.Gateway && !inUse[l.Address.Addr()] && i.opts.Now().Sub(l.Since) >= grace {
-				found(p.ID, l.Address.Addr())
+		for addr, r := range p.leases {
+			if !r.Gateway && !inUse[addr] && now.Sub(r.from) >= grace {
+				places = append(places, place{p.id, addr})
 			}
 		}
+	}
+	i.mu.RUnlock()
+	slices.SortFunc(places, func(a, b place) int { return cmp.Or(cmp.Compare(a.pool, b.pool), a.addr.Compare(b.addr)) })
+	for _, l := range places {
+		found(l.pool, l.addr)
 	}
 }

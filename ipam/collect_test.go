@@ -38,3 +38,23 @@ func TestCollect(t *testing.T) {
 	require.NoError(t, err, "a subnet of another IPAM")
 	require.Empty(t, released)
 }
+
+// The clock is set back while nobody runs: a lease of the future is as old as the process that finds it.
+func TestCollectAfterTheClockWasSetBack(t *testing.T) {
+	now := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
+	store, opts := state.Memory(), Options{Now: func() time.Time { return now }, Quarantine: -1}
+	m, err := New(store, opts)
+	require.NoError(t, err)
+	pool, err := m.RequestPool(Request{Pool: "10.1.0.0/24"})
+	require.NoError(t, err)
+	_, err = m.RequestAddress(pool.ID, netip.Addr{}, AddressOptions{})
+	require.NoError(t, err)
+
+	now = now.Add(-24 * time.Hour)
+	m, err = New(store, opts)
+	require.NoError(t, err)
+	now = now.Add(59 * time.Second)
+	require.Empty(t, m.Unused(pool.Subnet, nil, time.Minute))
+	now = now.Add(time.Second)
+	require.Len(t, m.Unused(pool.Subnet, nil, time.Minute), 1)
+}

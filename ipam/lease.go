@@ -87,7 +87,8 @@ func (i *IPAM) RequestAddress(poolID string, addr netip.Addr, opts AddressOption
 		return netip.Prefix{}, fmt.Errorf("request address: %w", noPool(poolID))
 	}
 	addr = addr.Unmap()
-	now := i.opts.Now().UTC()
+	clock := i.opts.Now()
+	now := clock.UTC()
 	p.endQuarantine(now, i.opts.Quarantine)
 	if held, found := p.held(addr, opts); found {
 		return netip.PrefixFrom(held, p.Subnet.Bits()), nil
@@ -102,7 +103,7 @@ func (i *IPAM) RequestAddress(poolID string, addr netip.Addr, opts AddressOption
 	if err != nil {
 		return netip.Prefix{}, fmt.Errorf("request address in pool %s: %w", p.id, err)
 	}
-	r := leaseRecord{Gateway: opts.Gateway, Owner: opts.Owner, Since: now, BootID: i.opts.BootID}
+	r := leaseRecord{Gateway: opts.Gateway, Owner: opts.Owner, Since: now, BootID: i.opts.BootID, from: clock}
 	if err := i.storeLease(p, addr, r, cursor); err != nil {
 		return netip.Prefix{}, fmt.Errorf("request address %s in pool %s: %w", addr, p.id, err)
 	}

@@ -40,6 +40,8 @@ type leaseRecord struct {
 	Owner   string    `json:"owner,omitempty"`
 	Since   time.Time `json:"since"`
 	BootID  string    `json:"boot_id,omitempty"`
+
+	from time.Time // Since by a clock that nobody sets, while this process runs
 }
 
 // quarantineRecord is a freed address that automatic allocation leaves alone for a while.
@@ -59,6 +61,8 @@ func (i *IPAM) load(tx state.Tx) error {
 		var r leaseRecord
 		p, addr, err := i.loadAddr(bucketLeases, key, decode, &r)
 		if err == nil {
+			now := i.opts.Now()
+			r.from = now.Add(-max(0, now.Sub(r.Since)))
 			p.setLease(addr, r)
 		}
 		return err

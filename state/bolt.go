@@ -7,10 +7,12 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"time"
 
 	bolt "go.etcd.io/bbolt"
 	bolterrors "go.etcd.io/bbolt/errors"
+	"golang.org/x/sys/unix"
 )
 
 // Errors of [Open] besides [ErrLocked]. Each comes with the file's name and what to do.
@@ -39,7 +41,7 @@ func Open(path string, opts Options) (Store, error) {
 	}
 	if _, err := os.Lstat(path); errors.Is(err, fs.ErrNotExist) {
 		if err := createFile(path); err != nil {
-			return nil, fmt.Errorf("create state file %s: %w", path, err)
+			return nil, fmt.Errorf("create state file %s: %w", path, explainWrite(path, err))
 		}
 	}
 	deadline := time.Now().Add(opts.LockTimeout)
@@ -125,7 +127,7 @@ func (s *boltStore) View(fn func(Tx) error) error {
 }
 
 func (s *boltStore) Update(fn func(Tx) error) error {
-	return closedError(s.db.Update(func(tx *bolt.Tx) error {
+	return explainWrite(s.db.Path(), s.db.Update(func(tx *bolt.Tx) error {
 		all, err := readTally(tx, tx.ID()-1)
 		if err == nil {
 			err = fn(boltTx{tx, all})
@@ -135,6 +137,14 @@ func (s *boltStore) Update(fn func(Tx) error) error {
 		}
 		return err
 	}))
+}
+
+// explainWrite says what to do about a file system that takes no more. Nothing of the transaction is kept then.
+func explainWrite(path string, err error) error {
+	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
+		return fmt.Errorf("%w: nothing was changed: make room on the file system of %s, then repeat it", err, filepath.Dir(path))
+	}
+	return closedError(err)
 }
 
 func (s *boltStore) Close() error { return s.db.Close() }

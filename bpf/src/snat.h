@@ -16,6 +16,15 @@
 #define SNAT_PORT_COUNT 4536
 #define SNAT_TRIES	32
 
+/*
+ * How long a flow must have been silent for another to have its port where no
+ * port is free. The daemon collects flows later, and may be away.
+ */
+#define SNAT_QUIET_CLOSED      (10 * SEC_NS)
+#define SNAT_QUIET_DATAGRAMS   (30 * SEC_NS) /* echoes as well */
+#define SNAT_QUIET_NEW	       (120 * SEC_NS)
+#define SNAT_QUIET_ESTABLISHED (7440 * SEC_NS)
+
 /* Does a socket of the host have the tuple on which the reply would arrive? */
 static __always_inline bool snat_host_has(struct __sk_buff *skb, bool v6,
 					  const struct mst_tuple *reply)
@@ -52,6 +61,8 @@ static __always_inline bool snat_host_has(struct __sk_buff *skb, bool v6,
 struct snat_claim {
 	struct __sk_buff *skb;
 	__u32 reason;
+	__u32 owner; /* of the flows to take the port of; 0: anybody's */
+	bool reuse;  /* a port that a silent flow has will do */
 };
 
 /*
@@ -63,10 +74,67 @@ struct snat_claim {
  * to say that the ranges meet.
  */
 
+/* Undoes snat_quota: the flow did not come about. */
+static __always_inline void snat_unquota(__u32 ifindex)
+{
+	__u32 *flows = bpf_map_lookup_elem(&mst_quotas_v1, &ifindex);
+
+	if (flows && *flows)
+		__sync_fetch_and_add(flows, -1);
+}
+
+static __always_inline bool snat_quiet(const struct mst_ct *ct, __u8 state,
+				       __u8 proto)
+{
+	if (proto != IPPROTO_TCP)
+		return older(ct->seen, SNAT_QUIET_DATAGRAMS);
+	switch (state) {
+	case MST_CT_NEW:
+		return older(ct->seen, SNAT_QUIET_NEW);
+	case MST_CT_ESTABLISHED:
+		return older(ct->seen, SNAT_QUIET_ESTABLISHED);
+	}
+	return older(ct->seen, SNAT_QUIET_CLOSED);
+}
+
+/*
+ * Ends the flow that comes back at key, if both its ways were silent for long.
+ * Of several that want its port the one has it who deletes the way there.
+ */
+static __always_inline bool snat_reuse(const struct mst_tuple *key,
+				       const struct mst_ct *back, __u32 owner)
+{
+	const struct mst_ct *there;
+	struct mst_tuple request = {};
+	__u32 had = back->backend;
+	__u8 state;
+
+	if (owner && had != owner)
+		return false;
+	request.saddr = back->daddr;
+	request.daddr = back->saddr;
+	request.sport = back->dport;
+	request.dport = back->sport;
+	request.proto = key->proto;
+	request.dir = MST_DIR_REQUEST;
+	there = bpf_map_lookup_elem(&mst_snat_v2, &request);
+	if (!there || there->sport != key->dport ||
+	    !addr_eq(&there->saddr, &key->daddr))
+		return false;
+	state = there->state > back->state ? there->state : back->state;
+	if (!snat_quiet(there, state, key->proto) ||
+	    !snat_quiet(back, state, key->proto) ||
+	    bpf_map_delete_elem(&mst_snat_v2, &request))
+		return false;
+	snat_unquota(had);
+	return true;
+}
+
 /* Claims a source port for w->p.t -> w->now by entering the way back. */
 static long snat_try(__u32 i, struct snat_claim *claim)
 {
 	struct work *w = work();
+	const struct mst_ct *had;
 	const struct pkt *p;
 	struct mst_tuple *key;
 	__be16 port;
@@ -79,10 +147,13 @@ static long snat_try(__u32 i, struct snat_claim *claim)
 			 bpf_get_prandom_u32() % SNAT_PORT_COUNT);
 	w->now.sport = port;
 	key = ct_reply_key(w, &w->now, p->t.proto);
-	if (bpf_map_lookup_elem(&mst_snat_v2, key) ||
-	    snat_host_has(claim->skb, p->v6, key))
+	had = bpf_map_lookup_elem(&mst_snat_v2, key);
+	if ((had && !claim->reuse) || (!had && claim->owner) ||
+	    snat_host_has(claim->skb, p->v6, key) ||
+	    (had && !snat_reuse(key, had, claim->owner)))
 		return 0;
-	err = bpf_map_update_elem(&mst_snat_v2, key, &w->ct, BPF_NOEXIST);
+	err = bpf_map_update_elem(&mst_snat_v2, key, &w->ct,
+				  had ? BPF_ANY : BPF_NOEXIST);
 	if (err == -EEXIST)
 		return 0;
 	claim->reason = err ? MST_REASON_SNAT_FULL : 0;
@@ -118,15 +189,6 @@ static __always_inline bool snat_quota(__u32 ifindex)
 	return true;
 }
 
-/* Undoes snat_quota: the flow did not come about. */
-static __always_inline void snat_unquota(__u32 ifindex)
-{
-	__u32 *flows = bpf_map_lookup_elem(&mst_quotas_v1, &ifindex);
-
-	if (flows && *flows)
-		__sync_fetch_and_add(flows, -1);
-}
-
 /* Claims w->now as it is: nothing is translated, so nobody else has it. */
 static __always_inline void snat_keep(struct work *w, struct snat_claim *claim)
 {
@@ -138,9 +200,12 @@ static __always_inline void snat_keep(struct work *w, struct snat_claim *claim)
 	claim->reason = err ? MST_REASON_SNAT_FULL : 0;
 }
 
-/* Enters the flow w->p.t -> w->now with its way back; 0 or a reason. */
+/*
+ * Enters the flow w->p.t -> w->now with its way back; 0 or a reason. An owner
+ * that has as many flows as it may has this one in the place of a silent one.
+ */
 static __always_inline __u32 snat_enter(struct __sk_buff *skb, struct work *w,
-					__u32 owner)
+					__u32 owner, bool full)
 {
 	struct snat_claim claim = {
 		.skb = skb,
@@ -157,12 +222,20 @@ static __always_inline __u32 snat_enter(struct __sk_buff *skb, struct work *w,
 	ct->backend = owner;
 	ct->inside = lb_is_host(&w->p.t.daddr);
 	ct->seen = clock();
-	if (addr_eq(&w->now.saddr, &w->p.t.saddr))
+	if (addr_eq(&w->now.saddr, &w->p.t.saddr)) {
+		if (full)
+			return MST_REASON_SNAT_QUOTA;
 		snat_keep(w, &claim);
-	else
+	} else if (!full) {
 		bpf_loop(SNAT_TRIES, snat_try, &claim, 0);
+	}
+	if (claim.reason == MST_REASON_SNAT_PORTS) {
+		claim.reuse = true;
+		claim.owner = full ? owner : 0;
+		bpf_loop(SNAT_TRIES, snat_try, &claim, 0);
+	}
 	if (claim.reason)
-		return claim.reason;
+		return full ? MST_REASON_SNAT_QUOTA : claim.reason;
 	ct->saddr = w->now.saddr;
 	ct->daddr = w->now.daddr;
 	ct->sport = w->now.sport;
@@ -185,16 +258,18 @@ __noinline int snat_create(struct __sk_buff *skb)
 {
 	struct work *w = work();
 	__u32 owner, reason;
+	bool full;
 
 	if (!w)
 		return MST_REASON_SNAT_FULL;
 	owner = snat_owner(skb, w);
-	if (!snat_quota(owner))
-		return MST_REASON_SNAT_QUOTA;
-	reason = snat_enter(skb, w, owner);
-	if (reason)
+	full = !snat_quota(owner);
+	reason = snat_enter(skb, w, owner, full);
+	if (full && !reason)
+		snat_quota(owner); /* for the one whose place it has */
+	else if (!full && reason)
 		snat_unquota(owner);
-	else if (watched())
+	if (!reason && watched())
 		tell_flow(skb, MST_EVENT_NEW, MST_PATH_EGRESS, 0, 0);
 	return reason;
 }

@@ -18,6 +18,7 @@ import (
 	"github.com/mustang-net/mustang/api"
 	"github.com/mustang-net/mustang/bpf"
 	"github.com/mustang-net/mustang/config"
+	"github.com/mustang-net/mustang/driver/docker"
 	"github.com/mustang-net/mustang/driver/docker/watch"
 	"github.com/mustang-net/mustang/service/dns"
 )
@@ -60,10 +61,11 @@ func (d *door) run(ctx context.Context, cfg config.Config, log *logrus.Logger, r
 		return err
 	}
 	// last: whoever finds the socket may rely on everything
-	control, err := api.Listen(cfg.Socket)
+	socket, err := api.Listen(cfg.Socket)
 	if err != nil {
 		return err
 	}
+	control := last(cfg.Socket, socket, api.Listen, log)
 	defer control.Close()
 	return h.serve(ctx, control, d, r)
 }
@@ -153,9 +155,9 @@ func (h *host) serve(ctx context.Context, control net.Listener, d *door, r reloa
 		if err != nil {
 			cancel(err)
 		} else {
-			if socket != nil {
-				run("serve Docker", func(context.Context) error { return d.plugin.Serve(socket) })
-			}
+			run("serve Docker", func(context.Context) error {
+				return d.plugin.Serve(last(h.cfg.PluginSocket, socket, docker.Listen, h.log))
+			})
 			run("watch Docker", h.engine.Run)
 		}
 	}

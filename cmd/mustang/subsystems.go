@@ -246,7 +246,7 @@ func (h *host) statusWatcher() api.Subsystem {
 	s := api.Subsystem{Name: "docker", State: "ok", Detail: "following the engine at " + h.cfg.DockerSocket}
 	if last := h.watcher.last.Load(); last != 0 {
 		s.Detail += fmt.Sprintf(", the last event %s ago, applied after %s",
-			time.Since(time.Unix(0, last)).Round(time.Second), time.Duration(h.watcher.lag.Load()).Round(time.Millisecond))
+			max(0, time.Since(time.Unix(0, last))).Round(time.Second), time.Duration(h.watcher.lag.Load()).Round(time.Millisecond))
 	}
 	return s
 }

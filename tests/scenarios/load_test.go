@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os/exec"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -41,7 +42,7 @@ func (s *scenario) load(ts *testscript.TestScript, neg bool, args []string) {
 func (s *scenario) startLoad(ts *testscript.TestScript, name, client string, args []string) {
 	argv, err := s.loader(client)
 	ts.Check(err)
-	argv = append(append(argv, "-for", patience(100*time.Second).String()), args...)
+	argv = append(append(argv, "-slowest", "-for", patience(200*time.Second).String()), args...)
 	l := &load{cmd: exec.Command(argv[0], argv[1:]...), done: make(chan error, 1)}
 	l.cmd.Stdout, l.cmd.Stderr = &l.out, &l.out
 	ts.Check(l.cmd.Start())
@@ -50,6 +51,28 @@ func (s *scenario) startLoad(ts *testscript.TestScript, name, client string, arg
 }
 
 func (s *scenario) stopLoad(ts *testscript.TestScript, name string, args []string) {
+	sum := s.endLoad(ts, name)
+	result{stdout: sum.report}.show(ts)
+	most := 0
+	if len(args) > 0 {
+		var err error
+		most, err = strconv.Atoi(args[0])
+		ts.Check(err)
+	}
+	if sum.requests == 0 || sum.failed > most {
+		ts.Fatalf("load %s: %d requests, %d failed", name, sum.requests, sum.failed)
+	}
+}
+
+// loadSum is what a load came to.
+type loadSum struct {
+	report           string
+	requests, failed int
+	slowest          string
+}
+
+// endLoad ends a load, and reads its report.
+func (s *scenario) endLoad(ts *testscript.TestScript, name string) (sum loadSum) {
 	l := s.loads[name]
 	if l == nil {
 		ts.Fatalf("no load is called %s", name)
@@ -66,20 +89,70 @@ func (s *scenario) stopLoad(ts *testscript.TestScript, name string, args []strin
 	case <-time.After(patience(10 * time.Second)):
 		ts.Fatalf("load %s does not end", name)
 	}
-	result{stdout: l.out.String()}.show(ts)
-	sum := regexp.MustCompile(`(?m)^(\d+) requests, (\d+) failed`).FindStringSubmatch(l.out.String())
-	if sum == nil {
-		ts.Fatalf("load %s made no report:\n%s", name, l.out.String())
+	sum.report = l.out.String()
+	found := regexp.MustCompile(`(?ms)^slowest answer (\S+)$.*^(\d+) requests, (\d+) failed`).FindStringSubmatch(sum.report)
+	if found == nil {
+		ts.Fatalf("load %s made no report:\n%s", name, sum.report)
 	}
-	most := 0
-	if len(args) > 0 {
-		var err error
-		most, err = strconv.Atoi(args[0])
-		ts.Check(err)
+	sum.slowest = found[1]
+	sum.requests, _ = strconv.Atoi(found[2])
+	sum.failed, _ = strconv.Atoi(found[3])
+	return sum
+}
+
+// ways are the loads of one word flows: a flow that is held, and new ones, by TCP and by UDP.
+var ways = map[string][]string{"held-tcp": {"-hold"}, "held-udp": {"-hold", "-udp"}, "new-tcp": nil, "new-udp": {"-udp"}}
+
+// flows has flows of every kind go on meanwhile: `flows start CLIENT [FLAGS] TARGET…` begins four loads for each target, and
+// `flows stop [MOST]` ends them all. It says of each how many requests there were, how many failed, and how long the slowest answer
+// took, and fails if one failed, or there was none. Of datagrams that begin a flow each MOST (0) may be lost.
+func (s *scenario) flows(ts *testscript.TestScript, neg bool, args []string) {
+	switch {
+	case neg || len(args) == 0:
+	case args[0] == "start" && len(args) > 2:
+		at := 2
+		for at < len(args) && strings.HasPrefix(args[at], "-") {
+			at += 2
+		}
+		for _, target := range args[at:] {
+			for way, flags := range ways {
+				name := strings.Join([]string{args[1], target, way}, " ")
+				s.startLoad(ts, name, args[1], slices.Concat(args[2:at], flags, []string{target}))
+				s.flowing = append(s.flowing, name)
+			}
+		}
+		return
+	case args[0] == "stop" && len(args) < 3 && len(s.flowing) > 0:
+		most := 0
+		if len(args) == 2 {
+			var err error
+			most, err = strconv.Atoi(args[1])
+			ts.Check(err)
+		}
+		s.stopFlows(ts, most)
+		return
 	}
-	requests, _ := strconv.Atoi(sum[1])
-	if failed, _ := strconv.Atoi(sum[2]); requests == 0 || failed > most {
-		ts.Fatalf("load %s: %s", name, sum[0])
+	ts.Fatalf("usage: flows start CLIENT [FLAGS] TARGET…, flows stop [MOST]")
+}
+
+func (s *scenario) stopFlows(ts *testscript.TestScript, most int) {
+	slices.Sort(s.flowing)
+	var bad, table strings.Builder
+	for _, name := range s.flowing {
+		sum := s.endLoad(ts, name)
+		fmt.Fprintf(&table, "%-40s %6d requests, %d failed, slowest answer %s\n", name, sum.requests, sum.failed, sum.slowest)
+		may := 0
+		if strings.HasSuffix(name, " new-udp") {
+			may = most
+		}
+		if sum.requests == 0 || sum.failed > may {
+			fmt.Fprintf(&bad, "%s:\n%s", name, sum.report)
+		}
+	}
+	s.flowing = nil
+	result{stdout: table.String()}.show(ts)
+	if bad.Len() > 0 {
+		ts.Fatalf("requests failed:\n%s", bad.String())
 	}
 }
 

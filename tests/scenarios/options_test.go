@@ -34,6 +34,8 @@ var conditions = map[string]func() bool{
 	"slaves": func() bool { return runOptions["mode"] == "macvlan" || runOptions["mode"] == "ipvlan" },
 	// Services are translated per packet only, and no hook sees a socket.
 	"packet": func() bool { return runOptions["lb"] == "packet" },
+	// Services are nftables, and docker_gwbridge publishes.
+	"nft": func() bool { return runOptions["ebpf"] == "off" },
 	// Containers leave by the engine's docker_gwbridge, and with them what they send to other networks.
 	"gwbridge": func() bool { return strings.HasPrefix(runOptions["ipvlan_mode"], "l3") },
 	// The machine is emulated, and has another kernel: tests/vm/run.

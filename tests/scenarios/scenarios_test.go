@@ -3,7 +3,7 @@
 // Package scenarios tells what mustang does as scripts that run on a real Docker engine in a fake host; start it with ./run.
 //
 // Every scenario is one txtar file. Besides testscript's own commands there are those of the table commands, the checks of the
-// table checks, and the words eventually, stays, set and counts, which take a command. After each scenario everything it made is
+// table checks, and the words eventually, stays, set and counts, which take a command, and load, flows and lookups, which go on meanwhile. After each scenario everything it made is
 // removed, and nothing of mustang may be left (see leftovers).
 package scenarios
 
@@ -61,7 +61,7 @@ func TestScenarios(t *testing.T) {
 type one struct{ *testing.T }
 
 func (one) Parallel()     {}
-func (one) Verbose() bool { return false }
+func (one) Verbose() bool { return testing.Verbose() }
 func (o one) Run(name string, f func(testscript.T)) {
 	o.T.Run(name, func(t *testing.T) { f(one{t}) })
 }
@@ -72,6 +72,7 @@ type scenario struct {
 	baseline []string
 	left     bool // it left something behind: the next one is not to blame
 	loads    map[string]*load
+	flowing  []string // the loads of the word flows
 	asking   map[string]*asking
 	onEnd    []func()
 	pids     map[string]string // of containers, for when the engine is away

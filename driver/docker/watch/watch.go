@@ -333,7 +333,7 @@ func (w *Watcher) event(m events.Message) {
 	case events.NetworkEventType:
 		w.networkEvent(m)
 	}
-	w.applied(time.Since(time.Unix(0, m.TimeNano)))
+	w.applied(max(0, time.Since(time.Unix(0, m.TimeNano)))) // the clock may have been set back meanwhile
 }
 
 func (w *Watcher) networkEvent(m events.Message) {

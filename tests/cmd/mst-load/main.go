@@ -8,6 +8,7 @@
 //	mst-load -hold -for 5s web:80      one flow, asked again and again
 //
 // SIGINT and SIGTERM end it early, with its report. It exits with 1 if a request failed. Its last line is "N requests, N failed, at most D without an answer".
+// With -slowest there is a line "slowest answer D" before it, of those that came.
 package main
 
 import (
@@ -28,6 +29,7 @@ import (
 
 type options struct {
 	udp, hold  bool
+	slowest    bool
 	n, clients int
 	duration   time.Duration
 	timeout    time.Duration
@@ -36,6 +38,7 @@ type options struct {
 
 type result struct {
 	at   time.Time
+	took time.Duration
 	name string
 	err  error
 }
@@ -44,6 +47,7 @@ func main() {
 	var o options
 	flag.BoolVar(&o.udp, "udp", false, "datagrams instead of TCP")
 	flag.BoolVar(&o.hold, "hold", false, "keep one flow a client")
+	flag.BoolVar(&o.slowest, "slowest", false, "say how long the slowest answer took")
 	flag.IntVar(&o.n, "n", 0, "number of requests; 0: until -for is over")
 	flag.IntVar(&o.clients, "c", 1, "requests at a time")
 	flag.DurationVar(&o.duration, "for", 30*time.Second, "stop after")
@@ -55,6 +59,9 @@ func main() {
 		os.Exit(2)
 	}
 	results := run(o, flag.Arg(0))
+	if o.slowest {
+		fmt.Printf("slowest answer %s\n", slowest(results).Round(time.Millisecond/10))
+	}
 	if report(results) > 0 {
 		os.Exit(1)
 	}
@@ -83,9 +90,10 @@ func run(o options, addr string) []result {
 			c := &client{options: o, addr: addr}
 			defer c.close()
 			for take() {
+				asked := time.Now()
 				name, err := c.ask()
 				mu.Lock()
-				all = append(all, result{time.Now(), name, err})
+				all = append(all, result{time.Now(), time.Since(asked), name, err})
 				mu.Unlock()
 				time.Sleep(o.pause)
 			}
@@ -137,6 +145,16 @@ func (c *client) ask() (string, error) {
 		return "", err
 	}
 	return strings.TrimSpace(line), nil
+}
+
+// slowest is how long the slowest answer took.
+func slowest(results []result) (most time.Duration) {
+	for _, r := range results {
+		if r.err == nil {
+			most = max(most, r.took)
+		}
+	}
+	return most
 }
 
 // report prints who answered how often, what failed, and the longest time without an answer.
