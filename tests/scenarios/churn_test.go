@@ -69,7 +69,7 @@ func (f *figures) rounds(wanted int, round func(i int) error) error {
 }
 
 func churnContainers(network string) result {
-	n := number("SOAK_CONTAINERS", 32)
+	n := number("SOAK_CONTAINERS", 8)
 	f := &figures{promise: "churn of containers"}
 	f.state("docker run and docker rm a round, 32 at once", fmt.Sprint(n))
 	err := f.rounds(number("SOAK_CONTAINER_ROUNDS", 3), func(round int) error {
@@ -89,7 +89,7 @@ func churnContainers(network string) result {
 }
 
 func churnEndpoints(network string) result {
-	n := number("SOAK_ENDPOINTS", 64)
+	n := number("SOAK_ENDPOINTS", 32)
 	f := &figures{promise: "churn"}
 	e, err := newAttacher(network)
 	if err != nil {
@@ -97,7 +97,7 @@ func churnEndpoints(network string) result {
 	}
 	defer unix.Close(e.home)
 	f.state("endpoints a round, 32 calls at once", fmt.Sprint(n))
-	err = f.rounds(number("SOAK_ROUNDS", 4), func(int) error {
+	err = f.rounds(number("SOAK_ROUNDS", 3), func(int) error {
 		attached := make([]*attachment, n)
 		err := inCrowd(n, func(i int) (err error) {
 			attached[i], err = e.attach(i)

@@ -29,7 +29,7 @@ func killed(s *scenario, _ string, args []string) result {
 	if k.ns, err = s.netns(args[0]); err != nil {
 		return result{err: err}
 	}
-	wanted, kills := number("SOAK_KILLS", 3), 0
+	wanted, kills := number("SOAK_KILLS", 2), 0
 	for ; kills < wanted && (kills < 2 || !outOfTime()); kills++ {
 		if err := k.once(); err != nil {
 			return f.result(fmt.Errorf("kill %d: %w", kills+1, err))
@@ -44,7 +44,11 @@ func killed(s *scenario, _ string, args []string) result {
 		if seen.failed > 0 {
 			value = fmt.Sprintf("%s after the process had ended", seen.last.Round(100*time.Microsecond))
 		}
-		f.hold(what, value, fmt.Sprintf("≤ %s", deadGrace), seen.failed == 0 || seen.last <= deadGrace)
+		judge := f.hold // the kernel knows that a listener is gone, and the daemon that a process is
+		if network == "udp" {
+			judge = f.soaked
+		}
+		judge(what, value, fmt.Sprintf("≤ %s", deadGrace), seen.failed == 0 || seen.last <= deadGrace)
 	}
 	return f.result(nil)
 }
