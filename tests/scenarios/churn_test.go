@@ -65,13 +65,13 @@ func (f *figures) rounds(wanted int, round func(i int) error) error {
 	}
 	f.state("rounds", text)
 	f.flat(base, after)
-	return nil
+	return f.collected(base)
 }
 
 func churnContainers(network string) result {
 	n := number("SOAK_CONTAINERS", 8)
 	f := &figures{promise: "churn of containers"}
-	f.state("docker run and docker rm a round, 32 at once", fmt.Sprint(n))
+	f.state("docker run and docker rm a round, at most 32 at once", fmt.Sprint(n))
 	err := f.rounds(number("SOAK_CONTAINER_ROUNDS", 3), func(round int) error {
 		return inCrowd(n, func(i int) error {
 			name := fmt.Sprintf("churn-%d-%d", round, i)
@@ -96,7 +96,7 @@ func churnEndpoints(network string) result {
 		return result{err: err}
 	}
 	defer unix.Close(e.home)
-	f.state("endpoints a round, 32 calls at once", fmt.Sprint(n))
+	f.state("endpoints a round, at most 32 calls at once", fmt.Sprint(n))
 	err = f.rounds(number("SOAK_ROUNDS", 3), func(int) error {
 		attached := make([]*attachment, n)
 		err := inCrowd(n, func(i int) (err error) {
@@ -111,8 +111,12 @@ func churnEndpoints(network string) result {
 	for _, method := range slices.Sorted(maps.Keys(e.took)) {
 		took := e.took[method]
 		longest := slices.Max(took)
-		f.hold(method, fmt.Sprintf("p50 %s, p99 %s, longest %s of %d", percentile(took, 50), percentile(took, 99), longest.Round(time.Millisecond), len(took)),
-			"< 5 s each", longest < 5*time.Second)
+		text := fmt.Sprintf("p50 %s, p99 %s, longest %s of %d", percentile(took, 50), percentile(took, 99), longest.Round(time.Millisecond), len(took))
+		if strings.HasPrefix(method, own) {
+			f.state(method, text)
+		} else {
+			f.hold(method, text, "< 5 s each", longest < 5*time.Second)
+		}
 	}
 	return f.result(err)
 }
@@ -172,12 +176,15 @@ func (e *attacher) call(method string, request, answer any) error {
 	return json.Unmarshal(text, answer)
 }
 
-// own keeps the time of what an engine does itself.
-func (e *attacher) own(what string, do func() error) error {
+// own begins the name of what the kernel does for the engine alone.
+const own = "beside it: "
+
+// itself keeps the time of what an engine does itself.
+func (e *attacher) itself(what string, do func() error) error {
 	begin := time.Now()
 	err := do()
 	e.mu.Lock()
-	e.took[what] = append(e.took[what], time.Since(begin))
+	e.took[own+what] = append(e.took[own+what], time.Since(begin))
 	e.mu.Unlock()
 	return err
 }
@@ -188,7 +195,7 @@ type endpointIDs struct{ NetworkID, EndpointID string }
 // it returns can be detached, whatever failed.
 func (e *attacher) attach(i int) (a *attachment, err error) {
 	a = &attachment{sandbox: fmt.Sprintf("/run/soak/%d", i)}
-	if err := e.own("(sandbox made)", func() error { return makeSandbox(a.sandbox) }); err != nil {
+	if err := e.itself("sandbox made", func() error { return makeSandbox(a.sandbox) }); err != nil {
 		return a, err
 	}
 	a.undo = append(a.undo, func() error { return removeSandbox(a.sandbox) })
@@ -217,11 +224,13 @@ func (e *attacher) attach(i int) (a *attachment, err error) {
 		return a, err
 	}
 	device := joined.InterfaceName.SrcName
-	if err := e.own("(device moved in)", func() (err error) { a.listener, err = e.moveIn(a.sandbox, device, addr); return err }); err != nil {
+	if err := e.itself("device moved in", func() (err error) { a.listener, err = e.moveIn(a.sandbox, device, addr); return err }); err != nil {
 		return a, errors.Join(err, e.call("NetworkDriver.Leave", ids, nil))
 	}
 	a.undo = append(a.undo,
-		func() error { return e.own("(device moved out)", func() error { return e.moveOut(a.sandbox, device) }) },
+		func() error {
+			return e.itself("device moved out", func() error { return e.moveOut(a.sandbox, device) })
+		},
 		func() error { return e.call("NetworkDriver.Leave", ids, nil) })
 	port := uint16(firstPort + i)
 	publish := map[string]any{"NetworkID": e.network, "EndpointID": ids.EndpointID, "Options": map[string]any{

@@ -104,8 +104,8 @@ const rss = "RSS"
 // metricsSocket is where the scenarios of soak have the daemon show its metrics.
 const metricsSocket = "/run/mustang/metrics.sock"
 
-// lazily is what the datapath makes by itself, and the daemon collects every 30 s, but for connections per packet, which make room for others.
-var lazily = []string{"map traffic", "map snat", "map quotas", "map ct", "map affinity"}
+// lazily is what the datapath makes by itself and the daemon collects every 30 s, or, of an endpoint, when that goes.
+var lazily = []string{"map traffic", "map snat", "map ct"}
 
 // Metrics that tell what the daemon has.
 var heldMetrics = regexp.MustCompile(`^(?:process_open_fds|go_goroutines|process_resident_memory_bytes|mustang_published_ports|mustang_pool_leases\S*|mustang_map_entries\S*) `)
@@ -178,7 +178,10 @@ const (
 // flat judges rounds: base is from before the first, and the others from after each, when all that it had made was gone.
 func (f *figures) flat(base held, rounds []held) {
 	last := rounds[len(rounds)-1]
-	second := rounds[min(1, len(rounds)-1)]
+	of, second := "before", base
+	if len(rounds) > 1 {
+		of, second = "after the second", rounds[1]
+	}
 	more := last.beyond(base)
 	text := "as at the start: " + fmt.Sprintf("%g fds, %g goroutines, %g links", last["fds"], last["goroutines"], last["links"])
 	if len(more) > 0 {
@@ -191,9 +194,37 @@ func (f *figures) flat(base held, rounds []held) {
 		series[i] = fmt.Sprintf("%.1f", r[rss])
 	}
 	f.hold("RSS of the daemon after the last round", fmt.Sprintf("%.1f MiB", last[rss]),
-		fmt.Sprintf("≤ %.1f MiB: that after the second × %.2f + %d MiB", limit, rssShare, rssMiB), last[rss] <= limit)
-	f.state("entries that are collected later", fmt.Sprintf("%g of mst_traffic, %g of mst_snat, %g of mst_ct", last["map traffic"], last["map snat"], last["map ct"]))
+		fmt.Sprintf("≤ %.1f MiB: that %s × %.2f + %d MiB", limit, of, rssShare, rssMiB), last[rss] <= limit)
 	f.state("RSS before, and after each round", fmt.Sprintf("%.1f; %s MiB", base[rss], strings.Join(series, " ")))
+}
+
+// collectTime is more than the daemon lets pass between two collections of what the datapath has made by itself.
+const collectTime = 40 * time.Second
+
+// collected waits, in a soak, for the next collection, and judges what is left.
+func (f *figures) collected(base held) error {
+	end := time.Now()
+	if atLength {
+		end = end.Add(collectTime)
+	}
+	for {
+		now, err := countHeld()
+		if err != nil {
+			return err
+		}
+		var counts []string
+		more := false
+		for _, what := range lazily {
+			counts = append(counts, fmt.Sprintf("%s %g", what, now[what]))
+			more = more || now[what] > base[what]
+		}
+		if more && time.Now().Before(end) {
+			time.Sleep(time.Second)
+			continue
+		}
+		f.soaked("entries that are collected every 30 s", strings.Join(counts, ", "), "none beyond the start", !more)
+		return nil
+	}
 }
 
 // unixClient asks a server behind a socket. Every user closes its own idle connections.
@@ -202,7 +233,7 @@ func unixClient(path string) *http.Client {
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			return new(net.Dialer).DialContext(ctx, "unix", path)
 		},
-		DisableKeepAlives:   path == metricsSocket,
+		DisableKeepAlives:   path == metricsSocket, // its own connection would be counted
 		MaxIdleConnsPerHost: crowd,
 	}}
 }
