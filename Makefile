@@ -12,7 +12,7 @@ LDFLAGS := -s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT)
 include tests/bench.mk
 include plugin-config/rules.mk
 
-.PHONY: build check-host demo test test-full test-unit test-packets test-engine29 test-engine20 test-kernels generate lint bench help
+.PHONY: build check-host demo test test-full test-unit test-packets test-engine29 test-engine20 test-kernels soak generate lint bench help
 
 build: check-go ## bin/mustang, a static binary; needs Go alone
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/mustang ./cmd/mustang
@@ -68,6 +68,10 @@ test-full: check-host ## what is too long for `make test`: every scenario on bot
 	tests/modes full
 	@$(MAKE) --no-print-directory test-old-packets
 	tests/fuzz
+
+soak: check-host ## churn, restarts, kills and fuzzing for MINUTES= (30), with a report: docs/soak.md
+	@$(MAKE) --no-print-directory build test-programs engines
+	tests/soak
 
 generate: ## the BPF objects and their Go mirrors, which needs clang; dashboard, alert rules and the page of metrics
 	$(MAKE) -C bpf -B

@@ -45,6 +45,32 @@ func removeAll[K any](m *ebpf.Map, keys []K) error {
 	return nil
 }
 
+// readAtOnce is how many entries one call reads: more than a bucket of a hash has, which the kernel reads whole or not at all, and
+// little memory.
+const readAtOnce = 512
+
+// removeWhere deletes the entries for which match is true. What comes while it looks may be missed, and in an LRU map what goes is
+// no error. Entries are read many at a time: endpoints that are removed wait for it, and there may be 100,000 flows.
+func removeWhere[K, V any](m *ebpf.Map, match func(K, V) bool) error {
+	var stale []K
+	var at ebpf.MapBatchCursor
+	keys, values := make([]K, readAtOnce), make([]V, readAtOnce)
+	for {
+		n, err := m.BatchLookup(&at, keys, values, nil)
+		if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) { // which says that these were the last
+			return err
+		}
+		for i := range n {
+			if match(keys[i], values[i]) {
+				stale = append(stale, keys[i])
+			}
+		}
+		if err != nil {
+			return removeAll(m, stale)
+		}
+	}
+}
+
 // remove deletes a key that may be missing.
 func remove(m *ebpf.Map, key any) error {
 	if err := m.Delete(key); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {

@@ -343,3 +343,42 @@ func TestRemoveAllLeavesWhatIsNotOurs(t *testing.T) {
 	require.Len(t, left, 1)
 	require.True(t, strings.HasPrefix(left[0].Name(), "cilium"))
 }
+
+// Of many flows those of one endpoint go with it, and no other.
+func TestEndpointAmongManyFlows(t *testing.T) {
+	clearMaps(t)
+	const others = 20000
+	own := netip.MustParseAddr("10.1.0.1")
+	var ct puts[mstTuple, mstCt]
+	for i := range others {
+		from := netip.AddrFrom4([4]byte{10, 2, byte(i >> 8), byte(i)})
+		ct.add(mstTuple{Saddr: addrOf(from), Daddr: addrOf(netip.MustParseAddr("10.3.0.1")), Proto: uint8(ProtocolUDP)}, mstCt{})
+	}
+	for port := range uint16(100) {
+		ct.add(mstTuple{Saddr: addrOf(own), Sport: port, Proto: uint8(ProtocolUDP)}, mstCt{})
+		ct.add(mstTuple{Saddr: addrOf(netip.MustParseAddr("10.3.0.2")), Sport: port, Proto: uint8(ProtocolUDP)}, mstCt{Daddr: addrOf(own)})
+	}
+	for _, name := range []string{"ct", "snat"} {
+		_, err := ct.write(testDP.maps[name])
+		require.NoError(t, err)
+	}
+	require.NoError(t, testDP.DeleteEndpoint(own))
+	for _, name := range []string{"ct", "snat"} {
+		require.Len(t, entries(t, name), others, name)
+	}
+	clearMaps(t)
+}
+
+func BenchmarkEndpointAmongManyFlows(b *testing.B) {
+	var ct puts[mstTuple, mstCt]
+	for i := range 60000 {
+		ct.add(mstTuple{Saddr: addrOf(netip.AddrFrom4([4]byte{10, 2, byte(i >> 8), byte(i)})), Proto: uint8(ProtocolUDP)}, mstCt{})
+	}
+	for _, name := range []string{"ct", "snat"} {
+		_, err := ct.write(testDP.maps[name])
+		require.NoError(b, err)
+	}
+	for b.Loop() {
+		require.NoError(b, testDP.DeleteEndpoint(netip.MustParseAddr("10.1.0.1")))
+	}
+}

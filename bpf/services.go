@@ -282,25 +282,6 @@ func (d *Datapath) DeleteBackend(id uint32) error {
 	return nil
 }
 
-// removeWhere deletes the entries for which match is true. In an LRU map the oldest entries may go while we
-// look; what is missed then expires by itself.
-func removeWhere[K, V any](m *ebpf.Map, match func(K, V) bool) error {
-	var stale []K
-	var key K
-	var value V
-	entries := m.Iterate()
-	for entries.Next(&key, &value) {
-		if match(key, value) {
-			stale = append(stale, key)
-		}
-	}
-	lru := m.Type() == ebpf.LRUHash
-	if err := entries.Err(); err != nil && !(lru && errors.Is(err, ebpf.ErrIterationAborted)) {
-		return err
-	}
-	return removeAll(m, stale)
-}
-
 // full says what a map's E2BIG means.
 func full(err error) error {
 	if errors.Is(err, ebpf.ErrKeyExist) || err == nil {

@@ -80,7 +80,7 @@ func (m *Manager) markHand(h *handService) {
 func (m *Manager) Add(spec Spec) (View, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	spec, err := m.normal(spec)
+	spec, err := m.normal(spec, nil)
 	if err != nil {
 		return View{}, err
 	}

@@ -212,6 +212,15 @@ func TestNoVIPWhileTheHostsAddressesAreUnknown(t *testing.T) {
 	w.maps.is()
 }
 
+func TestAListAsksOnceForEachVIP(t *testing.T) {
+	w := newWorld(t)
+	var asked []netip.Addr
+	w.hostAddr = func(a netip.Addr) (bool, error) { asked = append(asked, a); return false, nil }
+	_, _, _, _, err := w.Apply([]Spec{spec("10.96.0.1:80", "10.1.0.1"), spec("10.96.0.2:80", "10.1.0.1"), spec("10.96.0.1:81", "10.1.0.1")})
+	require.NoError(t, err)
+	require.Equal(t, []netip.Addr{netip.MustParseAddr("10.96.0.1"), netip.MustParseAddr("10.96.0.2")}, asked)
+}
+
 func TestServicesOutsideThePoolsStay(t *testing.T) {
 	w := newWorld(t)
 	old := spec("192.0.2.7:80", "10.1.0.1:80")

@@ -20,16 +20,16 @@ const MaxSlots = 1024
 const MaxWeight = 100
 
 // normal checks what can be told from a spec and the host alone, and returns it with weights filled in
-// and addresses in their shortest form.
-func (m *Manager) normal(spec Spec) (Spec, error) {
+// and addresses in their shortest form. Of VIPs that are good, as the caller knows, the host is not asked again.
+func (m *Manager) normal(spec Spec, good map[netip.Addr]struct{}) (Spec, error) {
 	spec.Frontend.Addr = spec.Frontend.Addr.Unmap()
-	if err := m.checkSpec(&spec); err != nil {
+	if err := m.checkSpec(&spec, good); err != nil {
 		return Spec{}, fmt.Errorf("service %s: %w", text(spec.Frontend), err)
 	}
 	return spec, nil
 }
 
-func (m *Manager) checkSpec(spec *Spec) error {
+func (m *Manager) checkSpec(spec *Spec, good map[netip.Addr]struct{}) error {
 	if err := checkName(spec.Name); err != nil {
 		return err
 	}
@@ -42,8 +42,10 @@ func (m *Manager) checkSpec(spec *Spec) error {
 	if f.Port == 0 && f.Protocol != bpf.ProtocolAny {
 		return invalidf("port 0 stands for every port of every protocol: leave %s out, or give a port", strings.ToLower(f.Protocol.String()))
 	}
-	if err := m.checkVIP(f.Addr); err != nil {
-		return err
+	if _, known := good[f.Addr]; !known {
+		if err := m.checkVIP(f.Addr); err != nil {
+			return err
+		}
 	}
 	if len(spec.Backends) > MaxSlots {
 		return invalidf("%d backends are too many: at most %d", len(spec.Backends), MaxSlots)
@@ -203,7 +205,7 @@ func (m *Manager) normalSet(specs []Spec) ([]Spec, error) {
 	vips := make(map[netip.Addr]struct{}, len(specs))
 	names := map[string]bool{}
 	for i, s := range specs {
-		s, err := m.normal(s)
+		s, err := m.normal(s, vips)
 		if err != nil {
 			return nil, err
 		}

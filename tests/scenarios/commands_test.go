@@ -66,6 +66,9 @@ var commands = map[string]command{
 	"radio":      radio,
 	"tunnel":     tunnel,
 	"follow":     follow,
+	"churn":      churn,
+	"updates":    updates,
+	"killed":     killed,
 	"vip":        vip,
 	"address":    address,
 }
