@@ -7,6 +7,9 @@ SHELL := /bin/bash
 GO      ?= go
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
 COMMIT  ?= $(shell git rev-parse --short HEAD 2>/dev/null || echo unknown)
+# What would be set up at every start, of which there is one for each call of a runtime of CNI, and is of no use here: man pages, the pages of
+# gRPC for debugging, formats of charts other than .svg and .png.
+TAGS    := urfave_cli_no_docs,grpcnotrace,minimal
 LDFLAGS := -s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT)
 
 include tests/bench.mk
@@ -15,7 +18,7 @@ include plugin-config/rules.mk
 .PHONY: build check-host demo test test-full test-unit test-packets test-engine29 test-engine20 test-kernels soak generate lint bench help
 
 build: check-go ## bin/mustang, a static binary; needs Go alone
-	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/mustang ./cmd/mustang
+	CGO_ENABLED=0 $(GO) build -trimpath -tags $(TAGS) -ldflags '$(LDFLAGS)' -o bin/mustang ./cmd/mustang
 
 .PHONY: test-programs
 test-programs: ## the programs that run inside the test image

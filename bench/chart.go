@@ -16,6 +16,8 @@ import (
 	"gonum.org/v1/plot/plotutil"
 	"gonum.org/v1/plot/vg"
 	"gonum.org/v1/plot/vg/draw"
+	_ "gonum.org/v1/plot/vg/vgimg" // .png, which a program made with the tag minimal has not else
+	_ "gonum.org/v1/plot/vg/vgsvg" // .svg
 )
 
 // chartEndings are the formats that a chart can be drawn in.

@@ -15,7 +15,6 @@ import (
 	"syscall"
 
 	"github.com/cilium/ebpf"
-	"github.com/cilium/ebpf/rlimit"
 	"golang.org/x/sys/unix"
 )
 
@@ -61,9 +60,6 @@ func Open(bpffs string) (*Datapath, error) {
 		if err := checkOwner(p); err != nil {
 			return nil, err
 		}
-	}
-	if err := rlimit.RemoveMemlock(); err != nil {
-		return nil, fmt.Errorf("lift the limit on locked memory: %w", explain(err))
 	}
 	d := &Datapath{dir: dir, maps: map[string]*ebpf.Map{}, pins: map[*ebpf.Map]string{}}
 	spec, err := loadSpec(sockObject)

@@ -130,6 +130,7 @@ type Manager struct {
 	uplinkNames []string // none: those that link.Host.Uplinks finds by itself
 	introduce   func(ctx context.Context, networkID string)
 
+	syncing   sync.Mutex // one look at the host's devices is put to use before the next
 	mu        sync.Mutex // guards what follows and orders changes
 	networks  map[string]*Network
 	endpoints map[string]*Endpoint

@@ -26,7 +26,11 @@ func (m *Manager) Restore() error {
 	for _, p := range m.pools {
 		errs = append(errs, m.links.Refuse(p))
 	}
-	errs = append(errs, m.syncUplinks())
+	now, err := m.lookOutside(m.uplinkNames)
+	if err == nil {
+		err = m.syncUplinks(now)
+	}
+	errs = append(errs, err)
 	if m.anyOff() { // before anything else is made: the tables are never less than all
 		errs = append(errs, m.setEnds())
 	}

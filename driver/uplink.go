@@ -16,9 +16,18 @@ import (
 // SyncUplinks makes the datapath agree with what leads out of the host, and with the host's own addresses, as they
 // are now. Call it whenever a device, an address or a route has changed.
 func (m *Manager) SyncUplinks() error {
+	m.syncing.Lock()
+	defer m.syncing.Unlock()
+	m.mu.Lock()
+	names := m.uplinkNames
+	m.mu.Unlock()
+	seen, err := m.lookOutside(names) // which takes long on a host with many devices
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return errors.Join(m.syncUplinks(), m.renewSlaves())
+	if err == nil {
+		err = m.syncUplinks(seen)
+	}
+	return errors.Join(err, m.renewSlaves())
 }
 
 // SetUplinks has the devices with these names lead out from now on, as Config.Uplinks does.
@@ -29,22 +38,29 @@ func (m *Manager) SetUplinks(names []string) error {
 	return m.SyncUplinks()
 }
 
-func (m *Manager) syncUplinks() error {
-	addrs, err := m.links.HostAddrs()
-	if err != nil {
-		return err
+// outside is what the kernel has that leads out of the host, and the host's own addresses.
+type outside struct {
+	addrs   []netip.Addr
+	uplinks []link.Uplink
+	unfit   []string
+}
+
+func (m *Manager) lookOutside(names []string) (o outside, err error) {
+	if o.addrs, err = m.links.HostAddrs(); err != nil {
+		return o, err
 	}
-	uplinks, unfit, err := m.links.Uplinks(m.uplinkNames)
-	if err != nil {
-		return err
-	}
-	for _, why := range unfit {
+	o.uplinks, o.unfit, err = m.links.Uplinks(names)
+	return o, err
+}
+
+func (m *Manager) syncUplinks(now outside) error {
+	for _, why := range now.unfit {
 		if !slices.Contains(m.unfit, why) {
 			m.log.Warnf("%s, so that it is no uplink: what comes and leaves by it is left to the host's stack", why)
 		}
 	}
-	m.unfit = unfit
-	return errors.Join(m.syncAddrs(addrs), m.setUplinks(uplinks))
+	m.unfit = now.unfit
+	return errors.Join(m.syncAddrs(now.addrs), m.setUplinks(now.uplinks))
 }
 
 // syncAddrs makes the host's own addresses known, where ports are published and containers reach the host.

@@ -186,6 +186,12 @@ func (p *pool) checkExplicit(addr netip.Addr, bootID string) error {
 	return fmt.Errorf("%w: %s is held by %s: choose another address or remove the holder", ErrTaken, addr, r.holder())
 }
 
+// full tells whether pick would find nothing.
+func (p *pool) full() bool {
+	_, found := p.taken.firstFree(p.auto.first, p.auto)
+	return !found && !slices.ContainsFunc(p.quarantine, func(q freed) bool { return p.auto.contains(q.addr) })
+}
+
 // pick chooses an address for a request that names none.
 func (p *pool) pick(gateway bool) (netip.Addr, error) {
 	from := p.auto.first

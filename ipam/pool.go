@@ -27,6 +27,8 @@ type Request struct {
 	Pool string
 	// SubPool is the part of Pool to allocate from automatically, as CIDR; empty means all of it.
 	SubPool string
+	// First and Last bound the same by addresses, both included; the zero Addr means Pool's.
+	First, Last netip.Addr
 	// IPv6 is the family wanted. It must agree with Pool.
 	IPv6 bool
 	// Owner says who the pool is for, if the caller has a lasting name for that, such as a CNI network.
@@ -45,28 +47,34 @@ type Pool struct {
 	Space   string
 	Subnet  netip.Prefix
 	SubPool netip.Prefix // where automatic addresses come from; the zero Prefix means all of Subnet
+	First   netip.Addr   // and from which one on, unless it is zero
+	Last    netip.Addr   // and to which one, unless it is zero
+	Full    bool         // no address is left for who names none
 	Owner   string
 	Since   time.Time
 	BootID  string // of the boot in which it was requested
 	Leases  int    // how many addresses are leased, the gateway's included
 }
 
-// Used is the part of the addresses which may be given that are leased, from 0 to 1. Of a pool too large to count it is 0.
+// Used is the part of the addresses which are given to who names none that are leased, from 0 to 1.
 func (p Pool) Used() float64 {
 	from := p.SubPool
 	if !from.IsValid() {
 		from = p.Subnet
 	}
-	const countable = 32 // bits
-	bits := from.Addr().BitLen() - from.Bits()
-	if bits > countable {
-		return 0
+	return min(float64(p.Leases)/automatic(p.Subnet, from, p.First, p.Last).size(), 1)
+}
+
+// automatic is where addresses are taken from that nobody asks for: what the prefix from and the bounds leave of a subnet.
+func automatic(subnet, from netip.Prefix, first, last netip.Addr) span {
+	s := assignable(subnet).intersect(span{from.Addr(), lastAddr(from)})
+	if first.IsValid() {
+		s = s.intersect(span{first, s.last})
 	}
-	all := float64(uint64(1) << bits)
-	if from.Addr().Is4() && bits > 1 && from == p.Subnet {
-		all -= 2 // its own address and the broadcast
+	if last.IsValid() {
+		s = s.intersect(span{s.first, last})
 	}
-	return min(float64(p.Leases)/all, 1)
+	return s
 }
 
 func poolID(space string, subnet netip.Prefix) string { return space + "/" + subnet.String() }
@@ -83,16 +91,16 @@ type pool struct {
 }
 
 func newPool(id string, r poolRecord) *pool {
-	p := &pool{id: id, poolRecord: r, auto: assignable(r.Subnet), leases: map[netip.Addr]leaseRecord{}}
-	if r.SubPool.IsValid() {
-		p.auto = p.auto.intersect(span{r.SubPool.Addr(), lastAddr(r.SubPool)})
+	from := r.SubPool
+	if !from.IsValid() {
+		from = r.Subnet
 	}
-	return p
+	return &pool{id: id, poolRecord: r, auto: automatic(r.Subnet, from, r.First, r.Last), leases: map[netip.Addr]leaseRecord{}}
 }
 
 func (p *pool) describe() Pool {
 	return Pool{
-		ID: p.id, Space: p.Space, Subnet: p.Subnet, SubPool: p.SubPool,
+		ID: p.id, Space: p.Space, Subnet: p.Subnet, SubPool: p.SubPool, First: p.First, Last: p.Last, Full: p.full(),
 		Owner: p.Owner, Since: p.Since, BootID: p.BootID, Leases: len(p.leases),
 	}
 }
@@ -104,6 +112,19 @@ func (p *pool) String() string {
 		owner = " of " + p.Owner
 	}
 	return fmt.Sprintf("pool %s%s (requested %s, %d leases)", p.id, owner, p.Since.Format(time.RFC3339), len(p.leases))
+}
+
+// wanted is how errors name the part of the subnet that was asked for.
+func (p *pool) wanted() string {
+	switch {
+	case p.First.IsValid() && p.Last.IsValid():
+		return "from " + p.First.String() + " to " + p.Last.String()
+	case p.First.IsValid():
+		return "from " + p.First.String()
+	case p.Last.IsValid():
+		return "to " + p.Last.String()
+	}
+	return p.SubPool.String()
 }
 
 // RequestPool makes a pool. [IPAM.ReleasePool] undoes it.
@@ -144,12 +165,12 @@ func (i *IPAM) RequestPool(req Request) (Pool, error) {
 		return Pool{}, fmt.Errorf("request pool: %w", err)
 	}
 	p := newPool(poolID(req.Space, subnet), poolRecord{
-		Space: req.Space, Subnet: subnet, SubPool: subPool, Automatic: req.Pool == "",
+		Space: req.Space, Subnet: subnet, SubPool: subPool, First: req.First, Last: req.Last, Automatic: req.Pool == "",
 		Owner: req.Owner, Since: i.opts.Now().UTC(), BootID: i.opts.BootID,
 	})
 	if p.auto.empty() {
 		return Pool{}, fmt.Errorf("request pool: sub-pool %s: %w: all its addresses are network or broadcast addresses of %s: choose a larger one",
-			subPool, ErrInvalid, subnet)
+			p.wanted(), ErrInvalid, subnet)
 	}
 	err = i.store.Update(func(tx state.Tx) error { return tx.Put(bucketPools, p.id, p.poolRecord) })
 	if err != nil {
@@ -198,7 +219,7 @@ func parseRequest(req Request) (subnet, subPool netip.Prefix, err error) {
 		return subnet, subPool, fmt.Errorf("address space %q: %w: want up to 64 of A-Z a-z 0-9 . _ -", req.Space, ErrInvalid)
 	}
 	if req.Pool == "" {
-		if req.SubPool != "" {
+		if req.SubPool != "" || req.First.IsValid() || req.Last.IsValid() {
 			return subnet, subPool, fmt.Errorf("sub-pool %s: %w: a sub-pool needs its pool, give the subnet too", req.SubPool, ErrInvalid)
 		}
 		return subnet, subPool, nil
@@ -211,6 +232,14 @@ func parseRequest(req Request) (subnet, subPool netip.Prefix, err error) {
 	}
 	if bad, found := overlapping(subnet, unusable); found {
 		return subnet, subPool, fmt.Errorf("pool %s: %w: no interface can have an address of %s: choose another", subnet, ErrInvalid, bad)
+	}
+	for _, a := range []netip.Addr{req.First, req.Last} {
+		if a.IsValid() && !subnet.Contains(a) {
+			return subnet, subPool, fmt.Errorf("range to allocate from: %w: %s is not inside of the subnet %s: choose one in it", ErrInvalid, a, subnet)
+		}
+	}
+	if req.Last.IsValid() && req.Last.Less(req.First) {
+		return subnet, subPool, fmt.Errorf("range to allocate from: %w: it ends at %s, before it begins at %s: give the lower address first", ErrInvalid, req.Last, req.First)
 	}
 	if req.SubPool == "" {
 		return subnet, subPool, nil
@@ -230,7 +259,7 @@ func (i *IPAM) replayed(req Request, subnet, subPool netip.Prefix) *pool {
 		return nil
 	}
 	for _, p := range i.pools {
-		if p.Owner == req.Owner && p.Space == req.Space && p.SubPool == subPool &&
+		if p.Owner == req.Owner && p.Space == req.Space && p.SubPool == subPool && p.First == req.First && p.Last == req.Last &&
 			(p.Subnet == subnet || !subnet.IsValid() && p.Automatic && p.Subnet.Addr().Is6() == req.IPv6) {
 			return p
 		}

@@ -38,6 +38,10 @@ func TestRequestPoolRefuses(t *testing.T) {
 		{"sub-pool outside", ipam.Request{Pool: "10.7.0.0/24", SubPool: "10.8.0.0/25"}, ipam.ErrInvalid, []string{"10.8.0.0/25", "10.7.0.0/24"}},
 		{"sub-pool larger", ipam.Request{Pool: "10.7.0.0/24", SubPool: "10.7.0.0/23"}, ipam.ErrInvalid, nil},
 		{"sub-pool unusable", ipam.Request{Pool: "10.7.0.0/24", SubPool: "10.7.0.255/32"}, ipam.ErrInvalid, []string{"broadcast"}},
+		{"bounds alone", ipam.Request{First: addr("10.7.0.5")}, ipam.ErrInvalid, []string{"give the subnet too"}},
+		{"bounds outside", ipam.Request{Pool: "10.7.0.0/24", Last: addr("10.8.0.5")}, ipam.ErrInvalid, []string{"10.8.0.5 is not inside of the subnet 10.7.0.0/24: choose one in it"}},
+		{"bounds the wrong way", ipam.Request{Pool: "10.7.0.0/24", First: addr("10.7.0.9"), Last: addr("10.7.0.5")}, ipam.ErrInvalid, []string{"it ends at 10.7.0.5, before it begins at 10.7.0.9: give the lower address first"}},
+		{"bounds unusable", ipam.Request{Pool: "10.7.0.0/24", First: addr("10.7.0.255")}, ipam.ErrInvalid, []string{"from 10.7.0.255", "broadcast"}},
 		{"same pool", ipam.Request{Pool: "10.5.0.0/24"}, ipam.ErrOverlap, []string{"10.5.0.0/24", "choose another subnet"}},
 		{"same pool, other space", ipam.Request{Space: "other", Pool: "10.5.0.0/24"}, ipam.ErrOverlap, nil},
 		{"inside a pool", ipam.Request{Pool: "10.5.0.128/25"}, ipam.ErrOverlap, []string{"10.5.0.128/25", "mustang-local/10.5.0.0/24"}},
@@ -76,6 +80,7 @@ func TestSameOwnerGetsTheSamePool(t *testing.T) {
 		{Owner: "net"},
 		{Owner: "net", IPv6: true},
 		{Owner: "net", Pool: "10.6.0.0/24", SubPool: "10.6.0.0/25"},
+		{Owner: "net", Pool: "10.7.0.0/24", First: addr("10.7.0.5"), Last: addr("10.7.0.9")},
 	} {
 		first, err := i.RequestPool(req)
 		require.NoError(t, err)
@@ -83,7 +88,7 @@ func TestSameOwnerGetsTheSamePool(t *testing.T) {
 		require.NoError(t, err)
 		require.Equal(t, first, again)
 	}
-	require.Len(t, i.Pools(), 3)
+	require.Len(t, i.Pools(), 4)
 }
 
 func TestPoolOnTheParentsLAN(t *testing.T) {
@@ -199,4 +204,34 @@ func FuzzRequestPool(f *testing.F) {
 		require.NoError(t, i.ReleasePool(p.ID))
 		requireEmpty(t, store)
 	})
+}
+
+// Who names no address gets one between the bounds, others and the gateway may have any; a start finds them again.
+func TestBounds(t *testing.T) {
+	store := state.Memory()
+	i := newIPAM(t, store, ipam.Options{Quarantine: -1})
+	p, err := i.RequestPool(ipam.Request{Owner: "net", Pool: "10.7.0.0/24", First: addr("10.7.0.5"), Last: addr("10.7.0.6")})
+	require.NoError(t, err)
+	take := func(want, ask string, opts ipam.AddressOptions) {
+		t.Helper()
+		var a netip.Addr
+		if ask != "" {
+			a = addr(ask)
+		}
+		got, err := i.RequestAddress(p.ID, a, opts)
+		require.NoError(t, err)
+		require.Equal(t, want, got.String())
+	}
+	take("10.7.0.1/24", "10.7.0.1", ipam.AddressOptions{Gateway: true})
+	take("10.7.0.77/24", "10.7.0.77", ipam.AddressOptions{Owner: "asks"})
+	take("10.7.0.5/24", "", ipam.AddressOptions{Owner: "one"})
+	i = newIPAM(t, store, ipam.Options{Quarantine: -1})
+	require.False(t, i.Pools()[0].Full)
+	take("10.7.0.6/24", "", ipam.AddressOptions{Owner: "two"})
+	require.True(t, i.Pools()[0].Full)
+	require.Equal(t, 1.0, i.Pools()[0].Used())
+	_, err = i.RequestAddress(p.ID, netip.Addr{}, ipam.AddressOptions{Owner: "three"})
+	require.ErrorIs(t, err, ipam.ErrExhausted)
+	require.NoError(t, i.ReleaseOwner(p.ID, "one"))
+	take("10.7.0.5/24", "", ipam.AddressOptions{Owner: "three"})
 }

@@ -24,6 +24,8 @@ type poolRecord struct {
 	Space   string       `json:"space"`
 	Subnet  netip.Prefix `json:"subnet"`
 	SubPool netip.Prefix `json:"sub_pool"`
+	First   netip.Addr   `json:"first,omitzero"`
+	Last    netip.Addr   `json:"last,omitzero"`
 	// Automatic says that the request named no subnet.
 	Automatic bool      `json:"automatic,omitempty"`
 	Owner     string    `json:"owner,omitempty"`

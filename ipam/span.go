@@ -27,6 +27,18 @@ func (s span) intersect(o span) span {
 	return s
 }
 
+// size is how many addresses there are, as near as a float64 is.
+func (s span) size() float64 {
+	if s.empty() {
+		return 0
+	}
+	first, last, size := s.first.As16(), s.last.As16(), 0.0
+	for i := range first {
+		size = size*256 + float64(last[i]) - float64(first[i])
+	}
+	return size + 1
+}
+
 // spans is a set of addresses, kept as its runs: sorted, apart, and never adjacent. It costs as much
 // as there are gaps in it, not as there are addresses in the pool, so that a /64 is as cheap as a /24,
 // and the next free address is one binary search away.

@@ -14,9 +14,9 @@ deb rpm: build package-files ## bin/*.deb and bin/*.rpm (by nfpm): binary, units
 	GOARCH=$(ARCH) PACKAGE_VERSION=$(PACKAGE_VERSION) SOURCE_DATE_EPOCH=$$(date -d '$(COMMIT_TIME)' +%s) \
 		$$(tests/tools/install --path nfpm)/bin/nfpm package --config plugin-config/package/nfpm.yaml --packager $@ --target bin/
 
-package-files: build # what the binary itself generates, the same at every time
+package-files: build # what the program itself generates, the same at every time
 	rm -rf bin/package && mkdir -p bin/package
-	bin/mustang man | gzip -9n >bin/package/mustang.8.gz
+	CGO_ENABLED=0 $(GO) run -ldflags '$(LDFLAGS)' ./cmd/mustang man | gzip -9n >bin/package/mustang.8.gz
 	bin/mustang completion bash >bin/package/mustang.bash
 	bin/mustang completion zsh >bin/package/_mustang
 	bin/mustang completion fish >bin/package/mustang.fish

@@ -78,8 +78,9 @@ func newApp(e env) *cli.App {
 	app.Commands = []*cli.Command{
 		daemonCommand(e), svcCommand(e), epCommand(e), networkCommand(e), portsCommand(e), statusCommand(e),
 		verifyCommand(e), monitorCommand(e), benchCommand(e), purgeCommand(e), completionCommand(e), versionCommand(e),
-		helperCommand(e), manCommand(e),
+		helperCommand(e),
 	}
+	app.Commands = append(app.Commands, manCommands(e)...)
 	app.EnableBashCompletion = true
 	app.Action = unknownCommand
 	app.OnUsageError = flagError

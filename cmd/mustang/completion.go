@@ -5,7 +5,6 @@ package main
 import (
 	_ "embed"
 	"fmt"
-	"slices"
 
 	"github.com/urfave/cli/v2"
 )
@@ -41,22 +40,4 @@ func completionCommand(e env) *cli.Command {
 			return err
 		},
 	}.command()
-}
-
-// manCommand prints the man page, for those who make packages.
-func manCommand(e env) *cli.Command {
-	c := verb{
-		name: "man", usage: "print the man page mustang(8)",
-		run: func(*cli.Context) error {
-			app := newApp(e)
-			app.Commands = slices.DeleteFunc(slices.Clone(app.Commands), func(c *cli.Command) bool { return c.Hidden })
-			page, err := app.ToMan()
-			if err == nil {
-				_, err = fmt.Fprint(e.stdout, page)
-			}
-			return err
-		},
-	}.command()
-	c.Hidden = true
-	return c
 }

@@ -8,8 +8,10 @@ import (
 )
 
 const (
-	// settle is how long changes of devices, addresses and routes gather: a container's start makes several.
-	settle = 50 * time.Millisecond
+	// settle is how long changes of devices, addresses and routes gather: a container's start makes several. Where a look at them
+	// takes long they gather for longer, so that looking takes a tenth of the time at most.
+	settle    = 50 * time.Millisecond
+	settleMax = 500 * time.Millisecond
 	// collectEvery is how often masqueraded flows that are over make room.
 	collectEvery = 30 * time.Second
 )
@@ -22,7 +24,10 @@ func (h *host) followUplinks(ctx context.Context) error {
 	}
 	for {
 		var again <-chan time.Time
-		if err := h.driver.SyncUplinks(); err != nil {
+		began := time.Now()
+		err := h.driver.SyncUplinks()
+		pause := min(max(settle, 10*time.Since(began)), settleMax)
+		if err != nil {
 			h.log.WithError(err).Warn("follow the uplinks")
 			again = time.After(retryEvery) // on a quiet host nothing else would
 		}
@@ -35,7 +40,11 @@ func (h *host) followUplinks(ctx context.Context) error {
 				return nil
 			}
 		}
-		time.Sleep(settle)
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(pause):
+		}
 	}
 }
 

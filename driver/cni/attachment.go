@@ -74,6 +74,8 @@ type Network struct {
 type Range struct {
 	Subnet  netip.Prefix `json:"subnet"`
 	Range   netip.Prefix `json:"range,omitzero"`   // of the subnet, where addresses are taken from that nobody asked for
+	First   netip.Addr   `json:"first,omitzero"`   // the same by the first of them and
+	Last    netip.Addr   `json:"last,omitzero"`    // the last one
 	Gateway netip.Addr   `json:"gateway,omitzero"` // or the first address
 }
 

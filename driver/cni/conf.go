@@ -110,6 +110,10 @@ func parseConf(text []byte) (*conf, error) {
 	if err := json.Unmarshal(text, &all); err != nil {
 		return nil, types.NewError(types.ErrDecodingFailure, "read the network configuration", err.Error())
 	}
+	if none, given := all["ipam"].(map[string]any); given && len(none) == 0 {
+		return nil, invalidf("\"ipam\": {} asks for no addresses, by which mustang knows its containers: leave \"ipam\" away, and mustang chooses them, " +
+			"or say which with \"ranges\"")
+	}
 	for key, value := range all {
 		if slices.Contains(ours, key) {
 			continue
@@ -171,9 +175,13 @@ func (c *conf) network() (Network, error) {
 			if err != nil {
 				return n, err
 			}
-			if !slices.Contains(n.Ranges, one) {
-				n.Ranges = append(n.Ranges, one)
+			if slices.Contains(n.Ranges, one) {
+				continue
 			}
+			if slices.ContainsFunc(n.Ranges, func(had Range) bool { return had.Subnet == one.Subnet }) {
+				return n, invalidf("ipam: subnet %s has several ranges: leave one of them, or use \"type\": \"host-local\"", one.Subnet)
+			}
+			n.Ranges = append(n.Ranges, one)
 		}
 	}
 	return n, nil
@@ -206,8 +214,14 @@ func (r rangeConf) parse() (out Range, err error) {
 	if out.Subnet, err = netip.ParsePrefix(r.Subnet); err != nil || out.Subnet != out.Subnet.Masked() {
 		return out, invalidf("ipam: subnet %q: want a prefix without host bits, such as 10.77.0.0/24", r.Subnet)
 	}
-	if r.RangeStart != "" || r.RangeEnd != "" {
-		return out, invalidf("ipam: subnet %s: rangeStart and rangeEnd are host-local's: give a prefix as range, or use \"type\": \"host-local\"", r.Subnet)
+	if out.First, err = r.bound(r.RangeStart); err != nil {
+		return out, err
+	}
+	if out.Last, err = r.bound(r.RangeEnd); err != nil {
+		return out, err
+	}
+	if out.First.IsValid() || out.Last.IsValid() {
+		out.Gateway = out.Subnet.Addr().Next() // as host-local has it: not the first of the range
 	}
 	if r.Range != "" {
 		if out.Range, err = netip.ParsePrefix(r.Range); err != nil {
@@ -220,6 +234,18 @@ func (r rangeConf) parse() (out Range, err error) {
 		}
 	}
 	return out, nil
+}
+
+// bound reads the first or the last address of a range.
+func (r rangeConf) bound(text string) (netip.Addr, error) {
+	if text == "" {
+		return netip.Addr{}, nil
+	}
+	a, err := netip.ParseAddr(text)
+	if err != nil {
+		return a, invalidf("ipam: subnet %s: %q is no address: give one of it as rangeStart and rangeEnd", r.Subnet, text)
+	}
+	return a, nil
 }
 
 // ask reads what the runtime asks for this container.

@@ -40,14 +40,23 @@ func TestConfigurations(t *testing.T) {
 		{"subnets", `,"ipv6":true,"internal":true,"ipam":{"ranges":[[{"subnet":"10.5.0.0/24","gateway":"10.5.0.9","range":"10.5.0.128/25"}]]}`, "",
 			func(a *Attachment) {
 				a.Of.IPv6, a.Of.Internal = true, true
-				a.Of.Ranges = []Range{{prefix("10.5.0.0/24"), prefix("10.5.0.128/25"), addr("10.5.0.9")}}
+				a.Of.Ranges = []Range{{Subnet: prefix("10.5.0.0/24"), Range: prefix("10.5.0.128/25"), Gateway: addr("10.5.0.9")}}
+			}},
+		{"ranges from and to", `,"ipam":{"ranges":[[{"subnet":"10.5.0.0/24","rangeStart":"10.5.0.9","rangeEnd":"10.5.0.20"}],[{"subnet":"fd05::/64","rangeStart":"fd05::9","gateway":"fd05::2"}]]}`, "",
+			func(a *Attachment) {
+				a.Of.Ranges = []Range{
+					{Subnet: prefix("10.5.0.0/24"), First: addr("10.5.0.9"), Last: addr("10.5.0.20"), Gateway: addr("10.5.0.1")},
+					{Subnet: prefix("fd05::/64"), First: addr("fd05::9"), Gateway: addr("fd05::2")},
+				}
 			}},
 		{"another IPAM", `,"ipam":{"type":"host-local","subnet":"10.5.0.0/24","rangeStart":"10.5.0.7"}`, "", func(a *Attachment) {
 			a.Of.Delegated = true
 			a.Of.Ranges = []Range{{Subnet: netip.MustParsePrefix("10.5.0.0/24"), Gateway: netip.MustParseAddr("10.5.0.1")}}
 		}},
-		{"ranges of the runtime", `,"runtimeConfig":{"ipRanges":[[{"subnet":"10.6.0.0/24"}]]}`, "",
-			func(a *Attachment) { a.Of.Ranges = []Range{{Subnet: prefix("10.6.0.0/24")}} }},
+		{"ranges of the runtime", `,"runtimeConfig":{"ipRanges":[[{"subnet":"10.6.0.0/24"},{"subnet":"10.7.0.0/24","rangeEnd":"10.7.0.9"}]]}`, "",
+			func(a *Attachment) {
+				a.Of.Ranges = []Range{{Subnet: prefix("10.6.0.0/24")}, {Subnet: prefix("10.7.0.0/24"), Last: addr("10.7.0.9"), Gateway: addr("10.7.0.1")}}
+			}},
 		{"ports as nerdctl writes them", `,"runtimeConfig":{"portMappings":[{"HostPort":8080,"ContainerPort":80,"Protocol":"tcp","HostIP":"0.0.0.0"},{"HostPort":53,"ContainerPort":53,"Protocol":"udp","HostIP":"127.0.0.1"}]}`, "",
 			func(a *Attachment) {
 				a.Ports = []driver.PortBinding{
@@ -87,7 +96,9 @@ func TestBadConfigurations(t *testing.T) {
 		{`,"mod":"bridge"`, "", types.ErrUnsupportedField, `"mod": bridge`},
 		{`,"mtu":[1400]`, "", types.ErrInvalidNetworkConfig, "mtu"},
 		{`,"ipam":{"ranges":[[{"subnet":"10.5.0.7/24"}]]}`, "", types.ErrInvalidNetworkConfig, "without host bits"},
-		{`,"ipam":{"ranges":[[{"subnet":"10.5.0.0/24","rangeStart":"10.5.0.9"}]]}`, "", types.ErrInvalidNetworkConfig, "host-local"},
+		{`,"ipam":{"ranges":[[{"subnet":"10.5.0.0/24","rangeStart":"ten"}]]}`, "", types.ErrInvalidNetworkConfig, `"ten" is no address: give one of it as rangeStart and rangeEnd`},
+		{`,"ipam":{"subnet":"10.5.0.0/24","ranges":[[{"subnet":"10.5.0.0/24","rangeStart":"10.5.0.9"}]]}`, "", types.ErrInvalidNetworkConfig, "subnet 10.5.0.0/24 has several ranges: leave one of them"},
+		{`,"ipam":{}`, "", types.ErrInvalidNetworkConfig, `leave "ipam" away, and mustang chooses them`},
 		{`,"ipam":[]`, "", types.ErrDecodingFailure, "ipam"},
 		{`,"runtimeConfig":{"ips":["ten"]}`, "", types.ErrInvalidNetworkConfig, `"ten"`},
 		{`,"runtimeConfig":{"mac":"02:42"}`, "", types.ErrInvalidNetworkConfig, `"02:42"`},

@@ -97,6 +97,12 @@ func pluginOf(n Network) map[string]any {
 		if r.Range.IsValid() {
 			c.Range = r.Range.String()
 		}
+		if r.First.IsValid() {
+			c.RangeStart = r.First.String()
+		}
+		if r.Last.IsValid() {
+			c.RangeEnd = r.Last.String()
+		}
 		if r.Gateway.IsValid() {
 			c.Gateway = r.Gateway.String()
 		}

@@ -199,7 +199,7 @@ func (m *Manager) makePools(n Network) ([]driver.Subnet, error) {
 		if automatic6 && (!n.IPv6 || has6) {
 			break
 		}
-		req := ipam.Request{Owner: owner(n.Name), IPv6: automatic6, IgnoreHostRoutes: n.Options["parent"] != ""}
+		req := ipam.Request{Owner: owner(n.Name), IPv6: automatic6, First: r.First, Last: r.Last, IgnoreHostRoutes: n.Options["parent"] != ""}
 		if r.Subnet.IsValid() {
 			req.Pool, req.IPv6 = r.Subnet.String(), r.Subnet.Addr().Is6()
 		}
@@ -349,7 +349,7 @@ func (m *Manager) CreateNetwork(ctx context.Context, want Network) (Network, err
 	made := n.Network
 	made.Ranges = nil
 	for _, p := range m.poolsOf(n.Name) {
-		r := Range{Subnet: p.Subnet, Range: p.SubPool}
+		r := Range{Subnet: p.Subnet, Range: p.SubPool, First: p.First, Last: p.Last}
 		for _, s := range n.subnets {
 			if s.Pool == p.Subnet {
 				r.Gateway = s.Gateway.Addr()
@@ -393,7 +393,7 @@ func (m *Manager) CanAdd(ctx context.Context, want Network) error {
 	}
 	m.Sweep(ctx)
 	for _, p := range m.poolsOf(want.Name) {
-		if size := p.Subnet.Addr().BitLen() - p.Subnet.Bits(); size < 31 && p.Leases >= 1<<size-2 {
+		if p.Full {
 			return unavailable{fmt.Errorf("the subnet %s of the network %s has no free address: end containers on it, or make a network with a larger one", p.Subnet, want.Name)}
 		}
 	}

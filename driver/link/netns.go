@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"net/netip"
 	"os"
+	"strings"
 
 	"github.com/containernetworking/plugins/pkg/ns"
 	"github.com/vishvananda/netlink"
@@ -63,6 +64,9 @@ func (h Host) Cookie(path string) (cookie uint64, err error) {
 func (h Host) Listens(path string) (bool, error) {
 	found := false
 	err := h.Do(path, func() error {
+		if !mayListen() {
+			return nil
+		}
 		for _, family := range []uint8{unix.AF_INET, unix.AF_INET6} {
 			sockets, err := whole(func() ([]*netlink.Socket, error) { return netlink.SocketDiagTCP(family) })
 			if err != nil {
@@ -80,6 +84,22 @@ func (h Host) Listens(path string) (bool, error) {
 		return false, fmt.Errorf("list the listeners of the network namespace %q: %w", path, explain(err))
 	}
 	return found, nil
+}
+
+// mayListen tells whether the namespace of the calling thread has any TCP socket. The kernel counts them, but lists them only
+// by a walk through those of all namespaces.
+func mayListen() bool {
+	for file, count := range map[string]string{"sockstat": "TCP: inuse ", "sockstat6": "TCP6: inuse "} {
+		text, err := os.ReadFile("/proc/thread-self/net/" + file)
+		if err != nil {
+			return true // the list tells
+		}
+		_, rest, _ := strings.Cut("\n"+string(text), "\n"+count)
+		if fields := strings.Fields(rest); len(fields) == 0 || fields[0] != "0" {
+			return true
+		}
+	}
+	return false
 }
 
 // Inside is a device inside a sandbox and its other end.

@@ -7,7 +7,8 @@
 //	mst-adds -n 50 -at-once 1 add net.conf     one after another
 //
 // net.conf is the configuration of one plugin. Times are in milliseconds, from before the plugin's process starts until it has ended: the
-// median, the 99th percentile, the longest, and that of all of them together.
+// median, the 99th percentile, the longest, and that of all of them together. Then, a call each, the CPU time of the plugin's process and,
+// with -daemon PID, that of the process PID meanwhile, which the kernel tells to 10 ms in all.
 package main
 
 import (
@@ -27,9 +28,10 @@ func main() {
 	atOnce := flag.Int("at-once", 0, "calls at a time (0: all)")
 	plugin := flag.String("plugin", "/opt/cni/bin/mustang", "the plugin's program")
 	prefix := flag.String("id", "adds-", "what ids of containers and sandboxes begin with")
+	daemon := flag.Int("daemon", 0, "a process whose CPU time is told, too (0: none)")
 	flag.Parse()
 	if flag.NArg() != 2 || *number < 1 {
-		fmt.Fprintln(os.Stderr, "usage: mst-adds [-n NUMBER] [-at-once NUMBER] [-plugin PATH] add|del CONFIGURATION")
+		fmt.Fprintln(os.Stderr, "usage: mst-adds [-n NUMBER] [-at-once NUMBER] [-plugin PATH] [-daemon PID] add|del CONFIGURATION")
 		os.Exit(2)
 	}
 	conf, err := os.ReadFile(flag.Arg(1))
@@ -40,13 +42,23 @@ func main() {
 		*atOnce = *number
 	}
 	calls := &calls{plugin: *plugin, verb: strings.ToUpper(flag.Arg(0)), prefix: *prefix, conf: conf}
+	before, err := cpuOf(*daemon)
+	if err != nil {
+		fail(err)
+	}
 	begin := time.Now()
 	if err := calls.run(*number, *atOnce); err != nil {
 		fail(err)
 	}
 	all := time.Since(begin)
+	after, err := cpuOf(*daemon)
+	if err != nil {
+		fail(err)
+	}
 	took := slices.Sorted(slices.Values(calls.took))
-	fmt.Printf("%.1f %.1f %.1f %.1f\n", ms(at(took, 50)), ms(at(took, 99)), ms(took[len(took)-1]), ms(all))
+	each := time.Duration(*number)
+	fmt.Printf("%.1f %.1f %.1f %.1f %.2f %.2f\n", ms(at(took, 50)), ms(at(took, 99)), ms(took[len(took)-1]), ms(all),
+		ms(calls.cpu/each), ms((after-before)/each))
 }
 
 func fail(err error) {
@@ -61,6 +73,23 @@ func at(took []time.Duration, percent int) time.Duration {
 	return took[max(0, (len(took)*percent+99)/100-1)]
 }
 
+// cpuOf is the CPU time that a process has had since it began (proc(5): utime and stime, in ticks of 10 ms).
+func cpuOf(pid int) (time.Duration, error) {
+	if pid == 0 {
+		return 0, nil
+	}
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return 0, err
+	}
+	var user, system int64
+	fields := strings.Fields(string(text[bytes.LastIndexByte(text, ')')+1:])) // the name may have blanks
+	if _, err := fmt.Sscan(fields[11]+" "+fields[12], &user, &system); err != nil {
+		return 0, fmt.Errorf("read the CPU time of %d: %w", pid, err)
+	}
+	return time.Duration(user+system) * 10 * time.Millisecond, nil
+}
+
 // calls are all calls of one verb.
 type calls struct {
 	plugin, verb, prefix string
@@ -68,6 +97,7 @@ type calls struct {
 
 	mu   sync.Mutex
 	took []time.Duration
+	cpu  time.Duration
 	err  error
 }
 
@@ -79,10 +109,11 @@ func (c *calls) run(number, atOnce int) error {
 		group.Go(func() {
 			room <- struct{}{}
 			defer func() { <-room }()
-			took, err := c.call(fmt.Sprintf("%s%d", c.prefix, i))
+			took, cpu, err := c.call(fmt.Sprintf("%s%d", c.prefix, i))
 			c.mu.Lock()
 			defer c.mu.Unlock()
 			c.took = append(c.took, took)
+			c.cpu += cpu
 			if c.err == nil {
 				c.err = err
 			}
@@ -93,7 +124,7 @@ func (c *calls) run(number, atOnce int) error {
 }
 
 // call executes the plugin once.
-func (c *calls) call(id string) (time.Duration, error) {
+func (c *calls) call(id string) (took, cpu time.Duration, err error) {
 	var out bytes.Buffer
 	cmd := exec.Command(c.plugin)
 	cmd.Env = []string{
@@ -102,10 +133,13 @@ func (c *calls) call(id string) (time.Duration, error) {
 	}
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = bytes.NewReader(c.conf), &out, &out
 	begin := time.Now()
-	err := cmd.Run()
-	took := time.Since(begin)
+	err = cmd.Run()
+	took = time.Since(begin)
+	if cmd.ProcessState != nil {
+		cpu = cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime()
+	}
 	if err != nil {
 		err = fmt.Errorf("%s %s: %w: %s", c.verb, id, err, out.Bytes())
 	}
-	return took, err
+	return took, cpu, err
 }
