@@ -68,6 +68,9 @@ func (d *Datapath) mapPin(m *ebpf.Map) string { return filepath.Join(d.dir, d.pi
 // unknownPins lists those that carry our prefix and are neither maps of this build nor links.
 func (d *Datapath) unknownPins() ([]string, error) {
 	entries, err := os.ReadDir(d.dir)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	}
 	if err != nil {
 		return nil, fmt.Errorf("list the pins in %s: %w", d.dir, err)
 	}
@@ -89,8 +92,21 @@ func (d *Datapath) unknownPins() ([]string, error) {
 	return out, nil
 }
 
+// Pinned tells whether the maps have their pins: somebody may have emptied the BPF file system, and detached all programs by that.
+func (d *Datapath) Pinned() bool {
+	for m := range d.pins {
+		if _, err := os.Lstat(d.mapPin(m)); errors.Is(err, os.ErrNotExist) {
+			return false
+		}
+	}
+	return true
+}
+
 // MendPins pins the maps where they are not, makes the pins root's, and removes those that this build does not know.
 func (d *Datapath) MendPins() error {
+	if err := os.MkdirAll(d.dir, 0o700); err != nil {
+		return fmt.Errorf("make the pin directory %s: %w", d.dir, err)
+	}
 	var errs []error
 	for _, m := range d.maps {
 		errs = append(errs, d.mendPin(m))

@@ -137,14 +137,14 @@ type Manager struct {
 	waiting   map[waiting]context.CancelFunc
 	noTCX     bool // the kernel has none, as an attempt showed
 	waits     sync.WaitGroup
-	uplinks   map[string]bpf.Uplink     // by name
-	unfit     []string                  // what would be one, and why it is not, as it was told
-	hostAddrs map[netip.Addr]bool       // the host's own, as the datapath knows them
-	lanAddrs  map[string][]netip.Prefix // of parents, as the host's slaves of networks know them
-	missing   map[string]bool           // networks and endpoints that the engine did not know at the last Collect
-	fresh     bool                      // the state has never been used
-	orphaned  bool                      // it was lost, and endpoints that it does not know go on
-	rehearses bool                      // nothing is to be done, nor waited for
+	uplinks   map[string]bpf.Uplink // by name
+	unfit     []string              // what would be one, and why it is not, as it was told
+	hostAddrs map[netip.Addr]bool   // the host's own, as the datapath knows them
+	lans      map[string]lan        // of networks whose host's slaves are on LANs, as these know them
+	missing   map[string]bool       // networks and endpoints that the engine did not know at the last Collect
+	fresh     bool                  // the state has never been used
+	orphaned  bool                  // it was lost, and endpoints that it does not know go on
+	rehearses bool                  // nothing is to be done, nor waited for
 }
 
 // Config is what a Manager works with.

@@ -95,8 +95,15 @@ func (s slave) raise(n *Network) error {
 	return err
 }
 
-// renewSlaves makes the host's slaves on LANs agree with the addresses of their parents. Without a change it does
-// nothing, so that whoever watches the host's addresses may call it for each.
+// lan is what the host's slave of a network knows of it.
+type lan struct {
+	addrs []netip.Prefix // of the parent
+	slave int            // its own ifindex
+}
+
+// renewSlaves makes the host's slaves on LANs agree with the addresses of their parents, and makes them anew where they went with
+// their parent, and another of its name has come. Without a change it does nothing, so that whoever watches the host's addresses
+// and devices may call it for each.
 func (m *Manager) renewSlaves() error {
 	var errs []error
 	for _, n := range m.networks {
@@ -104,20 +111,58 @@ func (m *Manager) renewSlaves() error {
 		if !ok || n.Partial || n.Options.Parent == "" || !s.hostReaches(n) {
 			continue
 		}
-		now, err := m.links.Addrs(n.Options.Parent)
-		if err == nil && !slices.Equal(now, m.lanAddrs[n.ID]) {
-			err = m.renewSlave(s, n)
+		if _, err := m.links.Find(n.Options.Parent); errors.Is(err, link.ErrNoDevice) && s.raiseParent(n) != nil {
+			continue // it may come back
 		}
-		if err != nil {
+		if err := m.renewLAN(s, n); err != nil {
 			errs = append(errs, fmt.Errorf("renew the addresses of %s: %w", s.host(n), err))
-			continue
 		}
-		if m.lanAddrs == nil {
-			m.lanAddrs = map[string][]netip.Prefix{}
-		}
-		m.lanAddrs[n.ID] = now
 	}
 	return errors.Join(errs...)
+}
+
+func (m *Manager) renewLAN(s slave, n *Network) error {
+	known := m.lans[n.ID]
+	now, err := m.links.Addrs(n.Options.Parent)
+	if err != nil {
+		return err
+	}
+	dev, err := m.links.Find(s.host(n))
+	gone := errors.Is(err, link.ErrNoDevice)
+	if err != nil && !gone {
+		return err
+	}
+	if gone || !slices.Equal(now, known.addrs) {
+		if err := m.renewSlave(s, n); err != nil {
+			return err
+		}
+	}
+	if gone {
+		if dev, err = m.links.Find(s.host(n)); err != nil {
+			return err
+		}
+		if err := m.guardAnew(n, known.slave); err != nil {
+			return err
+		}
+	}
+	if m.lans == nil {
+		m.lans = map[string]lan{}
+	}
+	m.lans[n.ID] = lan{now, dev.Index}
+	return nil
+}
+
+// guardAnew is guardNetwork for devices that are others than before; had is the ifindex of the host's slave then, or 0.
+func (m *Manager) guardAnew(n *Network, had int) error {
+	if n.Off() {
+		return nil
+	}
+	if had != 0 {
+		if err := m.datapath.DeleteInterface(had); err != nil {
+			return err
+		}
+	}
+	return m.guardNetwork(n)
 }
 
 func (m *Manager) renewSlave(s slave, n *Network) error {

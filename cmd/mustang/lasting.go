@@ -14,7 +14,7 @@ import (
 	"github.com/sirupsen/logrus"
 )
 
-// lookEvery is how long a socket that somebody has removed stays away.
+// lookEvery is how long a socket, or a pin, that somebody has removed stays away.
 const lookEvery = time.Second
 
 // lasting is a listener whose socket comes back when somebody removes it, as who empties /run does: calls would find no

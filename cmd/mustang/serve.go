@@ -145,6 +145,7 @@ func (h *host) serve(ctx context.Context, control net.Listener, d *door, r reloa
 	run("follow uplinks", h.followUplinks)
 	run("collect flows", h.collectFlows)
 	run("sweep", h.sweep)
+	run("look after the pins", h.keepPins)
 	run("serve the command line", func(ctx context.Context) error { return api.Serve(ctx, control, h, h.log, h.observe) })
 	if h.cfg.DockerSocket == "" {
 		if err := h.synced(); err != nil {
@@ -210,6 +211,22 @@ const sweepEvery = time.Second
 func (h *host) sweep(ctx context.Context) error {
 	return every(ctx, sweepEvery, func() error {
 		h.cni.Sweep(ctx)
+		return nil
+	})
+}
+
+// keepPins makes the datapath anew when somebody has emptied the BPF file system: programs that nothing pins are detached.
+func (h *host) keepPins(ctx context.Context) error {
+	return every(ctx, lookEvery, func() error {
+		if h.datapath.Pinned() {
+			return nil
+		}
+		h.log.Warn("somebody has removed pins of the datapath: made anew")
+		h.verifying.Lock()
+		defer h.verifying.Unlock()
+		if err := h.repair(); err != nil {
+			h.log.WithError(err).Error("make the datapath anew")
+		}
 		return nil
 	})
 }

@@ -14,6 +14,7 @@ import (
 	"os"
 	"os/exec"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -280,7 +281,7 @@ func (s *scenario) word(ts *testscript.TestScript, args []string) result {
 }
 
 // eventually repeats a command until its output matches, or with !PATTERN until it succeeds and no longer does:
-// `eventually [SECONDS] PATTERN COMMAND…`. Without SECONDS it has ten.
+// `eventually [SECONDS] PATTERN COMMAND…`. Without SECONDS it has ten. Requests that failed match nothing.
 func (s *scenario) eventually(ts *testscript.TestScript, neg bool, args []string) {
 	s.repeat(ts, neg, args, 10*time.Second, func(holds bool) bool { return holds }, true)
 }
@@ -314,6 +315,9 @@ func (s *scenario) repeat(ts *testscript.TestScript, neg bool, args []string, li
 		}
 		if absent {
 			holds = !holds && r.err == nil
+		}
+		if r.err != nil && slices.Contains([]string{"asks", "reach", "spread"}, args[1]) {
+			holds = false
 		}
 		ended := over(holds)
 		if !ended && time.Now().Before(end) {
