@@ -66,7 +66,7 @@ func (d *door) run(ctx context.Context, cfg config.Config, log *logrus.Logger, r
 		return err
 	}
 	control := last(cfg.Socket, socket, api.Listen, log)
-	defer control.Close()
+	defer func() { _ = control.Close() }() // who served has closed it
 	return h.serve(ctx, control, d, r)
 }
 
