@@ -351,10 +351,15 @@ func (e *attacher) moveIn(sandbox, device string, addr netip.Prefix) (listener n
 	return listener, nil
 }
 
-// moveOut takes the device back to the host, as an engine does after Leave.
+// moveOut takes the device back to the host, as an engine does after Leave. The daemon may have removed it by then: the real engine, which it asks
+// every 10 s, knows nothing of these endpoints.
 func (e *attacher) moveOut(sandbox, device string) error {
 	return inNetns(sandbox, func() error {
 		link, err := netlink.LinkByName("eth0")
+		var gone netlink.LinkNotFoundError
+		if errors.As(err, &gone) {
+			return nil
+		}
 		if err != nil {
 			return err
 		}
