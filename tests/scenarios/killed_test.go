@@ -44,11 +44,11 @@ func killed(s *scenario, _ string, args []string) result {
 		if seen.failed > 0 {
 			value = fmt.Sprintf("%s after the process had ended", seen.last.Round(100*time.Microsecond))
 		}
-		judge := f.hold // the kernel knows that a listener is gone, and the daemon that a process is
-		if network == "udp" {
-			judge = f.soaked
+		if network == "tcp" { // the kernel knows at once that a listener is gone
+			f.hold(what, value, fmt.Sprintf("≤ %s", deadGrace), seen.failed == 0 || seen.last <= deadGrace)
+		} else { // the daemon hears that the process has ended, as soon as it has a CPU
+			f.state(what, value)
 		}
-		judge(what, value, fmt.Sprintf("≤ %s", deadGrace), seen.failed == 0 || seen.last <= deadGrace)
 	}
 	return f.result(nil)
 }
