@@ -16,7 +16,7 @@ import (
 
 const (
 	// fewKills is at how many steps of an operation mustang is killed where $KILLS does not say.
-	fewKills = 4
+	fewKills = 2
 	// convergeTime is how long a start may take until nothing differs from what is wanted any more.
 	convergeTime = 10 * time.Second
 	// forgetTime is how long a lease may stay that the engine has given back to a daemon which was killed meanwhile.
