@@ -58,6 +58,23 @@ func TestServiceEntries(t *testing.T) {
 	}
 }
 
+// TestRemoveStrays leaves what a writer leaves that was killed: before the entry, in the place of a longer one, and after an entry has gone.
+func TestRemoveStrays(t *testing.T) {
+	clearMaps(t)
+	any := []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24"), netip.MustParsePrefix("::/0")}
+	kept := Service{Frontend: Frontend{Addr: netip.MustParseAddr("10.96.0.10")}, ID: 1, Slots: []uint32{1, 2}, Reserve: []uint32{3}, Sources: any}
+	require.NoError(t, testDP.PutService(kept))
+	slots, sources := entries(t, "services"), entries(t, "sources")
+	stray := kept.Frontend.key(4)
+	require.NoError(t, testDP.maps["services"].Put(&stray, &mstService{Backend: 9}))
+	stray = Frontend{Addr: netip.MustParseAddr("10.96.0.11"), Port: 80, Protocol: ProtocolTCP}.key(1)
+	require.NoError(t, testDP.maps["services"].Put(&stray, &mstService{Backend: 9}))
+	require.NoError(t, testDP.sources.add(testDP.maps["sources"], 2, any))
+	require.NoError(t, testDP.RemoveStrays())
+	require.Equal(t, slots, entries(t, "services"))
+	require.Equal(t, sources, entries(t, "sources"))
+}
+
 func TestSourcesOfServices(t *testing.T) {
 	clearMaps(t)
 	prefixes := func(texts ...string) []netip.Prefix {

@@ -4,6 +4,7 @@ package bpf
 
 import (
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"sync"
@@ -58,6 +59,19 @@ func (s *sources) of(id uint32) []netip.Prefix {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return append([]netip.Prefix{}, s.held[id]...)
+}
+
+// ids are the services that the map has sources of.
+func (s *sources) ids() []uint32 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	ids := slices.Collect(maps.Keys(s.held))
+	for id := range s.fenced {
+		if s.held[id] == nil {
+			ids = append(ids, id)
+		}
+	}
+	return ids
 }
 
 // add lets in the prefixes, too.

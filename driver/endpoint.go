@@ -341,7 +341,7 @@ func (m *Manager) dropInterface(e *Endpoint) error {
 // maps, so that no packet of it is judged by less than all of them.
 func (m *Manager) tearDownEndpoint(e *Endpoint) error {
 	var unmarked error
-	if !e.Partial {
+	if found := m.findIndex(e); found || !e.Partial {
 		e.Partial = true
 		unmarked = m.put(bucketEndpoints, e.ID, e)
 	}
@@ -364,6 +364,20 @@ func (m *Manager) tearDownEndpoint(e *Endpoint) error {
 	}
 	delete(m.endpoints, e.ID)
 	return nil
+}
+
+// findIndex learns the ifindex of the host's end where its creation was killed before it was recorded, and tells whether it has: an entry of the
+// maps may have it, and the device is the last to tell which.
+func (m *Manager) findIndex(e *Endpoint) bool {
+	if !e.Partial || e.HostIf == "" || e.Index != 0 {
+		return false
+	}
+	dev, err := m.links.Find(e.HostIf)
+	if err != nil {
+		return false // there was none yet, or what its entry leaves is found by a start
+	}
+	e.Index = dev.Index
+	return true
 }
 
 func (m *Manager) tearDownDatapath(e *Endpoint) error {

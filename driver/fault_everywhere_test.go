@@ -178,6 +178,33 @@ func breakAt(t *testing.T, i, n int, mode faultMode, on setting, before, after, 
 	return true
 }
 
+// TestACommandRemovesWhatAKilledOneHasMade has no start in between, as where no daemon runs.
+func TestACommandRemovesWhatAKilledOneHasMade(t *testing.T) {
+	for _, on := range settings {
+		empty := linesAfterRestart(t, 0, on)
+		for i, s := range life {
+			if s.kind != creates || i == 0 {
+				continue
+			}
+			t.Run(on.name+"/"+s.name, func(t *testing.T) {
+				for n := 1; ; n++ {
+					w := newLife(t, i, on)
+					w.fault.arm(crashes, n)
+					_, _ = survive(func() error { return s.do(w) })
+					if !w.fault.disarm() {
+						require.Greater(t, n, 1)
+						return
+					}
+					w.startAgain()
+					require.NoError(t, w.Recall())
+					w.end()
+					require.Empty(t, cmp.Diff(empty, w.lines()), "call %d", n)
+				}
+			})
+		}
+	}
+}
+
 func TestWhatTheKernelDidNotLetUsRemoveIsRemovedAtTheNextStart(t *testing.T) {
 	for i, s := range life {
 		if s.kind != removes {

@@ -24,6 +24,30 @@ func (i *IPAM) Collect(subnet netip.Prefix, inUse map[netip.Addr]bool, grace tim
 	return released, err
 }
 
+// CollectPools releases the pools without an owner that none of the subnets is: an engine tells of a network's end once, and its network is gone
+// whether or not somebody has heard. A pool goes that is missing in two calls in a row, so callers leave some time in between: it is there before
+// its network is.
+func (i *IPAM) CollectPools(subnets map[netip.Prefix]bool) (released []netip.Prefix, err error) {
+	i.collecting.Lock()
+	defer i.collecting.Unlock()
+	missing := map[string]time.Time{}
+	for _, p := range i.Pools() {
+		if p.Owner != "" || subnets[p.Subnet] {
+			continue
+		}
+		if since, twice := i.missing[p.ID]; !twice || !since.Equal(p.Since) {
+			missing[p.ID] = p.Since
+		} else if e := i.ReleasePool(p.ID); e != nil {
+			missing[p.ID] = p.Since
+			err = errors.Join(err, e)
+		} else {
+			released = append(released, p.Subnet)
+		}
+	}
+	i.missing = missing
+	return released, err
+}
+
 // Unused lists what Collect would release.
 func (i *IPAM) Unused(subnet netip.Prefix, inUse map[netip.Addr]bool, grace time.Duration) (out []netip.Addr) {
 	i.unused(subnet, inUse, grace, func(_ string, a netip.Addr) { out = append(out, a) })

@@ -58,3 +58,33 @@ func TestCollectAfterTheClockWasSetBack(t *testing.T) {
 	now = now.Add(time.Second)
 	require.Len(t, m.Unused(pool.Subnet, nil, time.Minute), 1)
 }
+
+// TestCollectPools loses the end of a network, and makes another of the same subnet meanwhile.
+func TestCollectPools(t *testing.T) {
+	now := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
+	m, err := New(state.Memory(), Options{Now: func() time.Time { return now }})
+	require.NoError(t, err)
+	request := func(pool, owner string) Pool {
+		p, err := m.RequestPool(Request{Pool: pool, Owner: owner})
+		require.NoError(t, err)
+		return p
+	}
+	collect := func(kept ...Pool) []netip.Prefix {
+		subnets := map[netip.Prefix]bool{}
+		for _, p := range kept {
+			subnets[p.Subnet] = true
+		}
+		released, err := m.CollectPools(subnets)
+		require.NoError(t, err)
+		return released
+	}
+	lost, known, again := request("10.1.0.0/24", ""), request("10.2.0.0/24", ""), request("10.3.0.0/24", "")
+	request("10.4.0.0/24", "a network of CNI")
+	require.Empty(t, collect(known), "their networks may be under way")
+	require.NoError(t, m.ReleasePool(again.ID))
+	now = now.Add(time.Second)
+	again = request("10.3.0.0/24", "")
+	require.Equal(t, []netip.Prefix{lost.Subnet}, collect(known))
+	require.Empty(t, collect(known, again))
+	require.Len(t, m.Pools(), 3)
+}

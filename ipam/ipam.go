@@ -103,6 +103,9 @@ type IPAM struct {
 
 	mu    sync.RWMutex
 	pools map[string]*pool
+
+	collecting sync.Mutex
+	missing    map[string]time.Time // of CollectPools: when pools were requested that nobody had
 }
 
 // New loads pools and leases from the store. Errors are those of the store, a record that makes no

@@ -76,13 +76,24 @@ type engineNetworks struct {
 	host *host
 }
 
-// Collect lets go of endpoints that the engine has forgotten, and of addresses that no endpoint has.
-func (n engineNetworks) Collect(known map[string]map[string]bool) error {
+// Collect lets go of endpoints that the engine has forgotten, of addresses that no endpoint has, and of subnets that no network has.
+func (n engineNetworks) Collect(known map[string]map[string]bool, subnets map[netip.Prefix]bool) error {
 	n.host.checkTables() // an engine that has started may have made its chains anew
 	orphaned := n.Orphaned()
 	err := n.Manager.Collect(known)
 	if orphaned && !n.Orphaned() {
 		err = errors.Join(err, n.host.synced())
+	}
+	if subnets != nil {
+		for _, network := range n.Networks() {
+			for _, p := range network.Subnets() {
+				subnets[p.Masked()] = true
+			}
+		}
+		released, e := n.host.ipam.CollectPools(subnets)
+		if err = errors.Join(err, e); len(released) > 0 {
+			n.host.log.WithField("subnets", released).Info("released subnets that the engine has forgotten")
+		}
 	}
 	n.host.eachSubnet(func(network driver.Network, subnet netip.Prefix, inUse map[netip.Addr]bool) {
 		released, e := n.host.ipam.Collect(subnet, inUse, leaseGrace)

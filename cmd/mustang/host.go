@@ -106,6 +106,9 @@ func (h *host) open() (err error) {
 	if h.datapath, err = bpf.Open(h.cfg.BPFFS); err != nil {
 		return err
 	}
+	if err := h.datapath.RemoveStrays(); err != nil { // the state's lock keeps others from writing
+		return err
+	}
 	h.events = watchDatapath(h.datapath, h.names)
 	pools, err := h.setPools()
 	if err != nil {

@@ -227,7 +227,7 @@ func failure(format string, args ...any) result { return result{err: fmt.Errorf(
 // commands are the words of a script: the commands themselves, the checks, and what takes a command.
 func (s *scenario) commands() map[string]func(*testscript.TestScript, bool, []string) {
 	words := map[string]func(*testscript.TestScript, bool, []string){
-		"eventually": s.eventually, "stays": s.stays, "set": s.set, "counts": s.counts, "load": s.load, "flows": s.flows, "lookups": s.lookups,
+		"eventually": s.eventually, "stays": s.stays, "set": s.set, "counts": s.counts, "load": s.load, "flows": s.flows, "lookups": s.lookups, "kills": s.kills,
 	}
 	for word, c := range commands {
 		words[word] = func(ts *testscript.TestScript, neg bool, args []string) { s.do(ts, neg, c, args) }

@@ -4,6 +4,7 @@ package scenarios
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -27,7 +28,7 @@ func snapshot() ([]string, error) {
 		}
 	}
 	add("link", matching(`mustang:|\b(mst|msp)[0-9a-z]`, "ip", "-o", "link")...)
-	add("netns", matching(`.`, "ip", "netns", "list")...)
+	add("netns", matching(`.`, "sh", "-c", "ip netns list | cut -d' ' -f1")...)
 	add("sandbox", matching(`/docker/netns/[0-9a-f]+$`, "findmnt", "-rn", "-t", "nsfs", "-o", "TARGET")...)
 	add("route", matching(`.`, "ip", "route", "show", "table", "all", "proto", "205")...)
 	add("route", matching(`.`, "ip", "-6", "route", "show", "table", "all", "proto", "205")...)
@@ -61,15 +62,13 @@ func matching(pattern string, argv ...string) (lines []string) {
 
 // statusCounts are the numbers in `mustang status`, but for those that only grow, and those of caches and of the engine's events.
 func statusCounts() ([]string, error) {
-	out, err := exec.Command("mustang", "status", "-o", "json").CombinedOutput()
-	if err != nil {
-		return nil, fmt.Errorf("mustang status: %w: %s", err, out)
-	}
+	r := run("/", "mustang", "status", "-o", "json")
 	var status struct {
+		Daemon     bool
 		Subsystems []struct{ Name, Detail string }
 	}
-	if err := json.Unmarshal(out, &status); err != nil {
-		return nil, fmt.Errorf("mustang status: %w", err)
+	if err := json.Unmarshal([]byte(r.stdout), &status); err != nil || status.Daemon && r.err != nil { // without a daemon it is not ready
+		return nil, fmt.Errorf("mustang status: %w: %s", errors.Join(err, r.err), r.stderr)
 	}
 	var counts []string
 	for _, part := range status.Subsystems {
@@ -82,9 +81,9 @@ func statusCounts() ([]string, error) {
 	return counts, nil
 }
 
-// leftovers says what is on the host beyond the baseline, or missing from it, after everything was removed.
-func leftovers(baseline []string) (left []string) {
-	for end := time.Now().Add(patience(settleTime)); ; time.Sleep(patience(50 * time.Millisecond)) {
+// leftovers says what is on the host beyond the baseline, or missing from it, after everything was removed and some time has passed.
+func leftovers(baseline []string, settle time.Duration) (left []string) {
+	for end := time.Now().Add(patience(settle)); ; time.Sleep(patience(50 * time.Millisecond)) {
 		now, err := snapshot()
 		left = nil
 		if err != nil {

@@ -93,7 +93,7 @@ func (s *scenario) setUp(env *testscript.Env) error {
 		}
 		s.endLoads()
 		tearDown()
-		if left := leftovers(s.baseline); len(left) > 0 {
+		if left := leftovers(s.baseline, settleTime); len(left) > 0 {
 			s.left = true
 			if !t.Failed() {
 				logTails(t, seen)

@@ -56,6 +56,10 @@ type network struct {
 	ID     string `json:"Id"`
 	Name   string
 	Driver string
+	IPAM   struct {
+		Driver string
+		Config []struct{ Subnet string }
+	}
 }
 
 type summary struct {

@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -318,6 +319,7 @@ type fakeServices struct {
 	syncs      int
 	atSync     int // containers known at the first Sync
 	known      map[string]map[string]bool
+	subnets    map[netip.Prefix]bool
 }
 
 func newFakeServices() *fakeServices {
@@ -371,10 +373,10 @@ func (f *fakeServices) Sync() error {
 	return nil
 }
 
-func (f *fakeServices) Collect(known map[string]map[string]bool) error {
+func (f *fakeServices) Collect(known map[string]map[string]bool, subnets map[netip.Prefix]bool) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.known = known
+	f.known, f.subnets = known, subnets
 	return nil
 }
 

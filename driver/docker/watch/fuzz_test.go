@@ -77,7 +77,7 @@ func FuzzEngine(f *testing.F) {
 			return // the session ends, and is tried again
 		}
 		require.NotNil(t, nets, "no list is not an empty one: all networks would be collected")
-		known, err := w.known(ctx)
+		known, _, err := w.known(ctx)
 		if err == nil {
 			for _, n := range nets {
 				if isDriver(n.Driver, w.driver) {

@@ -22,9 +22,9 @@ func (w *Watcher) collect(ctx context.Context) {
 	ticks := time.NewTicker(collectEvery)
 	defer ticks.Stop()
 	for {
-		known, err := w.known(ctx)
+		known, subnets, err := w.known(ctx)
 		if err == nil {
-			err = w.nets.Collect(known)
+			err = w.nets.Collect(known, subnets)
 		}
 		if err != nil && ctx.Err() == nil {
 			w.log.WithError(err).Warn("look for endpoints that the engine has forgotten")
@@ -37,15 +37,16 @@ func (w *Watcher) collect(ctx context.Context) {
 	}
 }
 
-// known asks the engine for its networks of ours and their endpoints.
-func (w *Watcher) known(ctx context.Context) (map[string]map[string]bool, error) {
+// known asks the engine for its networks of ours and their endpoints, and for the subnets of which we give addresses.
+func (w *Watcher) known(ctx context.Context) (known map[string]map[string]bool, subnets map[netip.Prefix]bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, w.timing.call)
 	defer cancel()
 	nets, err := w.client.networks(ctx)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	known := map[string]map[string]bool{}
+	subnets = w.subnets(nets)
+	known = map[string]map[string]bool{}
 	for _, n := range nets {
 		if !isDriver(n.Driver, w.driver) {
 			continue
@@ -55,14 +56,35 @@ func (w *Watcher) known(ctx context.Context) (map[string]map[string]bool, error)
 			continue // removed between the two questions
 		}
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		known[n.ID] = map[string]bool{}
 		for id := range endpoints {
 			known[n.ID][id] = true
 		}
 	}
-	return known, nil
+	return known, subnets, nil
+}
+
+// subnets are those of which we give addresses, nil if the engine does not say all of them.
+func (w *Watcher) subnets(nets []network) map[netip.Prefix]bool {
+	subnets := map[netip.Prefix]bool{}
+	for _, n := range nets {
+		if !isDriver(n.IPAM.Driver, w.driver) {
+			continue
+		}
+		if len(n.IPAM.Config) == 0 {
+			return nil
+		}
+		for _, c := range n.IPAM.Config {
+			subnet, err := netip.ParsePrefix(c.Subnet)
+			if err != nil {
+				return nil
+			}
+			subnets[subnet.Masked()] = true
+		}
+	}
+	return subnets
 }
 
 // attached is a container's endpoint on a network, as the network tells of it.

@@ -41,8 +41,9 @@ type Networks interface {
 	// SetNetworkName tells the name of a network.
 	SetNetworkName(id, name string)
 	// Collect tells which networks of ours the engine has, each with its endpoints, so that what it
-	// has forgotten while nobody listened can go. It is called every ten seconds.
-	Collect(known map[string]map[string]bool) error
+	// has forgotten while nobody listened can go, and the subnets of those networks, ours or not, whose
+	// addresses come from us; nil if they could not be read. It is called every ten seconds.
+	Collect(known map[string]map[string]bool, subnets map[netip.Prefix]bool) error
 }
 
 // Options is what a [Watcher] works with; all but Driver and Applied is needed.

@@ -5,6 +5,7 @@ package watch
 import (
 	"fmt"
 	"net"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -87,15 +88,17 @@ func TestFirstList(t *testing.T) {
 // TestCollect lists what the engine has of our networks, and of no others.
 func TestCollect(t *testing.T) {
 	e := newFakeEngine(t, "1.56")
-	e.networks = []object{{"Id": "n1", "Name": "a", "Driver": "mustang"}, {"Id": "n2", "Name": "b", "Driver": "bridge"},
-		{"Id": "n3", "Name": "c", "Driver": "mustang:latest"}}
+	e.networks = []object{{"Id": "n1", "Name": "a", "Driver": "mustang"},
+		{"Id": "n2", "Name": "b", "Driver": "bridge", "IPAM": object{"Driver": "mustang", "Config": []object{{"Subnet": "10.1.0.0/24"}, {"Subnet": "fd00::/64"}}}},
+		{"Id": "n3", "Name": "c", "Driver": "mustang:latest", "IPAM": object{"Driver": "default", "Config": []object{{"Subnet": "10.2.0.0/24"}}}}}
 	e.attached = map[string]map[string]string{"n1": {"web": "e1", "db": "e2"}, "n2": {"x": "e9"}}
 	f := follow(t, e)
 	want := map[string]map[string]bool{"n1": {"e1": true, "e2": true}, "n3": {}}
+	subnets := map[netip.Prefix]bool{netip.MustParsePrefix("10.1.0.0/24"): true, netip.MustParsePrefix("fd00::/64"): true}
 	eventually(t, func() bool {
 		f.mu.Lock()
 		defer f.mu.Unlock()
-		return assert.ObjectsAreEqual(want, f.known)
+		return assert.ObjectsAreEqual(want, f.known) && assert.ObjectsAreEqual(subnets, f.subnets)
 	})
 }
 
