@@ -102,6 +102,9 @@ func (m *Manager) CreateEndpoint(_ context.Context, cfg EndpointConfig) (Endpoin
 		return Endpoint{}, errors.Join(err, m.tearDownEndpoint(e))
 	}
 	e.Partial = false
+	if e.Source == SourceCNI {
+		return e.made(n), nil // Join records it, in the same call of the runtime: who dies before has attached nothing
+	}
 	if err := m.put(bucketEndpoints, e.ID, e); err != nil {
 		e.Partial = true
 		return Endpoint{}, errors.Join(fmt.Errorf("record the endpoint %s: %w", e.ID, err), m.tearDownEndpoint(e))

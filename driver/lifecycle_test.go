@@ -301,3 +301,21 @@ func TestFiftyContainersAtOnce(t *testing.T) {
 	require.NoError(t, w.DeleteNetwork(ctx, net1))
 	require.Empty(t, cmp.Diff(empty, w.lines()))
 }
+
+// An endpoint of a runtime of CNI that never joined is of an ADD that died: a start removes it. One that joined stays.
+func TestUnjoinedEndpointOfCNI(t *testing.T) {
+	w := newWorld(t)
+	w.createNetwork("net1", 1)
+	for i, id := range []string{"joined00000000", "unjoined0000000"} {
+		c := endpoint(id, "net1", 1, i+2)
+		c.Source = SourceCNI
+		_, err := w.CreateEndpoint(ctx, c)
+		require.NoError(t, err)
+	}
+	w.kernel.addNetns("/proc/1/ns/net")
+	w.join("joined00000000", "/proc/1/ns/net")
+	w.restart()
+	require.Len(t, w.Endpoints(), 1)
+	require.Equal(t, "joined00000000", w.Endpoints()[0].ID)
+	require.NoError(t, w.DeleteEndpoint(ctx, "", "unjoined0000000"), "as the runtime does after it")
+}

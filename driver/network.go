@@ -113,6 +113,7 @@ func (m *Manager) CreateNetwork(_ context.Context, cfg NetworkConfig) error {
 	}
 	// the record comes first: whatever happens after it, Restore can finish the undo
 	err = m.store.Update(func(tx state.Tx) error {
+		n.Number = 0
 		if _, err := tx.Get(bucketCounter, "network", &n.Number); err != nil {
 			return err
 		}

@@ -16,7 +16,7 @@ deb rpm: build package-files ## bin/*.deb and bin/*.rpm (by nfpm): binary, units
 
 package-files: build # what the program itself generates, the same at every time
 	rm -rf bin/package && mkdir -p bin/package
-	CGO_ENABLED=0 $(GO) run -ldflags '$(LDFLAGS)' ./cmd/mustang man | gzip -9n >bin/package/mustang.8.gz
+	CGO_ENABLED=0 $(GO) run -trimpath -ldflags '$(LDFLAGS)' ./cmd/mustang man | gzip -9n >bin/package/mustang.8.gz
 	bin/mustang completion bash >bin/package/mustang.bash
 	bin/mustang completion zsh >bin/package/_mustang
 	bin/mustang completion fish >bin/package/mustang.fish

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"sync"
 	"time"
 
 	bolt "go.etcd.io/bbolt"
@@ -120,23 +121,74 @@ func explainOpen(path string, err error) error {
 	}
 }
 
-type boltStore struct{ db *bolt.DB }
+type boltStore struct {
+	db *bolt.DB
+
+	queue   sync.Mutex
+	waiting []*write // who wait for writer, in the order in which they came
+	writer  sync.Mutex
+}
+
+// write is one call of Update. The mutex writer guards what follows fn.
+type write struct {
+	fn    func(Tx) error
+	done  bool // in a transaction with others
+	alone bool // one with others has failed, whoever's fault it was
+}
 
 func (s *boltStore) View(fn func(Tx) error) error {
 	return closedError(s.db.View(func(tx *bolt.Tx) error { return fn(boltTx{tx: tx}) }))
 }
 
+// Update lets those who come while the disk is busy with others share one transaction: it costs as much for many as for one.
 func (s *boltStore) Update(fn func(Tx) error) error {
-	return explainWrite(s.db.Path(), s.db.Update(func(tx *bolt.Tx) error {
-		all, err := readTally(tx, tx.ID()-1)
-		if err == nil {
-			err = fn(boltTx{tx, all})
+	w := &write{fn: fn}
+	s.queue.Lock()
+	s.waiting = append(s.waiting, w)
+	s.queue.Unlock()
+	s.writer.Lock()
+	defer s.writer.Unlock()
+	if !w.done && !w.alone {
+		s.together()
+	}
+	if w.done {
+		return nil
+	}
+	return explainWrite(s.db.Path(), s.commit(w))
+}
+
+// together tries all who wait in one transaction. Where that fails, each has one of its own, in its own goroutine.
+func (s *boltStore) together() {
+	s.queue.Lock()
+	all := s.waiting
+	s.waiting = nil
+	s.queue.Unlock()
+	done := len(all) > 1 && s.tryCommit(all) == nil
+	for _, w := range all {
+		w.done, w.alone = done, !done
+	}
+}
+
+func (s *boltStore) tryCommit(all []*write) (err error) {
+	defer func() {
+		if p := recover(); p != nil { // who wrote that gets it again
+			err = fmt.Errorf("a panic: %v", p)
+		}
+	}()
+	return s.commit(all...)
+}
+
+func (s *boltStore) commit(all ...*write) error {
+	return s.db.Update(func(tx *bolt.Tx) error {
+		sum, err := readTally(tx, tx.ID()-1)
+		for i := 0; i < len(all) && err == nil; i++ {
+			err = all[i].fn(boltTx{tx, sum})
 		}
 		if err == nil {
-			err = all.write(tx)
+			err = sum.write(tx)
 		}
 		return err
-	}))
+	})
 }
 
 // explainWrite says what to do about a file system that takes no more. Nothing of the transaction is kept then.

@@ -4,12 +4,16 @@ package state_test
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
+	"sync"
 	"testing"
 	"time"
 
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	bolt "go.etcd.io/bbolt"
 
@@ -196,4 +200,70 @@ func requireUntouched(t *testing.T, path string, want []byte) {
 	got, err := os.ReadFile(path)
 	require.NoError(t, err)
 	require.True(t, bytes.Equal(want, got), "the file changed")
+}
+
+// Who writes while the disk is busy shares a transaction with the others; one that fails, or panics, takes nobody with it.
+func TestWritesShareATransaction(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "state.db")
+	s := openFile(t, path)
+	const many = 20
+	for _, odd := range []string{"", "fails", "panics"} {
+		busy, goOn := make(chan struct{}), make(chan struct{})
+		var group sync.WaitGroup
+		group.Go(func() {
+			assert.NoError(t, s.Update(func(tx state.Tx) error {
+				close(busy)
+				<-goOn
+				return tx.Put("a", odd+"first", record{"first", 1})
+			}))
+		})
+		<-busy
+		before := state.Transactions(s)
+		errs := make([]error, many)
+		for i := range many {
+			group.Go(func() {
+				defer func() {
+					if p := recover(); p != nil {
+						errs[i] = fmt.Errorf("panic: %v", p)
+					}
+				}()
+				errs[i] = s.Update(func(tx state.Tx) error {
+					if err := tx.Put("a", fmt.Sprint(odd, i), record{"many", i}); err != nil || i != many/2 || odd == "" {
+						return err
+					}
+					if odd == "panics" {
+						panic("bug")
+					}
+					return errors.New("no")
+				})
+			})
+		}
+		for state.Waiting(s) < many {
+			runtime.Gosched()
+		}
+		close(goOn)
+		group.Wait()
+		made, kept := state.Transactions(s)-before, 0
+		require.NoError(t, s.View(func(tx state.Tx) error {
+			for i := range many {
+				var r record
+				found, err := tx.Get("a", fmt.Sprint(odd, i), &r)
+				require.NoError(t, err)
+				require.Equal(t, errs[i] == nil, found)
+				if found {
+					kept++
+				}
+			}
+			return nil
+		}))
+		if odd == "" {
+			require.Equal(t, many, kept)
+			require.Equal(t, 2, made, "the first one's, and one of all others")
+		} else {
+			require.Equal(t, many-1, kept)
+			require.Error(t, errs[many/2])
+		}
+	}
+	require.NoError(t, s.Close())
+	openFile(t, path) // its sums are right
 }

@@ -13,7 +13,7 @@ type Store interface {
 	// View runs fn on a consistent snapshot.
 	View(fn func(Tx) error) error
 	// Update runs fn in one transaction: all of its writes are durable when Update returns nil, none
-	// of them happened when it returns an error.
+	// of them happened when it returns an error. fn may run more than once, and on another goroutine.
 	Update(fn func(Tx) error) error
 	// Close releases the file and its lock.
 	Close() error
