@@ -8,7 +8,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"sync"
 	"time"
 
 	bolt "go.etcd.io/bbolt"
@@ -23,6 +22,9 @@ var (
 	// ErrDamaged says that the file is truncated, corrupt or not mustang's at all.
 	ErrDamaged = errors.New("the state file is damaged")
 )
+
+// company is how long a write waits for others that would share its transaction: little beside the disk, which it waits for twice.
+const company = 200 * time.Microsecond
 
 // Options says how to open the file.
 type Options struct {
@@ -61,6 +63,7 @@ func Open(path string, opts Options) (Store, error) {
 	if err != nil {
 		return nil, err
 	}
+	db.MaxBatchDelay = company
 	return &boltStore{db: db}, nil
 }
 
@@ -121,74 +124,24 @@ func explainOpen(path string, err error) error {
 	}
 }
 
-type boltStore struct {
-	db *bolt.DB
-
-	queue   sync.Mutex
-	waiting []*write // who wait for writer, in the order in which they came
-	writer  sync.Mutex
-}
-
-// write is one call of Update. The mutex writer guards what follows fn.
-type write struct {
-	fn    func(Tx) error
-	done  bool // in a transaction with others
-	alone bool // one with others has failed, whoever's fault it was
-}
+type boltStore struct{ db *bolt.DB }
 
 func (s *boltStore) View(fn func(Tx) error) error {
 	return closedError(s.db.View(func(tx *bolt.Tx) error { return fn(boltTx{tx: tx}) }))
 }
 
-// Update lets those who come while the disk is busy with others share one transaction: it costs as much for many as for one.
+// Update lets those who come at once share one transaction: it waits for the disk as long for many as for one.
 func (s *boltStore) Update(fn func(Tx) error) error {
-	w := &write{fn: fn}
-	s.queue.Lock()
-	s.waiting = append(s.waiting, w)
-	s.queue.Unlock()
-	s.writer.Lock()
-	defer s.writer.Unlock()
-	if !w.done && !w.alone {
-		s.together()
-	}
-	if w.done {
-		return nil
-	}
-	return explainWrite(s.db.Path(), s.commit(w))
-}
-
-// together tries all who wait in one transaction. Where that fails, each has one of its own, in its own goroutine.
-func (s *boltStore) together() {
-	s.queue.Lock()
-	all := s.waiting
-	s.waiting = nil
-	s.queue.Unlock()
-	done := len(all) > 1 && s.tryCommit(all) == nil
-	for _, w := range all {
-		w.done, w.alone = done, !done
-	}
-}
-
-func (s *boltStore) tryCommit(all []*write) (err error) {
-	defer func() {
-		if p := recover(); p != nil { // who wrote that gets it again
-			err = fmt.Errorf("a panic: %v", p)
-		}
-	}()
-	return s.commit(all...)
-}
-
-func (s *boltStore) commit(all ...*write) error {
-	return s.db.Update(func(tx *bolt.Tx) error {
-		sum, err := readTally(tx, tx.ID()-1)
-		for i := 0; i < len(all) && err == nil; i++ {
-			err = all[i].fn(boltTx{tx, sum})
+	return explainWrite(s.db.Path(), s.db.Batch(func(tx *bolt.Tx) error {
+		all, err := readTally(tx)
+		if err == nil {
+			err = fn(boltTx{tx, all})
 		}
 		if err == nil {
-			err = sum.write(tx)
+			err = all.write(tx)
 		}
 		return err
-	})
+	}))
 }
 
 // explainWrite says what to do about a file system that takes no more. Nothing of the transaction is kept then.

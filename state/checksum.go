@@ -81,9 +81,12 @@ func (t *tally) write(tx *bolt.Tx) error {
 	return nil
 }
 
-// readTally is the tally that transaction id has written, or else a new one.
-func readTally(tx *bolt.Tx, id int) (*tally, error) {
-	t, err := foundTally(tx, id)
+// readTally is the tally that the transaction before tx has written, or tx itself for another that shares it, or else a new one.
+func readTally(tx *bolt.Tx) (*tally, error) {
+	t, err := foundTally(tx, tx.ID())
+	if t == nil && err == nil {
+		t, err = foundTally(tx, tx.ID()-1)
+	}
 	if t == nil && err == nil {
 		t, err = count(tx)
 	}
