@@ -101,7 +101,7 @@ func (w *walk) each(name string, before, operation func() result, then func(agai
 			at = points[i]
 		}
 		for _, again := range []bool{true, false} {
-			if !both && again != (i%2 == 0) {
+			if !both && again != (i%2 == 0) || both && w.restarts && !again {
 				continue
 			}
 			w.where = name
@@ -134,7 +134,8 @@ func (w *walk) points(total int) (at []int, both bool) {
 		w.ts.Check(err)
 		number = n
 	}
-	for i := range min(number, total) {
+	number = min(number, total)
+	for i := range number {
 		at = append(at, 1+(2*i+1)*total/(2*number))
 	}
 	return at, false
