@@ -30,6 +30,19 @@ func (m *Manager) SyncUplinks() error {
 	return errors.Join(err, m.renewSlaves())
 }
 
+// SyncAddrs is SyncUplinks for the host's own addresses alone, of which each end of an endpoint has its gateway's.
+func (m *Manager) SyncAddrs() error {
+	m.syncing.Lock()
+	defer m.syncing.Unlock()
+	addrs, err := m.links.HostAddrs()
+	if err != nil {
+		return err
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.syncAddrs(addrs)
+}
+
 // SetUplinks has the devices with these names lead out from now on, as Config.Uplinks does.
 func (m *Manager) SetUplinks(names []string) error {
 	m.mu.Lock()
