@@ -344,9 +344,13 @@ func (m *Manager) dropInterface(e *Endpoint) error {
 // maps, so that no packet of it is judged by less than all of them.
 func (m *Manager) tearDownEndpoint(e *Endpoint) error {
 	var unmarked error
+	half := e.Partial // made, or removed, when it was killed
 	if found := m.findIndex(e); found || !e.Partial {
 		e.Partial = true
 		unmarked = m.put(bucketEndpoints, e.ID, e)
+	}
+	if half { // services learn whose the entries are that they found; where they refuse it, there are none
+		_ = m.services.PutEndpoint(m.service(e))
 	}
 	err := errors.Join(m.leave(e), m.services.RemoveEndpoint(e.ID))
 	if e.Source != SourceHand {
