@@ -18,6 +18,8 @@ const (
 	defaultWait = time.Minute
 	// statusEvery is how often --wait looks again.
 	statusEvery = 200 * time.Millisecond
+	// withoutDaemonEvery is how often it opens the state itself, which a daemon that starts wants to have meanwhile.
+	withoutDaemonEvery = time.Second
 )
 
 // waitFlag is --wait with an optional duration: 0 is no waiting.
@@ -89,10 +91,14 @@ func (e env) awaitStatus(c *cli.Context, wait time.Duration) (api.Status, error)
 		if usage || lastErr == nil && last.Ready {
 			return last, lastErr
 		}
+		every := statusEvery
+		if lastErr == nil && !last.Daemon {
+			every = withoutDaemonEvery
+		}
 		select {
 		case <-ctx.Done():
 			return last, lastErr
-		case <-time.After(statusEvery):
+		case <-time.After(every):
 		}
 		// An answer that the end of the wait cut off tells less than the one before it.
 		if s, err := e.status(c); ctx.Err() == nil || err == nil {
