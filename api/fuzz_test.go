@@ -146,8 +146,8 @@ func FuzzRequests(f *testing.F) {
 	known := map[int]bool{200: true, 301: true, 307: true, 400: true, 403: true, 404: true, 405: true, 409: true, 413: true, 500: true, 503: true}
 	f.Fuzz(func(t *testing.T, method, target string, body []byte) {
 		u, err := url.ParseRequestURI(target)
-		if err != nil || strings.ContainsFunc(method, func(r rune) bool { return r < 'A' || r > 'Z' }) || method == "" {
-			return // Go's server answers these itself
+		if err != nil || strings.ContainsFunc(method, func(r rune) bool { return r < 'A' || r > 'Z' }) || method == "" || target == "*" {
+			return // Go's server answers these itself, and `*` with a bare 400
 		}
 		host := &checkedHost{t: t}
 		w := httptest.NewRecorder()
