@@ -317,6 +317,7 @@ func (m *Manager) putInterface(n *Network, e *Endpoint, hostMAC net.HardwareAddr
 // DeleteEndpoint removes an endpoint; a missing one is no error.
 func (m *Manager) DeleteEndpoint(_ context.Context, _, id string) error {
 	m.services.Gone(id) // after a crash of the engine no Leave need have come
+	m.removePair(id)
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	e, ok := m.endpoints[id]
@@ -324,6 +325,32 @@ func (m *Manager) DeleteEndpoint(_ context.Context, _, id string) error {
 		return nil
 	}
 	return m.tearDownEndpoint(e)
+}
+
+// removePair removes the devices of an endpoint that goes without the lock: it takes the kernel 20 ms, in most of which it has no lock
+// either. What fails here tearDownEndpoint does again, and tells.
+func (m *Manager) removePair(id string) {
+	if name := m.leavingPair(id); name != "" {
+		_ = m.links.Delete(name, id)
+	}
+}
+
+// leavingPair records that an endpoint goes, and returns the host's end of its pair; "" if there is none to remove.
+func (m *Manager) leavingPair(id string) string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	e, ok := m.endpoints[id]
+	if !ok || e.HostIf == "" || e.Source == SourceHand || m.unpublish(e) != nil {
+		return ""
+	}
+	if !e.Partial {
+		e.Partial = true
+		if err := m.put(bucketEndpoints, id, e); err != nil {
+			e.Partial = false
+			return ""
+		}
+	}
+	return e.HostIf
 }
 
 // dropInterface removes the entry of the host's end as it was recorded. After a reboot its ifindex may be
