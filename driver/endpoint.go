@@ -343,14 +343,21 @@ func (m *Manager) leavingPair(id string) string {
 	if !ok || e.HostIf == "" || e.Source == SourceHand || m.unpublish(e) != nil {
 		return ""
 	}
-	if !e.Partial {
-		e.Partial = true
-		if err := m.put(bucketEndpoints, id, e); err != nil {
-			e.Partial = false
-			return ""
-		}
+	partial, index := e.Partial, e.Index
+	if m.markLeaving(e) != nil {
+		e.Partial, e.Index = partial, index // so that it is tried again
+		return ""
 	}
 	return e.HostIf
+}
+
+// markLeaving records that an endpoint goes, so that a start finishes it.
+func (m *Manager) markLeaving(e *Endpoint) error {
+	if found := m.findIndex(e); !found && e.Partial {
+		return nil
+	}
+	e.Partial = true
+	return m.put(bucketEndpoints, e.ID, e)
 }
 
 // dropInterface removes the entry of the host's end as it was recorded. After a reboot its ifindex may be
@@ -370,11 +377,7 @@ func (m *Manager) dropInterface(e *Endpoint) error {
 // tearDownEndpoint undoes setUpEndpoint and forgets the endpoint. The device goes before its programs and
 // maps, so that no packet of it is judged by less than all of them.
 func (m *Manager) tearDownEndpoint(e *Endpoint) error {
-	var unmarked error
-	if found := m.findIndex(e); found || !e.Partial {
-		e.Partial = true
-		unmarked = m.put(bucketEndpoints, e.ID, e)
-	}
+	unmarked := m.markLeaving(e)
 	err := errors.Join(m.leave(e), m.services.RemoveEndpoint(e.ID))
 	if e.Source != SourceHand {
 		n := m.networks[e.NetworkID]
