@@ -317,6 +317,7 @@ func (m *Manager) putInterface(n *Network, e *Endpoint, hostMAC net.HardwareAddr
 // DeleteEndpoint removes an endpoint; a missing one is no error.
 func (m *Manager) DeleteEndpoint(_ context.Context, _, id string) error {
 	m.services.Gone(id) // after a crash of the engine no Leave need have come
+	m.removePair(id)
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	e, ok := m.endpoints[id]
@@ -324,6 +325,40 @@ func (m *Manager) DeleteEndpoint(_ context.Context, _, id string) error {
 		return nil
 	}
 	return m.tearDownEndpoint(e)
+}
+
+// removePair removes the devices of an endpoint that goes without the lock: it takes the kernel 20 ms, in most of which it has no lock
+// either. What fails here tearDownEndpoint does again, and tells.
+func (m *Manager) removePair(id string) {
+	if name := m.leavingPair(id); name != "" {
+		_ = m.links.Delete(name, id)
+	}
+}
+
+// leavingPair records that an endpoint goes, and returns the host's end of its pair; "" if there is none to remove.
+func (m *Manager) leavingPair(id string) string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	e, ok := m.endpoints[id]
+	if !ok || e.HostIf == "" || e.Source == SourceHand || m.unpublish(e) != nil {
+		return ""
+	}
+	partial, index := e.Partial, e.Index
+	if m.markLeaving(e) != nil {
+		e.Partial, e.Index = partial, index // so that it is tried again
+		return ""
+	}
+	e.leaving = !partial
+	return e.HostIf
+}
+
+// markLeaving records that an endpoint goes, so that a start finishes it.
+func (m *Manager) markLeaving(e *Endpoint) error {
+	if found := m.findIndex(e); !found && e.Partial {
+		return nil
+	}
+	e.Partial = true
+	return m.put(bucketEndpoints, e.ID, e)
 }
 
 // dropInterface removes the entry of the host's end as it was recorded. After a reboot its ifindex may be
@@ -343,12 +378,8 @@ func (m *Manager) dropInterface(e *Endpoint) error {
 // tearDownEndpoint undoes setUpEndpoint and forgets the endpoint. The device goes before its programs and
 // maps, so that no packet of it is judged by less than all of them.
 func (m *Manager) tearDownEndpoint(e *Endpoint) error {
-	var unmarked error
-	half := e.Partial // made, or removed, when it was killed
-	if found := m.findIndex(e); found || !e.Partial {
-		e.Partial = true
-		unmarked = m.put(bucketEndpoints, e.ID, e)
-	}
+	half := e.Partial && !e.leaving // made, or removed, when it was killed
+	unmarked := m.markLeaving(e)
 	if half { // services learn whose the entries are that they found; where they refuse it, there are none
 		_ = m.services.PutEndpoint(m.service(e))
 	}

@@ -17,7 +17,8 @@ import (
 
 // kernel is a kernel's devices, routes and namespaces in miniature.
 type kernel struct {
-	fault *fault
+	whileDeleting func() // runs once, while a device is removed
+	fault         *fault
 
 	mu        sync.Mutex
 	devices   map[string]*device
@@ -313,6 +314,10 @@ func (k *kernel) OwnInside(path, owner string) (link.Device, error) {
 func (k *kernel) Delete(name, owner string) error {
 	if err := k.fault.hit("delete"); err != nil {
 		return err
+	}
+	if meanwhile := k.whileDeleting; meanwhile != nil {
+		k.whileDeleting = nil
+		meanwhile()
 	}
 	k.mu.Lock()
 	defer k.mu.Unlock()

@@ -319,3 +319,27 @@ func TestUnjoinedEndpointOfCNI(t *testing.T) {
 	require.Equal(t, "joined00000000", w.Endpoints()[0].ID)
 	require.NoError(t, w.DeleteEndpoint(ctx, "", "unjoined0000000"), "as the runtime does after it")
 }
+
+// While the kernel removes a pair, others come and go; who wants the address of the one that goes gets it.
+func TestOthersGoOnWhileAPairIsRemoved(t *testing.T) {
+	w := newWorld(t)
+	w.createNetwork("net1", 1)
+	w.createEndpoint("leaving00000000", "net1", 1, 2)
+	w.createEndpoint("staying00000000", "net1", 1, 3)
+	w.kernel.whileDeleting = func() {
+		w.createEndpoint("another00000000", "net1", 1, 4)
+		w.createEndpoint("heir00000000000", "net1", 1, 2)
+		w.remove("staying00000000")
+	}
+	w.remove("leaving00000000")
+	var ids []string
+	for _, e := range w.Endpoints() {
+		ids = append(ids, e.ID)
+	}
+	require.ElementsMatch(t, []string{"another00000000", "heir00000000000"}, ids)
+	w.remove("another00000000")
+	w.remove("heir00000000000")
+	require.NoError(t, w.DeleteNetwork(ctx, "net1"))
+	w.restart()
+	require.Empty(t, w.Endpoints())
+}
