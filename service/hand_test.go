@@ -8,7 +8,6 @@ import (
 	"net/netip"
 	"runtime"
 	"testing"
-	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
@@ -420,18 +419,14 @@ func thousands(n int) []Spec {
 	return specs
 }
 
-func TestApplyTenThousandInTime(t *testing.T) {
+func TestApplyTenThousand(t *testing.T) {
 	w := newWorld(t)
-	start := time.Now()
 	added, _, _, _, err := w.Apply(thousands(10_000))
 	require.NoError(t, err)
 	require.Equal(t, 10_000, added)
-	require.Less(t, time.Since(start), 3*time.Second)
-	start = time.Now()
 	_, _, _, unchanged, err := w.Apply(thousands(10_000))
 	require.NoError(t, err)
 	require.Equal(t, 10_000, unchanged)
-	require.Less(t, time.Since(start), time.Second)
 }
 
 // BenchmarkApply10k tells what 10,000 services with three backends cost: B/op is what a change of
