@@ -11,7 +11,7 @@ const (
 	// settle is how long changes of devices, addresses and routes gather: a container's start makes several. Where a look at them
 	// takes long they gather for longer, so that looking takes a tenth of the time at most.
 	settle    = 50 * time.Millisecond
-	settleMax = 500 * time.Millisecond
+	settleMax = 200 * time.Millisecond
 	// collectEvery is how often masqueraded flows that are over make room.
 	collectEvery = 30 * time.Second
 )

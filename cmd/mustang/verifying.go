@@ -48,8 +48,8 @@ func (h *host) Verify(ctx context.Context, repair bool) (api.Verification, error
 }
 
 // lookAgain is how long a difference must last to be one. While containers come and go, what is wanted is for moments ahead of the
-// kernel or behind it: the host's addresses are followed a little later, an engine takes a device out of a sandbox after it has said
-// that the endpoint leaves, and what runtimes of CNI do not tell is found once in sweepEvery.
+// kernel or behind it: an engine takes a device out of a sandbox after it has said that the endpoint leaves, and what runtimes of CNI
+// do not tell is found once in sweepEvery.
 const lookAgain = sweepEvery + 500*time.Millisecond
 
 // differences are those that are there at two looks.
@@ -62,6 +62,11 @@ func (h *host) differences(ctx context.Context) ([]drift.Difference, error) {
 	case <-ctx.Done():
 		return nil, context.Cause(ctx)
 	case <-time.After(lookAgain):
+	}
+	if h.daemon { // which follows the host's addresses a little later, and a gateway's goes and comes with containers
+		if err := h.driver.SyncUplinks(); err != nil {
+			return nil, err
+		}
 	}
 	second, err := h.look()
 	return slices.DeleteFunc(second, func(d drift.Difference) bool { return !slices.ContainsFunc(first, d.Same) }), err
