@@ -26,7 +26,7 @@ test-programs: ## the programs that run inside the test image
 
 .PHONY: next-build
 next-build: ## bin/next/mustang, the same with another version: scenarios replace the daemon by it, and it by the daemon
-	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)-next -X main.commit=$(COMMIT)' -o bin/next/mustang ./cmd/mustang
+	CGO_ENABLED=0 $(GO) build -trimpath -tags $(TAGS) -ldflags '-s -w -X main.version=$(VERSION)-next -X main.commit=$(COMMIT)' -o bin/next/mustang ./cmd/mustang
 
 .PHONY: check-go
 check-go:

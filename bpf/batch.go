@@ -49,10 +49,8 @@ func removeAll[K any](m *ebpf.Map, keys []K) error {
 // little memory.
 const readAtOnce = 512
 
-// removeWhere deletes the entries for which match is true. What comes while it looks may be missed, and in an LRU map what goes is
-// no error. Entries are read many at a time: endpoints that are removed wait for it, and there may be 100,000 flows.
-func removeWhere[K, V any](m *ebpf.Map, match func(K, V) bool) error {
-	var stale []K
+// walk visits every entry. What comes or goes while it looks may be missed. Entries are read many at a time: there may be 100,000 flows.
+func walk[K, V any](m *ebpf.Map, visit func(K, V)) error {
 	var at ebpf.MapBatchCursor
 	keys, values := make([]K, readAtOnce), make([]V, readAtOnce)
 	for {
@@ -61,14 +59,26 @@ func removeWhere[K, V any](m *ebpf.Map, match func(K, V) bool) error {
 			return err
 		}
 		for i := range n {
-			if match(keys[i], values[i]) {
-				stale = append(stale, keys[i])
-			}
+			visit(keys[i], values[i])
 		}
 		if err != nil {
-			return removeAll(m, stale)
+			return nil
 		}
 	}
+}
+
+// removeWhere deletes the entries for which match is true, of those that walk visits.
+func removeWhere[K, V any](m *ebpf.Map, match func(K, V) bool) error {
+	var stale []K
+	err := walk(m, func(key K, value V) {
+		if match(key, value) {
+			stale = append(stale, key)
+		}
+	})
+	if err != nil {
+		return err
+	}
+	return removeAll(m, stale)
 }
 
 // remove deletes a key that may be missing.

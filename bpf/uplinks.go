@@ -3,12 +3,9 @@
 package bpf
 
 import (
-	"errors"
 	"fmt"
 	"math"
 	"net/netip"
-
-	"github.com/cilium/ebpf"
 )
 
 // Uplink is a device of the host that leads out.
@@ -60,41 +57,34 @@ const (
 )
 
 // CollectFlows removes masqueraded flows that are over, both ways, and counts each endpoint's anew. The
-// programs never do: what one container begins must not end what another has.
+// programs end a flow only for another of the same endpoint's: what one container begins must not end
+// what another has.
 func (d *Datapath) CollectFlows() error {
 	now, err := monotonic()
 	if err != nil {
 		return err
 	}
 	type flow struct {
-		request, reply *mstTuple
-		age            int64
-		state          uint8
-		owner          uint32
+		ways  map[mstTuple]mstCt // there and back
+		age   int64
+		state uint8
+		owner uint32
 	}
 	flows := map[mstTuple]*flow{} // by the tuple of the way back
-	var key mstTuple
-	var v mstCt
-	entries := d.maps["snat"].Iterate()
-	for entries.Next(&key, &v) {
-		k := key
+	err = walk(d.maps["snat"], func(key mstTuple, v mstCt) {
 		back := mstTuple{Saddr: v.Daddr, Daddr: v.Saddr, Sport: v.Dport, Dport: v.Sport, Proto: key.Proto, Dir: dirReply}
 		if key.Dir == dirReply {
 			back = key
 		}
 		f := flows[back]
 		if f == nil {
-			f = &flow{owner: v.Backend, age: math.MaxInt64}
+			f = &flow{ways: map[mstTuple]mstCt{}, owner: v.Backend, age: math.MaxInt64}
 			flows[back] = f
 		}
-		if key.Dir == dirReply {
-			f.reply = &k
-		} else {
-			f.request = &k
-		}
+		f.ways[key] = v
 		f.age, f.state = min(f.age, int64(now-v.Seen)), max(f.state, v.State)
-	}
-	if err := entries.Err(); err != nil && !errors.Is(err, ebpf.ErrIterationAborted) {
+	})
+	if err != nil {
 		return fmt.Errorf("read mst_snat: %w", err)
 	}
 	counts := map[uint32]uint32{}
@@ -113,11 +103,13 @@ func (d *Datapath) CollectFlows() error {
 			counts[f.owner]++
 			continue
 		}
-		for _, k := range []*mstTuple{f.request, f.reply} {
-			if k != nil {
-				if err := remove(d.maps["snat"], k); err != nil {
-					return fmt.Errorf("remove a masqueraded flow: %w", err)
-				}
+		for key, was := range f.ways {
+			var is mstCt
+			if d.maps["snat"].Lookup(&key, &is) != nil || is != was {
+				continue // it goes on, or its port is another's by now
+			}
+			if err := remove(d.maps["snat"], &key); err != nil {
+				return fmt.Errorf("remove a masqueraded flow: %w", err)
 			}
 		}
 	}

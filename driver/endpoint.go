@@ -343,12 +343,11 @@ func (m *Manager) leavingPair(id string) string {
 	if !ok || e.HostIf == "" || e.Source == SourceHand || m.unpublish(e) != nil {
 		return ""
 	}
-	partial, index := e.Partial, e.Index
+	had := *e
 	if m.markLeaving(e) != nil {
-		e.Partial, e.Index = partial, index // so that it is tried again
+		e.Partial, e.leaving, e.Index = had.Partial, had.leaving, had.Index // so that it is tried again
 		return ""
 	}
-	e.leaving = !partial
 	return e.HostIf
 }
 
@@ -357,6 +356,7 @@ func (m *Manager) markLeaving(e *Endpoint) error {
 	if found := m.findIndex(e); !found && e.Partial {
 		return nil
 	}
+	e.leaving = e.leaving || !e.Partial
 	e.Partial = true
 	return m.put(bucketEndpoints, e.ID, e)
 }
@@ -378,10 +378,11 @@ func (m *Manager) dropInterface(e *Endpoint) error {
 // tearDownEndpoint undoes setUpEndpoint and forgets the endpoint. The device goes before its programs and
 // maps, so that no packet of it is judged by less than all of them.
 func (m *Manager) tearDownEndpoint(e *Endpoint) error {
-	half := e.Partial && !e.leaving // made, or removed, when it was killed
 	unmarked := m.markLeaving(e)
-	if half { // services learn whose the entries are that they found; where they refuse it, there are none
+	if !e.leaving { // half made, or half removed by another process
+		// services learn whose the entries are that they found; where they refuse it, there are none
 		_ = m.services.PutEndpoint(m.service(e))
+		e.leaving = true
 	}
 	err := errors.Join(m.leave(e), m.services.RemoveEndpoint(e.ID))
 	if e.Source != SourceHand {

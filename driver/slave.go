@@ -128,10 +128,10 @@ func (m *Manager) renewLAN(s slave, n *Network) error {
 		return err
 	}
 	dev, err := m.links.Find(s.host(n))
-	gone := errors.Is(err, link.ErrNoDevice)
-	if err != nil && !gone {
+	if err != nil && !errors.Is(err, link.ErrNoDevice) {
 		return err
 	}
+	gone := err != nil || known.slave != 0 && known.slave != dev.Index // another has no programs yet
 	if gone || !slices.Equal(now, known.addrs) {
 		if err := m.renewSlave(s, n); err != nil {
 			return err

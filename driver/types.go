@@ -66,7 +66,7 @@ type Endpoint struct {
 	Shaped      bool              `json:"shaped,omitempty"`
 	// Partial says that it is half made or half removed, and nobody's: nobody asks for its removal any more.
 	Partial bool `json:"partial,omitempty"`
-	leaving bool // it is partial only because this process removes it
+	leaving bool // this process has begun to remove it
 	// Inside says that its device is in the sandbox already.
 	Inside bool `json:"-"`
 

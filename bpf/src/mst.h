@@ -226,7 +226,8 @@ enum mst_ct_state {
  * mst_snat: masqueraded flows. The keys and values are those of mst_ct: the
  * tuple as it comes from the container or from outside, and as it goes on. A
  * plain map, so that a flood from one container ends nobody else's flows;
- * both entries of a flow are collected together, by the daemon.
+ * both entries of a flow are collected together, by the daemon, or give their
+ * port to another of the same container's.
  */
 
 /* mst_frags: non-first fragments follow their head. */

@@ -17,12 +17,14 @@
 #define SNAT_TRIES	32
 
 /*
- * How long a flow must have been silent for another to have its port where no
- * port is free. The daemon collects flows later, and may be away.
+ * How long a flow must have been silent for another of the same endpoint's to
+ * have its port where none is free. The daemon collects flows later, and may
+ * be away. RFC 4787 and 5382 ask for more of what is not closed than
+ * SNAT_QUIET_DATAGRAMS, but the endpoint would get nothing else.
  */
-#define SNAT_QUIET_CLOSED      (10 * SEC_NS)
+#define SNAT_QUIET_CLOSED      (10 * SEC_NS) /* by both sides */
 #define SNAT_QUIET_DATAGRAMS   (30 * SEC_NS) /* echoes as well */
-#define SNAT_QUIET_NEW	       (120 * SEC_NS)
+#define SNAT_QUIET_NEW	       (120 * SEC_NS) /* half-closed as well */
 #define SNAT_QUIET_ESTABLISHED (7440 * SEC_NS)
 
 /* Does a socket of the host have the tuple on which the reply would arrive? */
@@ -61,7 +63,8 @@ static __always_inline bool snat_host_has(struct __sk_buff *skb, bool v6,
 struct snat_claim {
 	struct __sk_buff *skb;
 	__u32 reason;
-	__u32 owner; /* of the flows to take the port of; 0: anybody's */
+	__u32 owner; /* of the flow: it takes nobody else's port */
+	bool full;   /* the owner may have no flow more: only a port that it has */
 	bool reuse;  /* a port that a silent flow has will do */
 };
 
@@ -83,33 +86,36 @@ static __always_inline void snat_unquota(__u32 ifindex)
 		__sync_fetch_and_add(flows, -1);
 }
 
-static __always_inline bool snat_quiet(const struct mst_ct *ct, __u8 state,
-				       __u8 proto)
+/* Was a flow silent for long enough, both ways? */
+static __always_inline bool snat_quiet(const struct mst_ct *there,
+				       const struct mst_ct *back, __u8 proto)
 {
+	__u64 seen = there->seen > back->seen ? there->seen : back->seen;
+	__u8 least = there->state < back->state ? there->state : back->state;
+	__u8 most = there->state > back->state ? there->state : back->state;
+
 	if (proto != IPPROTO_TCP)
-		return older(ct->seen, SNAT_QUIET_DATAGRAMS);
-	switch (state) {
-	case MST_CT_NEW:
-		return older(ct->seen, SNAT_QUIET_NEW);
-	case MST_CT_ESTABLISHED:
-		return older(ct->seen, SNAT_QUIET_ESTABLISHED);
-	}
-	return older(ct->seen, SNAT_QUIET_CLOSED);
+		return older(seen, SNAT_QUIET_DATAGRAMS);
+	if (least == MST_CT_CLOSING)
+		return older(seen, SNAT_QUIET_CLOSED);
+	if (most == MST_CT_ESTABLISHED)
+		return older(seen, SNAT_QUIET_ESTABLISHED);
+	return older(seen, SNAT_QUIET_NEW);
 }
 
 /*
- * Ends the flow that comes back at key, if both its ways were silent for long.
+ * Ends the owner's flow that comes back at key, if it was silent for long.
  * Of several that want its port the one has it who deletes the way there.
  */
-static __always_inline bool snat_reuse(const struct mst_tuple *key,
+static __always_inline bool snat_reuse(const struct work *w,
+				       const struct mst_tuple *key,
 				       const struct mst_ct *back, __u32 owner)
 {
 	const struct mst_ct *there;
 	struct mst_tuple request = {};
-	__u32 had = back->backend;
-	__u8 state;
 
-	if (owner && had != owner)
+	/* the endpoints of a private parent have one owner */
+	if (back->backend != owner || !addr_eq(&back->daddr, &w->p.t.saddr))
 		return false;
 	request.saddr = back->daddr;
 	request.daddr = back->saddr;
@@ -121,12 +127,10 @@ static __always_inline bool snat_reuse(const struct mst_tuple *key,
 	if (!there || there->sport != key->dport ||
 	    !addr_eq(&there->saddr, &key->daddr))
 		return false;
-	state = there->state > back->state ? there->state : back->state;
-	if (!snat_quiet(there, state, key->proto) ||
-	    !snat_quiet(back, state, key->proto) ||
+	if (!snat_quiet(there, back, key->proto) ||
 	    bpf_map_delete_elem(&mst_snat_v2, &request))
 		return false;
-	snat_unquota(had);
+	snat_unquota(owner);
 	return true;
 }
 
@@ -148,9 +152,9 @@ static long snat_try(__u32 i, struct snat_claim *claim)
 	w->now.sport = port;
 	key = ct_reply_key(w, &w->now, p->t.proto);
 	had = bpf_map_lookup_elem(&mst_snat_v2, key);
-	if ((had && !claim->reuse) || (!had && claim->owner) ||
+	if ((had && !claim->reuse) || (!had && claim->full) ||
 	    snat_host_has(claim->skb, p->v6, key) ||
-	    (had && !snat_reuse(key, had, claim->owner)))
+	    (had && !snat_reuse(w, key, had, claim->owner)))
 		return 0;
 	err = bpf_map_update_elem(&mst_snat_v2, key, &w->ct,
 				  had ? BPF_ANY : BPF_NOEXIST);
@@ -210,6 +214,8 @@ static __always_inline __u32 snat_enter(struct __sk_buff *skb, struct work *w,
 	struct snat_claim claim = {
 		.skb = skb,
 		.reason = MST_REASON_SNAT_PORTS,
+		.owner = owner,
+		.full = full,
 	};
 	struct mst_ct *ct = &w->ct;
 	struct mst_tuple *key;
@@ -231,7 +237,6 @@ static __always_inline __u32 snat_enter(struct __sk_buff *skb, struct work *w,
 	}
 	if (claim.reason == MST_REASON_SNAT_PORTS) {
 		claim.reuse = true;
-		claim.owner = full ? owner : 0;
 		bpf_loop(SNAT_TRIES, snat_try, &claim, 0);
 	}
 	if (claim.reason)
@@ -275,7 +280,8 @@ __noinline int snat_create(struct __sk_buff *skb)
 }
 
 /*
- * The flow's entry in this direction, refreshed. They end by collection only.
+ * The flow's entry in this direction, refreshed. They end by collection, or
+ * for another flow of their owner's (snat_reuse()).
  * A SYN, or its answer, begins a closed one anew.
  */
 static __always_inline struct mst_ct *snat_lookup(struct pkt *p, __u8 dir)

@@ -9,7 +9,7 @@ import (
 
 const (
 	// settle is how long changes of devices, addresses and routes gather: a container's start makes several. Where a look at them
-	// takes long they gather for longer, so that looking takes a tenth of the time at most.
+	// takes long they gather for longer, up to settleMax, so that looking takes little of the time.
 	settle    = 50 * time.Millisecond
 	settleMax = 200 * time.Millisecond
 	// collectEvery is how often masqueraded flows that are over make room.

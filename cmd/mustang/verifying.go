@@ -64,8 +64,8 @@ func (h *host) differences(ctx context.Context) ([]drift.Difference, error) {
 	case <-time.After(lookAgain):
 	}
 	if h.daemon { // which follows the host's addresses a little later, and a gateway's goes and comes with containers
-		if err := h.driver.SyncUplinks(); err != nil {
-			return nil, err
+		if err := h.driver.SyncUplinks(); err != nil { // that is then a difference
+			h.log.WithError(err).Warn("follow the uplinks")
 		}
 	}
 	second, err := h.look()

@@ -115,6 +115,9 @@ func (w *walk) each(name string, before, operation func() result, then func(agai
 			killed++
 		}
 	}
+	if killed == 0 {
+		w.ts.Fatalf("%s: %d steps were counted, and mustang was never killed", name, total)
+	}
 	fmt.Printf("kills  %s %s: %d steps, killed %d times\n", w.s.name, name, total, killed)
 }
 
