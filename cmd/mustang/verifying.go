@@ -47,29 +47,34 @@ func (h *host) Verify(ctx context.Context, repair bool) (api.Verification, error
 	return v, nil
 }
 
-// lookAgain is how long a difference must last to be one. While containers come and go, what is wanted is for moments ahead of the
-// kernel or behind it: an engine takes a device out of a sandbox after it has said that the endpoint leaves, and what runtimes of CNI
-// do not tell is found once in sweepEvery.
-const lookAgain = sweepEvery + 500*time.Millisecond
+// looks are the pauses between looks, at all of which a difference must be there to be one. While containers come and go, what is
+// wanted is for moments ahead of the kernel or behind it: an engine takes a device out of a sandbox after it has said that the endpoint
+// leaves, and what runtimes of CNI do not tell is found once in sweepEvery. The others are for what goes and comes with containers, as
+// a gateway's address does, which may be at the same point at two looks.
+var looks = []time.Duration{sweepEvery + 500*time.Millisecond, 300 * time.Millisecond, 700 * time.Millisecond}
 
-// differences are those that are there at two looks.
+// differences are those that last.
 func (h *host) differences(ctx context.Context) ([]drift.Difference, error) {
-	first, err := h.look()
-	if err != nil || len(first) == 0 {
-		return first, err
-	}
-	select {
-	case <-ctx.Done():
-		return nil, context.Cause(ctx)
-	case <-time.After(lookAgain):
-	}
-	if h.daemon { // which follows the host's addresses a little later, and a gateway's goes and comes with containers
-		if err := h.driver.SyncUplinks(); err != nil { // that is then a difference
-			h.log.WithError(err).Warn("follow the uplinks")
+	found, err := h.look()
+	for _, pause := range looks {
+		if err != nil || len(found) == 0 {
+			break
 		}
+		select {
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		case <-time.After(pause):
+		}
+		if h.daemon { // which follows the host's addresses a little later
+			if err := h.driver.SyncUplinks(); err != nil { // that is then a difference
+				h.log.WithError(err).Warn("follow the uplinks")
+			}
+		}
+		var now []drift.Difference
+		now, err = h.look()
+		found = slices.DeleteFunc(found, func(d drift.Difference) bool { return !slices.ContainsFunc(now, d.Same) })
 	}
-	second, err := h.look()
-	return slices.DeleteFunc(second, func(d drift.Difference) bool { return !slices.ContainsFunc(first, d.Same) }), err
+	return found, err
 }
 
 // look asks each part what a start would change.
