@@ -123,6 +123,9 @@ func (h *host) show(at string) error {
 		if err != nil {
 			return err
 		}
+		if strings.HasPrefix(at, "/") {
+			l = last(at, l, api.Listen, h.log)
+		}
 		next = h.metrics.Serve(l)
 	}
 	before := h.shown
