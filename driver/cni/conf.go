@@ -284,7 +284,9 @@ func (c *conf) ask(a *Attachment, args string) error {
 		if err != nil {
 			return err
 		}
-		a.Ports = append(a.Ports, b)
+		if !c.Internal { // which publishes nothing, as with an engine: of two networks the other does
+			a.Ports = append(a.Ports, b)
+		}
 	}
 	return c.aliases(a)
 }

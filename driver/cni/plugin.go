@@ -106,8 +106,14 @@ func read(args *skel.CmdArgs) (*conf, Attachment, error) {
 // readFor is read for a verb that needs the sandbox: where none is, the error has a code of its own, which is lost on
 // the way from a daemon.
 func readFor(args *skel.CmdArgs) (*conf, Attachment, error) {
-	if _, err := os.Stat(args.Netns); errors.Is(err, fs.ErrNotExist) {
+	sandbox, err := os.Stat(args.Netns)
+	if errors.Is(err, fs.ErrNotExist) {
 		return nil, Attachment{}, types.NewError(types.ErrInvalidNetNS, link.ErrNoNetns.Error()+": "+args.Netns, "")
+	}
+	own, ownErr := os.Stat("/proc/self/ns/net")
+	if err == nil && ownErr == nil && os.SameFile(sandbox, own) {
+		return nil, Attachment{}, types.NewError(types.ErrInvalidNetNS, args.Netns+" is the host's own network namespace: "+
+			"give the container one of its own, or attach it to no network", "")
 	}
 	return read(args)
 }
