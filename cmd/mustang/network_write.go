@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"github.com/urfave/cli/v2"
@@ -85,6 +86,12 @@ func networkOf(c *cli.Context) (cni.Network, error) {
 		if err != nil || p != p.Masked() {
 			return n, usagef(c, "--subnet %q: want a prefix without host bits, such as 10.77.0.0/24", text)
 		}
+		if p.IsSingleIP() {
+			return n, usagef(c, "--subnet %s holds no container: give a shorter prefix", p)
+		}
+		if slices.ContainsFunc(n.Ranges, func(r cni.Range) bool { return r.Subnet.Addr().Is4() == p.Addr().Is4() }) {
+			return n, usagef(c, "--subnet %s is a second one of its family: give one of IPv4, and one of IPv6", p)
+		}
 		n.Ranges = append(n.Ranges, cni.Range{Subnet: p})
 	}
 	for _, text := range c.StringSlice("ip-range") {
@@ -92,22 +99,28 @@ func networkOf(c *cli.Context) (cni.Network, error) {
 		if err != nil {
 			return n, usagef(c, "--ip-range %q: want a prefix inside of a --subnet", text)
 		}
-		if r := rangeWith(n.Ranges, p.Addr()); r != nil {
-			r.Range = p
-		} else {
+		r := rangeWith(n.Ranges, p.Addr())
+		if r == nil {
 			return n, usagef(c, "--ip-range %s lies in no --subnet: give that, too", p)
 		}
+		if r.Range.IsValid() {
+			return n, usagef(c, "--ip-range %s is a second one of the subnet %s: give one", p, r.Subnet)
+		}
+		r.Range = p
 	}
 	for _, text := range c.StringSlice("gateway") {
 		a, err := netip.ParseAddr(text)
 		if err != nil {
 			return n, usagef(c, "--gateway %q: want an address of a --subnet", text)
 		}
-		if r := rangeWith(n.Ranges, a); r != nil {
-			r.Gateway = a
-		} else {
+		r := rangeWith(n.Ranges, a)
+		if r == nil {
 			return n, usagef(c, "--gateway %s lies in no --subnet: give that, too", a)
 		}
+		if r.Gateway.IsValid() {
+			return n, usagef(c, "--gateway %s is a second one of the subnet %s: give one", a, r.Subnet)
+		}
+		r.Gateway = a
 	}
 	return n, nil
 }

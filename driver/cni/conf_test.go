@@ -171,6 +171,7 @@ func TestFilesOfNetworks(t *testing.T) {
 		require.False(t, Declared(dir, "web"))
 	}
 	require.Error(t, CheckName("a/b"))
+	require.ErrorContains(t, CheckName("host"), "means no network of ours to nerdctl and Docker")
 	require.NoError(t, CheckName("a_b.c-1"))
 }
 

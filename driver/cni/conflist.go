@@ -33,6 +33,9 @@ func CheckName(name string) error {
 	if utils.ValidateNetworkName(name) != nil {
 		return invalidf("%q is no name of a network: want letters, digits and . _ -, a letter or digit first", name)
 	}
+	if name == "host" || name == "none" {
+		return invalidf("%q means no network of ours to nerdctl and Docker: choose another name", name)
+	}
 	return nil
 }
 
