@@ -160,6 +160,24 @@ func TestALeaveThatCouldNotBeRecordedCanBeRepeated(t *testing.T) {
 	require.NotContains(t, w.lines(), sandboxLine)
 }
 
+// Who is removed, and could not be forgotten, does not come back to the services when its removal is repeated.
+func TestARemovalThatIsRepeatedPutsNothingBack(t *testing.T) {
+	w := newWorld(t)
+	w.createNetwork(net1, 1)
+	w.createEndpoint(ep1, net1, 1, 2)
+	w.fault.spare = func(call string) bool { return call != "store" }
+	w.fault.arm(failsOnward, 2)
+	require.ErrorIs(t, w.DeleteEndpoint(ctx, net1, ep1), errInjected)
+	told := false
+	w.fault.spare = func(call string) bool {
+		told = told || call == "tell of an endpoint"
+		return true
+	}
+	require.NoError(t, w.DeleteEndpoint(ctx, net1, ep1))
+	require.False(t, told)
+	require.Empty(t, w.Endpoints())
+}
+
 func TestEveryCallCanBeRepeated(t *testing.T) {
 	for _, late := range []bool{false, true} {
 		w := newWorld(t)
