@@ -217,16 +217,19 @@ func (h *host) sweep(ctx context.Context) error {
 
 // keepPins makes the datapath anew when somebody has emptied the BPF file system: programs that nothing pins are detached.
 func (h *host) keepPins(ctx context.Context) error {
+	var again time.Time // when one that failed is tried again: everybody waits for it
 	return every(ctx, lookEvery, func() error {
-		if h.datapath.Pinned() {
+		if time.Now().Before(again) || h.datapath.Pinned() {
 			return nil
 		}
-		h.log.Warn("somebody has removed pins of the datapath: made anew")
 		h.verifying.Lock()
 		defer h.verifying.Unlock()
 		if err := h.repair(); err != nil {
-			h.log.WithError(err).Error("make the datapath anew")
+			again = time.Now().Add(time.Minute)
+			h.log.WithError(err).Error("make the datapath anew, of which somebody has removed pins: tried again in a minute")
+			return nil
 		}
+		h.log.Warn("somebody has removed pins of the datapath: made anew")
 		return nil
 	})
 }
