@@ -22,8 +22,8 @@
  * be away. RFC 4787 and 5382 ask for more of what is not closed than
  * SNAT_QUIET_DATAGRAMS, but the endpoint would get nothing else.
  */
-#define SNAT_QUIET_CLOSED      (10 * SEC_NS) /* by both sides */
-#define SNAT_QUIET_DATAGRAMS   (30 * SEC_NS) /* echoes as well */
+#define SNAT_QUIET_CLOSED      (10 * SEC_NS)  /* by both sides */
+#define SNAT_QUIET_DATAGRAMS   (30 * SEC_NS)  /* echoes as well */
 #define SNAT_QUIET_NEW	       (120 * SEC_NS) /* half-closed as well */
 #define SNAT_QUIET_ESTABLISHED (7440 * SEC_NS)
 
@@ -64,7 +64,7 @@ struct snat_claim {
 	struct __sk_buff *skb;
 	__u32 reason;
 	__u32 owner; /* of the flow: it takes nobody else's port */
-	bool full;   /* the owner may have no flow more: only a port that it has */
+	bool full;   /* the owner may have no flow more */
 	bool reuse;  /* a port that a silent flow has will do */
 };
 
