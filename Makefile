@@ -66,7 +66,7 @@ test-kernels: ## ipvlan, and a kernel without TCX, in a virtual machine
 
 test-full: check-host ## what is too long for `make test`: every scenario on both engines, every mode on every kernel, fuzzing, lint
 	@$(MAKE) --no-print-directory build test-programs deb rpm plugin engines kernels lint
-	KILLS=6 tests/scenarios/run --engine 29 --tag long
+	tests/scenarios/run --engine 29 --tag long
 	tests/scenarios/run --engine 20 --all
 	tests/modes full
 	@$(MAKE) --no-print-directory test-old-packets
