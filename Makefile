@@ -52,8 +52,8 @@ test-packets: ## packet tables through BPF_PROG_TEST_RUN, and verifier counts
 .PHONY: test-old-packets
 test-old-packets: ## packet tables and the model on the other kernels, in a virtual machine; tagged frames are sent by TCX
 	CGO_ENABLED=0 $(GO) test -c -o bin/packets.test ./bpf
-	. tests/tools/versions.sh; for kernel in $$VM_KERNELS; do \
-	  tests/vm/run --kernel $$kernel -- bin/packets.test -test.skip Tagged -test.run "^($$(grep -hoE '^func Test[A-Za-z0-9]+' bpf/*_packet_test.go bpf/model_fuzz_test.go | sed 's/^func //' | paste -sd'|'))$$" || exit; done
+	. tests/tools/versions.sh; printf '%s\n' $$VM_KERNELS | xargs -P 2 -I {} tests/vm/run --kernel {} -- bin/packets.test -test.skip Tagged \
+	  -test.run "^($$(grep -hoE '^func Test[A-Za-z0-9]+' bpf/*_packet_test.go bpf/model_fuzz_test.go | sed 's/^func //' | paste -sd'|'))$$"
 
 test-engine29: ## scenarios on a current Docker engine
 	tests/scenarios/run --engine 29
@@ -64,10 +64,10 @@ test-engine20: ## scenarios on Debian's Docker 20.10
 test-kernels: ## ipvlan, and a kernel without TCX, in a virtual machine
 	tests/modes test
 
-test-full: check-host ## what is too long for `make test`: every scenario on both engines, every mode on every kernel, fuzzing, lint
+test-full: check-host ## what is too long for `make test`: every scenario, also on both engines, every mode on every kernel, fuzzing, lint
 	@$(MAKE) --no-print-directory build test-programs deb rpm plugin engines kernels lint
-	tests/scenarios/run --engine 29 --tag long
-	tests/scenarios/run --engine 20 --all
+	tests/scenarios/run --engine 29 --rest
+	tests/scenarios/run --engine 20 --rest
 	tests/modes full
 	@$(MAKE) --no-print-directory test-old-packets
 	tests/fuzz
