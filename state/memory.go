@@ -36,6 +36,13 @@ func (m *memory) Update(fn func(Tx) error) error {
 	if m.closed {
 		return ErrClosed
 	}
+	// The file may run fn more than once, each time on what was there before. So does this, always, so that tests find an fn that cannot bear it.
+	_ = m.attempt(fn, false) // the second attempt tells what comes of it
+	return m.attempt(fn, true)
+}
+
+// attempt runs fn, and undoes its writes if it fails or is not to be kept.
+func (m *memory) attempt(fn func(Tx) error, keep bool) error {
 	tx := &memoryTx{m: m, writable: true}
 	done := false
 	// Deferred, so that a panic in fn undoes its writes as well.
@@ -44,11 +51,9 @@ func (m *memory) Update(fn func(Tx) error) error {
 			tx.rollback()
 		}
 	}()
-	if err := fn(tx); err != nil {
-		return err
-	}
-	done = true
-	return nil
+	err := fn(tx)
+	done = err == nil && keep
+	return err
 }
 
 func (m *memory) Close() error {
