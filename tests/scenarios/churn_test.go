@@ -41,9 +41,13 @@ func churn(_ *scenario, _ string, args []string) result {
 	return failure("churn %s: choose endpoints or containers", args[0])
 }
 
-// rounds runs a round again and again as far as there is time, three times at least, and judges what is held after each.
+// rounds runs a round again and again as far as there is time, three times at least, and judges what is held after each. A first one, which is not
+// judged, is for what is opened at its first use.
 func (f *figures) rounds(wanted int, round func(i int) error) error {
-	base, err := countHeld()
+	if err := round(-1); err != nil {
+		return fmt.Errorf("the first round: %w", err)
+	}
+	base, err := rested()
 	if err != nil {
 		return err
 	}

@@ -145,25 +145,50 @@ func countHeld() (held, error) {
 	} {
 		h[what] = float64(len(matching(".", argv...)))
 	}
+	engines := engineConnections()
+	h["fds"] -= engines
+	h["goroutines"] -= engines
 	return h, nil
 }
 
-// kept is how many connections to the plugin's socket engines keep open: two for networks and two for addresses, each a descriptor and a goroutine.
-const kept = 4
+// engineConnections counts what engines keep open to the plugin's socket: each is a descriptor and a goroutine of the daemon's.
+func engineConnections() (n float64) {
+	connections := matching("ESTAB", "ss", "-Hxp") // type, state, queues, name, inode, name and inode of the peer, users; only an accepted one has a name
+	peers := map[string]bool{}
+	for _, line := range connections {
+		if strings.Contains(line, `"dockerd"`) {
+			peers[strings.Fields(line)[5]] = true
+		}
+	}
+	for _, line := range connections {
+		if f := strings.Fields(line); strings.Contains(line, `"mustang"`) && f[4] != "*" && peers[f[7]] {
+			n++
+		}
+	}
+	return n
+}
 
-// beyond tells where a count lies above another, for more than an engine's connections. Memory, and what is made and collected by itself, are left out.
+// beyond tells where a count lies above another. Memory, and what is made and collected by itself, are left out.
 func (h held) beyond(other held) (more []string) {
 	for what, n := range h {
-		most := other[what]
-		if what == "fds" || what == "goroutines" {
-			most += kept
-		}
-		if what != rss && n > most && !slices.Contains(lazily, what) {
+		if what != rss && n > other[what] && !slices.Contains(lazily, what) {
 			more = append(more, fmt.Sprintf("%s %g instead of %g", what, n, other[what]))
 		}
 	}
 	slices.Sort(more)
 	return more
+}
+
+// rested counts until two counts in a row are the same but for memory: what a round has begun is over then.
+func rested() (now held, err error) {
+	var before held
+	for end := time.Now().Add(patience(settleTime)); ; time.Sleep(patience(200 * time.Millisecond)) {
+		now, err = countHeld()
+		if err != nil || before != nil && len(now.beyond(before)) == 0 && len(before.beyond(now)) == 0 || time.Now().After(end) {
+			return now, err
+		}
+		before = now
+	}
 }
 
 // settled counts until nothing is held beyond base any more, or what is left seems to stay.
@@ -195,7 +220,7 @@ func (f *figures) flat(base held, rounds []held) {
 	if len(more) > 0 {
 		text = strings.Join(more, "; ")
 	}
-	f.hold("fds, goroutines, map entries, leases, links, routes, pins, nftables after the last round", text, fmt.Sprintf("none beyond the start, but %d connections of the engine's", kept), len(more) == 0)
+	f.hold("fds, goroutines, map entries, leases, links, routes, pins, nftables after the last round", text, "none beyond the start, engines' connections aside", len(more) == 0)
 	limit := second[rss]*rssShare + rssMiB
 	series := make([]string, len(rounds))
 	for i, r := range rounds {
