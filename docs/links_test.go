@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package docs checks that links in the project's documents lead somewhere.
+// Package docs checks that what the project's documents refer to is there: links, and the scenarios that measure a promise.
 package docs
 
 import (
