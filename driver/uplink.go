@@ -43,12 +43,11 @@ func (m *Manager) SyncAddrs() error {
 	return m.syncAddrs(addrs)
 }
 
-// SetUplinks has the devices with these names lead out from now on, as Config.Uplinks does.
-func (m *Manager) SetUplinks(names []string) error {
+// SetUplinks has the devices with these names lead out from the next SyncUplinks on, as Config.Uplinks does.
+func (m *Manager) SetUplinks(names []string) {
 	m.mu.Lock()
+	defer m.mu.Unlock()
 	m.uplinkNames = names
-	m.mu.Unlock()
-	return m.SyncUplinks()
 }
 
 // outside is what the kernel has that leads out of the host, and the host's own addresses.

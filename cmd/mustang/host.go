@@ -64,6 +64,8 @@ type host struct {
 
 	metrics *metrics.Metrics // nil without a daemon
 	shown   *metrics.Server  // nil where nobody is shown any
+
+	uplinksSet chan struct{} // one at most: the names of uplinks were read anew
 }
 
 // openHost returns the Host of a running daemon, or else one that works on the state and the maps
@@ -87,7 +89,7 @@ func openHost(_ context.Context, cfg config.Config) (api.Host, func() error, err
 
 // newHost opens the state and the maps. Nothing but missing maps is created in the kernel.
 func newHost(cfg config.Config, log *logrus.Logger, daemon bool) (*host, error) {
-	h := &host{cfg: cfg, log: log, daemon: daemon}
+	h := &host{cfg: cfg, log: log, daemon: daemon, uplinksSet: make(chan struct{}, 1)}
 	h.inForce.set(cfg)
 	if err := h.open(); err != nil {
 		return nil, errors.Join(err, h.close())

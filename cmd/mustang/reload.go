@@ -97,8 +97,10 @@ func (h *host) reload(load func() (config.Config, error)) bool {
 	}
 	h.inForce.set(after)
 	logAs(h.log, after)
-	if err := h.driver.SetUplinks(after.Uplinks); err != nil {
-		h.log.WithError(err).Warn("follow the uplinks, which is tried again")
+	h.driver.SetUplinks(after.Uplinks)
+	select {
+	case h.uplinksSet <- struct{}{}:
+	default: // nobody has looked since the last time, and will
 	}
 	values := logrus.Fields{}
 	for _, s := range changed {

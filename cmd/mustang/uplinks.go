@@ -35,6 +35,7 @@ func (h *host) followUplinks(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case <-again:
+		case <-h.uplinksSet:
 		case _, ok := <-changes:
 			if !ok {
 				return nil
