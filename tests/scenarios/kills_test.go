@@ -118,7 +118,11 @@ func (w *walk) each(name string, before, operation func() result, then func(agai
 	if killed == 0 {
 		w.ts.Fatalf("%s: %d steps were counted, and mustang was never killed", name, total)
 	}
-	fmt.Printf("kills  %s %s: %d steps, killed %d times\n", w.s.name, name, total, killed)
+	f := figures{promise: "kill-points"}
+	f.state(w.s.name+", "+name, fmt.Sprintf("%d steps, killed %d times", total, killed))
+	r = f.result(nil)
+	w.ts.Check(r.err)
+	fmt.Print(r.stdout)
 }
 
 // points are the steps to kill at; all, and each in both ways, if both is true.
