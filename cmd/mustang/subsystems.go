@@ -22,10 +22,11 @@ import (
 // Status implements [api.Host].
 func (h *host) Status(context.Context) (api.Status, error) {
 	version, _ := versionAndCommit()
-	s := api.Status{Version: version, Daemon: h.daemon, Ready: h.knows()}
+	watcher := h.statusWatcher()
+	s := api.Status{Version: version, Daemon: h.daemon, Ready: h.daemon && watcher.State != "degraded"} // as its line says, whatever happens meanwhile
 	for _, sub := range []api.Subsystem{
 		h.statusKernel(), h.statusAttached(), h.statusDatapath(), h.statusFlows(), h.statusDrops(), h.statusEvents(), h.statusUplinks(), h.statusServices(),
-		h.statusDriver(), h.statusTables(), h.statusIPAM(), h.statusNames(), h.statusWatcher(),
+		h.statusDriver(), h.statusTables(), h.statusIPAM(), h.statusNames(), watcher,
 	} {
 		s.Ready = s.Ready && sub.State != "failed"
 		s.Subsystems = append(s.Subsystems, sub)
