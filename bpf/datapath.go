@@ -201,7 +201,7 @@ func explain(err error) error {
 	var verifier *ebpf.VerifierError
 	switch {
 	case errors.Is(err, unix.EPERM), errors.Is(err, unix.EACCES) && !errors.As(err, &verifier):
-		return fmt.Errorf("%w: run as root or with CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN", err)
+		return fmt.Errorf("%w: run as root, or with the capabilities in mustang.service", err)
 	case errors.Is(err, ebpf.ErrNotSupported):
 		return fmt.Errorf("%w: this kernel is too old for the eBPF datapath, which needs Linux 6.1 or newer: use networks with -o ebpf=off", err)
 	}
