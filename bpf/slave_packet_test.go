@@ -413,6 +413,46 @@ func TestEgressOfSlaves(t *testing.T) {
 	})
 }
 
+func TestForOneInAFrameForMany(t *testing.T) {
+	both(t, []scenario{
+		{"nobody gets past the host's slave by it", func(w *world) {
+			frames := []net.HardwareAddr{broadcastMAC, {0x33, 0x33, 0, 0, 0, 1}}
+			loop := netip.MustParseAddr("127.0.0.1")
+			if w.v6 {
+				loop = netip.IPv6Loopback()
+			}
+			for _, to := range frames {
+				for _, private := range []bool{true, false} {
+					w.slaves(private)
+					for _, f := range []frame{
+						udp(w.backend, 5000, w.host, 53, "q"), udp(w.foreign, 5000, w.host, 53, "q"),
+						udp(w.backend, 5000, w.poolOnly, 53, "q"), udp(w.backend, 5000, loop, 53, "q"),
+					} {
+						w.send(toHost(), f.macs(to, backendMAC)).dropped("multicast")
+					}
+					for _, f := range evasions(w.backend, w.host) {
+						w.send(toHost(), f.macs(to, backendMAC)).dropped("multicast")
+					}
+				}
+				w.slaves(true)
+				w.send(toHost(), udp(w.backend, 5000, w.outside, 53, "q").macs(to, backendMAC)).dropped("multicast")
+				w.slaves(false)
+				w.send(toHost(), udp(w.backend, 5000, w.outside, 53, "q").macs(to, backendMAC)).untouched()
+			}
+		}},
+		{"what is for many passes", func(w *world) {
+			many := netip.MustParseAddr("224.0.0.251")
+			if w.v6 {
+				many = netip.MustParseAddr("ff02::fb")
+			}
+			for _, private := range []bool{true, false} {
+				w.slaves(private)
+				w.send(toHost(), udp(w.backend, 5353, many, 5353, "q").macs(broadcastMAC, backendMAC)).untouched()
+			}
+		}},
+	})
+}
+
 func TestLANAsksForTheHost(t *testing.T) {
 	both(t, []scenario{
 		{"the host's slave answers containers alone", func(w *world) {

@@ -243,6 +243,28 @@ static __always_inline bool lan_asks(struct __sk_buff *skb, struct work *w,
 	return !asker || asker->network != iface->network;
 }
 
+/*
+ * Is a packet for one alone in a frame for many? Nobody sends such, and the
+ * stack would take it unjudged. On a LAN others may have what is not the
+ * host's.
+ */
+static __always_inline bool
+hides_in_broadcast(struct __sk_buff *skb, struct work *w,
+		   const struct mst_interface *iface)
+{
+	bool private = iface->flags & MST_IF_PRIVATE;
+
+	if (skb->protocol != bpf_htons(ETH_P_IP) &&
+	    skb->protocol != bpf_htons(ETH_P_IPV6))
+		return false;
+	if (parse(skb, L2_LEN))
+		return private || evades(w);
+	if (is_multicast(&w->p))
+		return false;
+	return private || evades(w) || lb_in_pool(&w->p.t.daddr) ||
+	       is_martian(w);
+}
+
 /* Where a packet of an endpoint on a private parent may go. */
 static __always_inline int leave(struct __sk_buff *skb, struct work *w,
 				 const struct mst_interface *iface)
@@ -306,8 +328,12 @@ int slave_ingress(struct __sk_buff *skb)
 	iface = bpf_map_lookup_elem(&mst_interfaces_v1, &ifindex);
 	if (!w || !iface)
 		return TC_PASS;
-	if (is_for_many(skb))
+	if (is_for_many(skb)) {
+		if (hides_in_broadcast(skb, w, iface))
+			return drop(skb, MST_REASON_MULTICAST,
+				    MST_FROM_CONTAINER);
 		return lan_asks(skb, w, iface) ? TC_DROP : TC_PASS;
+	}
 	if (skb->protocol != bpf_htons(ETH_P_IP) &&
 	    skb->protocol != bpf_htons(ETH_P_IPV6))
 		return TC_PASS;

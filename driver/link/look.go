@@ -243,7 +243,11 @@ func (l Look) CreatePrivateParent(owner, name, peer string, _ int) error {
 	if found, err := netlink.LinkByName(peer); err != nil || found.Attrs().Flags&net.FlagUp == 0 {
 		l.report.Differs("device "+peer, "up", "down or gone")
 	}
-	return nil
+	_, ends, err := endsAt(name)
+	if err == nil && !ends {
+		l.report.Differs("device "+name, "a queue that lets nothing out", "another")
+	}
+	return err
 }
 
 // CreateVLAN compares a parent that may be a VLAN of ours.

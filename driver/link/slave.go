@@ -111,9 +111,10 @@ func (h Host) CreateHostSlave(s Slave, addrs []netip.Prefix) (Device, error) {
 	return dev, nil
 }
 
-// CreatePrivateParent creates a parent that leads nowhere: one end of a veth pair, whose other end drops
-// what it gets. (A dummy device would do where the kernel has one, and a bridge without ports has no
-// carrier, without which slaves do not send.)
+// CreatePrivateParent creates a parent that leads nowhere: one end of a veth pair, whose queue drops what it gets.
+// Slaves hand to each other without it; the pair's other end would hand it to the host's stack, judged by nobody. (A
+// dummy device would do where the kernel has one, and a bridge without ports has no carrier, without which slaves do
+// not send.)
 func (h Host) CreatePrivateParent(owner, name, peer string, mtu int) error {
 	if _, err := h.CreatePair(Pair{Owner: owner, Type: TypeVeth, Host: name, Peer: peer, MTU: mtu, MAC: randomMAC()}); err != nil {
 		return err
@@ -126,8 +127,43 @@ func (h Host) CreatePrivateParent(owner, name, peer string, mtu int) error {
 	if err := netlink.LinkSetARPOff(l); err != nil {
 		return fmt.Errorf("switch ARP off on %s: %w", peer, err)
 	}
+	if err := endAt(name); err != nil {
+		return err
+	}
 	_, err = h.raise(l, nil)
 	return err
+}
+
+// blackhole is the kernel's queue that drops everything.
+const blackhole = "blackhole"
+
+// endAt lets nothing out by a device.
+func endAt(name string) error {
+	l, ends, err := endsAt(name)
+	if err != nil || ends {
+		return err
+	}
+	drop := &netlink.GenericQdisc{
+		QdiscAttrs: netlink.QdiscAttrs{LinkIndex: l.Attrs().Index, Parent: netlink.HANDLE_ROOT}, QdiscType: blackhole,
+	}
+	if err := netlink.QdiscReplace(drop); err != nil {
+		return fmt.Errorf("let nothing out by %s: %w", name, err)
+	}
+	return nil
+}
+
+// endsAt tells whether nothing gets out by a device.
+func endsAt(name string) (l netlink.Link, ends bool, err error) {
+	if l, err = netlink.LinkByName(name); err != nil {
+		return nil, false, fmt.Errorf("find the device %s: %w", name, err)
+	}
+	queues, err := whole(func() ([]netlink.Qdisc, error) { return netlink.QdiscList(l) })
+	if err != nil {
+		return nil, false, fmt.Errorf("look at the queue of %s: %w", name, err)
+	}
+	return l, slices.ContainsFunc(queues, func(q netlink.Qdisc) bool {
+		return q.Attrs().Parent == netlink.HANDLE_ROOT && q.Type() == blackhole
+	}), nil
 }
 
 // Reach is [Host.Connect] for a device that has its addresses, or whose host sends from those of another.
