@@ -177,16 +177,14 @@ func (l *Look) DetachLXC(ifname string) error {
 func (l *Look) AttachLXC(ifname string, ifindex int, end End) error {
 	for name, at := range lxcHooks[end] {
 		what := fmt.Sprintf("program %s on %s", name, ifname)
-		if at != ebpf.AttachNetkitPeer {
-			first, err := link.QueryPrograms(link.QueryOptions{Target: ifindex, Attach: at})
-			if lacksTCX(err) {
-				return ErrNoTCX
-			}
-			if err != nil {
-				return fmt.Errorf("look at the programs of %s: %w", ifname, err)
-			}
-			l.looksFirst(what, l.lxcPin(ifname, name), first)
+		first, err := link.QueryPrograms(link.QueryOptions{Target: ifindex, Attach: at})
+		if lacksTCX(err) {
+			return ErrNoTCX
 		}
+		if err != nil {
+			return fmt.Errorf("look at the programs of %s: %w", ifname, err)
+		}
+		l.looksFirst(what, l.lxcPin(ifname, name), first)
 		l.attached(what, l.lxcPin(ifname, name), name, target{ifindex: ifindex})
 	}
 	return nil

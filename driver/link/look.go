@@ -4,6 +4,7 @@ package link
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"net"
@@ -285,6 +286,9 @@ func (l Look) CreateHostSlave(s Slave, addrs []netip.Prefix) (Device, error) {
 		return Device{}, err
 	}
 	l.keptOff(s.Name)
+	if s.changed(found) != nil {
+		l.report.Differs("device "+s.Name+" and its neighbours", "mode "+s.Mode+", "+cmp.Or(s.Flag, "bridge"), "another, which a container may have set")
+	}
 	return device(found), l.addrs(found, addrs)
 }
 

@@ -82,6 +82,18 @@ func (Host) CreateSlave(s Slave) (Device, error) {
 	return device(l), nil
 }
 
+// changed is what an ipvlan device must become again, nil if it is as it should be. All slaves of a parent have one mode,
+// and whoever has CAP_NET_ADMIN where one of them is changes that of all.
+func (s Slave) changed(found netlink.Link) *netlink.IPVlan {
+	is, ok := found.(*netlink.IPVlan)
+	if !ok || is.Mode == ipvlanModes[s.Mode] && is.Flag == ipvlanFlags[s.Flag] {
+		return nil
+	}
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name, attrs.Index = is.Name, is.Index
+	return &netlink.IPVlan{LinkAttrs: attrs, Mode: ipvlanModes[s.Mode], Flag: ipvlanFlags[s.Flag]}
+}
+
 // CreateHostSlave creates the host's own slave of a parent, up and with the addresses: a parent and its
 // slaves cannot talk to each other, slaves can. Addresses that it had otherwise are taken from it.
 func (h Host) CreateHostSlave(s Slave, addrs []netip.Prefix) (Device, error) {
@@ -91,6 +103,11 @@ func (h Host) CreateHostSlave(s Slave, addrs []netip.Prefix) (Device, error) {
 	l, err := netlink.LinkByName(s.Name)
 	if err != nil {
 		return Device{}, fmt.Errorf("find the device %s: %w", s.Name, err)
+	}
+	if changed := s.changed(l); changed != nil {
+		if err := netlink.LinkModify(changed); err != nil {
+			return Device{}, fmt.Errorf("give %s and its neighbours their mode back: %w", s.Name, err)
+		}
 	}
 	dev, err := h.raise(l, addrs)
 	if err != nil {

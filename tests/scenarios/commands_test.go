@@ -66,6 +66,8 @@ var commands = map[string]command{
 	"serve":      serve,
 	"radio":      radio,
 	"tunnel":     tunnel,
+	"foreign":    foreign,
+	"raw":        raw,
 	"follow":     follow,
 	"churn":      churn,
 	"updates":    updates,

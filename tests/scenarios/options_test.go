@@ -32,6 +32,10 @@ var conditions = map[string]func() bool{
 	"engine20": func() bool { return engine == "20" },
 	// Containers are on one link with each other, and nothing of mustang's stands between them.
 	"slaves": func() bool { return runOptions["mode"] == "macvlan" || runOptions["mode"] == "ipvlan" },
+	// Slaves have one MAC and one mode, and the kernel delivers by address.
+	"ipvlan": func() bool { return runOptions["mode"] == "ipvlan" },
+	// The host's end has a hook of its own, which runs while the container sends.
+	"netkit": func() bool { return runOptions["mode"] == "netkit" },
 	// Services are translated per packet only, and no hook sees a socket.
 	"packet": func() bool { return runOptions["lb"] == "packet" },
 	// Services are nftables, and docker_gwbridge publishes.

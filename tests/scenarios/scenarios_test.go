@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cilium/ebpf/link"
 	"github.com/rogpeppe/go-internal/testscript"
 )
 
@@ -75,6 +76,7 @@ type scenario struct {
 	flowing  []string // the loads of the word flows
 	asking   map[string]*asking
 	onEnd    []func()
+	foreign  []link.Link       // programs of somebody else's
 	pids     map[string]string // of containers, for when the engine is away
 }
 
