@@ -23,9 +23,10 @@ type model struct {
 	wayOut  int // the device that leads to everywhere but the host itself
 
 	// What has begun, by the tuple as it arrives: requests from who began, answers from who was asked.
-	requests, answers     map[tuple]*flow
-	left, returns         map[tuple]*flow // those that leave the host
-	fragments, leftPieces map[pieceKey]tuple
+	requests, answers map[tuple]*flow
+	left, returns     map[tuple]*flow // those that leave the host
+	fragments         map[pieceKey]flow
+	leftPieces        map[pieceKey]tuple
 }
 
 // flow is one direction of a flow: what its packets become.
@@ -34,6 +35,7 @@ type flow struct {
 	backend uint32
 	closed  bool // by a FIN or a reset
 	within  bool // a container began it
+	uplink  int  // by which its client comes, where a slave answers
 }
 
 type pieceKey struct {
@@ -75,7 +77,7 @@ func redirected(b []byte) judgement   { return judgement{verdict: verdictRedirec
 // at is where a program looks at a frame, which the model names its rules after.
 type place struct {
 	*model
-	iface     *Interface // of the container whose end this is
+	iface     *Interface // of the container whose end this is; nil in a sandbox
 	ifindex   int
 	direction string
 	got       []byte // the frame that came out: it tells what was chosen at random
@@ -84,6 +86,7 @@ type place struct {
 	outside   bool // it has come by an uplink
 	known     bool // the packet is of a flow to a service, or to a published port
 	forged    bool // the packet is not from who began its flow
+	uplink    int  // by which the client of the packet's flow comes
 }
 
 // fromContainer judges what a container sends at the host's end of its device.
@@ -154,7 +157,7 @@ func (m *model) toContainer(ifindex, from int, in, got []byte) judgement {
 	case src.Host && i.Egress && p.t.proto == protoTCP && !p.isSYN(): // the stack had sent a container to it, as the host
 		return passes(in)
 	case w.wasAsked(&p):
-		w.follow(&p, p.t)
+		w.follow(&p, p.t, 0)
 		return passes(in)
 	}
 	return dropped("isolated" + w.direction)
@@ -163,8 +166,11 @@ func (m *model) toContainer(ifindex, from int, in, got []byte) judgement {
 // inside tells whether an address is the host's or a container's behind it: nobody outside has it.
 func (m *model) inside(a netip.Addr) bool {
 	e, known := m.endpoints[a]
-	return known && (e.Host || e.Redirect)
+	return known && (e.Host || e.Redirect || e.Via != 0 && e.Parent == 0)
 }
+
+// reaches tells whether packets can be handed to a container from outside of its sandbox.
+func reaches(e Endpoint) bool { return e.Redirect || e.Via != 0 }
 
 // shuns tells whether the network keeps containers and the host apart in the packet's family.
 func (w *place) shuns(p *packet) bool {
@@ -186,9 +192,9 @@ func (w *place) wasAsked(p *packet) bool {
 }
 
 // follow has later fragments go where their head goes.
-func (w *place) follow(p *packet, t tuple) {
+func (w *place) follow(p *packet, t tuple, uplink int) {
 	if p.first {
-		w.fragments[p.piece()] = t
+		w.fragments[p.piece()] = flow{becomes: t, uplink: uplink}
 	}
 }
 
@@ -219,24 +225,26 @@ func (p *packet) of(flows map[tuple]*flow) *flow {
 func (w *place) answer(p *packet) {
 	switch {
 	case p.later:
-		t, ok := w.fragments[p.piece()]
+		f, ok := w.fragments[p.piece()]
 		if w.known = ok && !(w.outside && w.inside(p.t.src.Addr())); w.known {
+			t := f.becomes
+			w.uplink = f.uplink
 			p.become(tuple{netip.AddrPortFrom(t.src.Addr(), 0), netip.AddrPortFrom(t.dst.Addr(), 0), p.t.proto})
 		}
 	case p.whole() && p.isError():
 		w.aboutService(p)
 	case p.hasPorts():
 		if f := p.of(w.answers); f != nil {
-			w.translate(p, f.becomes)
+			w.translate(p, f)
 		}
 	}
 }
 
 // translate makes the packet what its flow to a service says.
-func (w *place) translate(p *packet, t tuple) {
-	w.known = true
-	w.follow(p, t)
-	p.become(t)
+func (w *place) translate(p *packet, f *flow) {
+	w.known, w.uplink = true, f.uplink
+	w.follow(p, f.becomes, f.uplink)
+	p.become(f.becomes)
 }
 
 // aboutService translates an error about what was translated: the other way round, for whoever sent that.
@@ -260,7 +268,7 @@ func (w *place) aboutService(p *packet) {
 	if own {
 		src = f.becomes.src.Addr()
 	}
-	w.known = true
+	w.known, w.uplink = true, f.uplink
 	p.retell(src, f.becomes.dst.Addr(), &q, f.becomes.back())
 }
 
@@ -296,7 +304,7 @@ func (w *place) request(p *packet) decision {
 		f = nil // datagrams move on
 	}
 	if f != nil {
-		w.translate(p, f.becomes)
+		w.translate(p, f)
 		return undecided
 	}
 	if p.t.proto == protoTCP && !p.isSYN() {
@@ -377,11 +385,14 @@ func (w *place) begin(p *packet, s Service) string {
 		if len(candidates) > 1 && (!ok || out.t.dst != sent.dst) {
 			continue // another was chosen
 		}
+		if w.outside && s.Sources != nil && !w.leadsBack(be.Addr) {
+			return "spoofed"
+		}
 		if taken {
 			return "ct-collision"
 		}
 		w.enter(p.t, sent, id)
-		w.translate(p, sent)
+		w.translate(p, &flow{becomes: sent})
 		return ""
 	}
 	return "none of the candidates"
@@ -391,6 +402,13 @@ func (w *place) begin(p *packet, s Service) string {
 func (m *model) collides(request, sent tuple) bool {
 	had := m.answers[sent.back()]
 	return had != nil && !had.closed && had.becomes.src != request.dst || had != nil && !had.closed && had.becomes.dst.Port() != request.src.Port()
+}
+
+// leadsBack tells whether answers of a backend leave by where their requests come from (RFC 3704): on a LAN its slaves'
+// are not the host's to route.
+func (w *place) leadsBack(backend netip.Addr) bool {
+	e, known := w.endpoints[backend]
+	return !known || e.Parent != 0 || w.ifindex == w.wayOut
 }
 
 func (w *place) enter(request, sent tuple, backend uint32) {
