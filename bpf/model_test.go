@@ -8,6 +8,7 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"time"
 )
 
 // model knows a host's endpoints, services and flows as a person would list them.
@@ -20,6 +21,7 @@ type model struct {
 	uplinks    map[int]Uplink
 	// entered tells what a new flow's packets become, where no frame does.
 	entered func(request tuple) (tuple, bool)
+	clock   func() time.Duration
 	wayOut  int // the device that leads to everywhere but the host itself
 
 	// What has begun, by the tuple as it arrives: requests from who began, answers from who was asked.
@@ -33,9 +35,11 @@ type model struct {
 type flow struct {
 	becomes tuple
 	backend uint32
-	closed  bool // by a FIN or a reset
-	within  bool // a container began it
-	uplink  int  // by which its client comes, where a slave answers
+	heard   *time.Duration // when, of either direction
+	spoken  bool           // more than the SYN that began it has come
+	closed  bool           // by a FIN or a reset
+	within  bool           // a container began it
+	uplink  int            // by which its client comes, where a slave answers
 }
 
 type pieceKey struct {
@@ -198,26 +202,46 @@ func (w *place) follow(p *packet, t tuple, uplink int) {
 	}
 }
 
+// over tells whether a direction has not been heard of for too long: it is remembered, so that errors about it are known
+// for what they are, and begins anew.
+func (m *model) over(f *flow, proto uint8) bool {
+	limit := time.Hour
+	switch {
+	case proto == protoUDP:
+		limit = time.Minute
+	case f.closed:
+		limit = 30 * time.Second
+	case !f.spoken:
+		limit = 20 * time.Second
+	}
+	return m.clock()-*f.heard > limit
+}
+
 // become makes the packet what its flow says.
 func (p *packet) become(t tuple) {
 	p.raw = p.as(t)
 	p.t = t
 }
 
-// of finds a flow's direction that goes on with this packet.
-func (p *packet) of(flows map[tuple]*flow) *flow {
+// goesOnWith finds a flow's direction that goes on with this packet.
+func (m *model) goesOnWith(flows map[tuple]*flow, p *packet) *flow {
 	f := flows[p.t]
-	if f == nil || p.t.proto != protoTCP {
-		return f
+	if f == nil || m.over(f, p.t.proto) {
+		return nil
 	}
-	switch {
-	case p.isSYN():
-		if f.closed {
-			return nil // its client uses the port again
+	if p.t.proto == protoTCP {
+		switch {
+		case p.isSYN():
+			if f.closed {
+				return nil // its client uses the port again
+			}
+		case p.tcpFlags&(flagFIN|flagRST) != 0:
+			f.closed = true
+		default:
+			f.spoken = true
 		}
-	case p.tcpFlags&(flagFIN|flagRST) != 0:
-		f.closed = true
 	}
+	*f.heard = m.clock()
 	return f
 }
 
@@ -234,7 +258,7 @@ func (w *place) answer(p *packet) {
 	case p.whole() && p.isError():
 		w.aboutService(p)
 	case p.hasPorts():
-		if f := p.of(w.answers); f != nil {
+		if f := w.goesOnWith(w.answers, p); f != nil {
 			w.translate(p, f)
 		}
 	}
@@ -299,7 +323,7 @@ func (w *place) request(p *packet) decision {
 	case !p.hasPorts():
 		return w.refuse(p, "no-service", true).decided()
 	}
-	f := p.of(w.requests)
+	f := w.goesOnWith(w.requests, p)
 	if f != nil && p.t.proto == protoUDP && !w.exists(f.backend) {
 		f = nil // datagrams move on
 	}
@@ -339,7 +363,7 @@ func (w *place) direct(p *packet) decision {
 	if had == nil {
 		return undecided
 	}
-	if p.t.proto == protoTCP && !had.closed {
+	if p.t.proto == protoTCP && !had.closed && !w.over(had, p.t.proto) {
 		return dropped("ct-collision" + w.direction).decided()
 	}
 	delete(w.requests, had.becomes.back())
@@ -401,7 +425,10 @@ func (w *place) begin(p *packet, s Service) string {
 // collides tells whether answers to sent are another flow's already.
 func (m *model) collides(request, sent tuple) bool {
 	had := m.answers[sent.back()]
-	return had != nil && !had.closed && had.becomes.src != request.dst || had != nil && !had.closed && had.becomes.dst.Port() != request.src.Port()
+	if had == nil || had.closed || m.over(had, request.proto) {
+		return false
+	}
+	return had.becomes.src != request.dst || had.becomes.dst.Port() != request.src.Port()
 }
 
 // leadsBack tells whether answers of a backend leave by where their requests come from (RFC 3704): on a LAN its slaves'
@@ -412,8 +439,9 @@ func (w *place) leadsBack(backend netip.Addr) bool {
 }
 
 func (w *place) enter(request, sent tuple, backend uint32) {
-	w.answers[sent.back()] = &flow{becomes: request.back(), backend: backend}
-	w.requests[request] = &flow{becomes: sent, backend: backend, within: !w.outside}
+	now := w.clock()
+	w.answers[sent.back()] = &flow{becomes: request.back(), backend: backend, heard: &now}
+	w.requests[request] = &flow{becomes: sent, backend: backend, heard: &now, within: !w.outside}
 }
 
 // refuse drops a packet and, where it may, tells its sender: a stream by a reset if port says so.

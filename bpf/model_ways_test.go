@@ -277,7 +277,7 @@ func (w *place) returned(p *packet) bool {
 
 // goesOn finds the flow to a published port that the packet is of.
 func (w *place) goesOn(p *packet) bool {
-	f := p.of(w.requests)
+	f := w.goesOnWith(w.requests, p)
 	if f == nil || p.t.proto == protoUDP && f.backend != 0 && !w.exists(f.backend) {
 		return false
 	}
