@@ -38,7 +38,8 @@ type stage struct {
 	world
 	script
 	t       testing.TB
-	how     uint8         // the kind of network
+	how     uint8 // the kind of network
+	large   bool
 	passing bool          // time goes by
 	ahead   time.Duration // of the clock
 	fronts  []Frontend    // of services, to be asked for
@@ -55,19 +56,22 @@ const (
 	kinds
 )
 
-// passing is a bit of how: time goes by between frames.
-const passing = 0x10
+// Bits of how.
+const (
+	passing = 0x10 // time goes by between frames
+	large   = 0x20 // some are large, and some of these are still to be cut
+)
 
 // setStage makes a host by a script: endpoints, services, published ports and ways out.
 func setStage(t testing.TB, how uint8, data []byte) *stage {
-	s := &stage{script: script{data}, t: t, how: how & 0xf % kinds, passing: how&passing != 0, seen: map[string]int{}}
+	s := &stage{script: script{data}, t: t, how: how & 0xf % kinds, passing: how&passing != 0, large: how&large != 0, seen: map[string]int{}}
 	v6 := s.yes()
 	netkit = s.yes()
 	clearMaps(t)
 	s.world = world{TB: t, addresses: addressesOf(v6), lastBackend: 10, lastService: 10}
 	s.model = &model{
 		endpoints: map[netip.Addr]Endpoint{}, interfaces: map[int]Interface{}, services: map[Frontend]Service{}, backends: map[uint32]Backend{},
-		uplinks: map[int]Uplink{}, wayOut: uplinkIf, requests: map[tuple]*flow{}, answers: map[tuple]*flow{}, left: map[tuple]*flow{},
+		uplinks: map[int]Uplink{}, wayOut: uplinkIf, largest: 1500, requests: map[tuple]*flow{}, answers: map[tuple]*flow{}, left: map[tuple]*flow{},
 		returns: map[tuple]*flow{}, fragments: map[pieceKey]flow{}, leftPieces: map[pieceKey]tuple{},
 	}
 	s.entered = enteredFlow
@@ -306,19 +310,40 @@ func (s *stage) icmp() uint8 {
 
 // of is a packet with a tuple.
 func (s *stage) of(t tuple, flags segment) frame {
+	text := "0123456789abcdef"
+	if s.large && s.pick(3) == 0 { // what just fits the way out, or does not
+		text = strings.Repeat("x", pickOf(&s.script, 1500, 1501, 2000)-s.headers(t.proto))
+		flags.data = text
+	}
 	switch t.proto {
 	case protoTCP:
 		return tcp(t.src.Addr(), t.src.Port(), t.dst.Addr(), t.dst.Port(), flags)
 	case protoUDP:
 		if !s.v6 && s.pick(8) == 7 {
-			return ip(t.src.Addr(), t.dst.Addr(), protoUDP, udpNoChecksum(t.src.Port(), t.dst.Port(), "0123456789abcdef"))
+			return ip(t.src.Addr(), t.dst.Addr(), protoUDP, udpNoChecksum(t.src.Port(), t.dst.Port(), text))
 		}
-		return udp(t.src.Addr(), t.src.Port(), t.dst.Addr(), t.dst.Port(), "0123456789abcdef")
+		return udp(t.src.Addr(), t.src.Port(), t.dst.Addr(), t.dst.Port(), text)
 	case protoICMP4, protoICMP6:
 		reply := t.src.Port() == 0
 		return echoOf(t.src.Addr(), t.dst.Addr(), t.src.Port()|t.dst.Port(), reply)
 	}
-	return ip(t.src.Addr(), t.dst.Addr(), t.proto, raw("0123456789abcdef"))
+	return ip(t.src.Addr(), t.dst.Addr(), t.proto, raw(text))
+}
+
+// headers is how long those of a packet are that has no options.
+func (s *stage) headers(proto uint8) int {
+	return s.least() - l2 + map[uint8]int{protoTCP: 20, protoUDP: 8}[proto]
+}
+
+// cut chooses what segments a frame is still to be cut into.
+func (s *stage) cut(in []byte) {
+	s.segment = 0
+	p, ok := readSegments(in, 1)
+	if !s.large || !ok || !p.whole() || !p.hasPorts() {
+		return
+	}
+	fits := s.largest - (p.l4 - p.l3) - p.header
+	s.segment = pickOf(&s.script, 0, 0, 1000, fits, fits+1)
 }
 
 // shape gives a packet what a path may give it: fragments, options, a small TTL, padding.
@@ -338,6 +363,9 @@ func (s *stage) shape(f frame) []byte {
 		}
 	case 9:
 		f.trailer = s.pick(18)
+	}
+	if s.large && s.pick(8) == 7 {
+		f.length = -1
 	}
 	b := f.macs(clientHostMAC, clientMAC).bytes()
 	switch s.pick(24) { // and now and then a lie
@@ -433,6 +461,7 @@ func (s *stage) pairStep(n int) {
 	if len(in) < s.least() {
 		return
 	}
+	s.cut(in)
 	from := 0
 	switch {
 	case toClient:
@@ -448,11 +477,12 @@ func (s *stage) pairStep(n int) {
 
 // see shows a frame to a program and to the model.
 func (s *stage) see(n int, h hook, in []byte, judge func(in, got []byte) judgement) result {
+	h.ctx.GsoSize, h.ctx.GsoSegs = uint32(s.segment), uint32(min(s.segment, 2))
 	got := s.sendRaw(h, in)
 	want := judge(in, got.out)
 	s.compare(n, h, in, got, want)
 	s.note(h, in, got, want)
-	if p, ok := readPacket(got.out); ok && got.verdict != verdictDrop && !p.later {
+	if p, ok := s.read(got.out); ok && got.verdict != verdictDrop && !p.later {
 		s.sent = append(s.sent, p.t)
 	}
 	return got
@@ -485,14 +515,14 @@ func (s *stage) compare(n int, h hook, in []byte, got result, want judgement) {
 	if reasons := strings.Join(counted, ", "); strings.TrimSpace(want.reason) != reasons {
 		s.t.Fatalf("reason: %s", what())
 	}
-	if want.frame != nil && got.verdict != verdictDrop && !bytes.Equal(sameZeros(want.frame), sameZeros(got.out)) {
+	if want.frame != nil && got.verdict != verdictDrop && !bytes.Equal(s.sameZeros(want.frame), s.sameZeros(got.out)) {
 		s.t.Fatalf("frame: %s", what())
 	}
 }
 
 // sameZeros writes the zero of one's complement sums in one way: 0xffff means it, too.
-func sameZeros(b []byte) []byte {
-	p, ok := readPacket(b)
+func (s *stage) sameZeros(b []byte) []byte {
+	p, ok := s.read(b)
 	if !ok || p.later {
 		return b
 	}
@@ -513,7 +543,7 @@ func TestModel(t *testing.T) {
 		for i := range data {
 			data[i] = byte(r.Uint32())
 		}
-		s := setStage(t, uint8(n/8<<4|n%kinds), data)
+		s := setStage(t, uint8(n/4<<4|n%kinds), data)
 		s.play()
 		for what, n := range s.seen {
 			seen[what] += n
@@ -521,7 +551,7 @@ func TestModel(t *testing.T) {
 	}
 	netkit = false
 	for _, what := range []string{
-		"malformed", "spoofed", "isolated", "no-route", "no-fragment-head", "no-service", "no-backend", "not-member", "no-flow", "multicast", "ttl", "off-host", "source",
+		"malformed", "spoofed", "isolated", "no-route", "no-fragment-head", "no-service", "no-backend", "not-member", "no-flow", "multicast", "ttl", "off-host", "source", "too-big",
 		"lxc_ingress redirects changed", "lxc_netkit redirects changed", "lxc_egress passes changed", "host_ingress redirects changed", "host_ingress passes as it is",
 		"lxc_ingress passes changed", "slave_ingress redirects changed", "slave_ingress redirects as it is", "slave_ingress passes as it is", "host_ingress redirects as it is",
 	} {

@@ -20,7 +20,7 @@ func (m *model) fromSlave(in, got []byte) judgement {
 	default:
 		return passes(in)
 	}
-	p, ok := readPacket(in)
+	p, ok := m.read(in)
 	if !ok {
 		return dropped("malformed" + w.direction)
 	}
@@ -67,7 +67,7 @@ func (m *model) toSlave(in, got []byte) judgement {
 	if t := beAt(in, 12); t != etherIP4 && t != etherIP6 {
 		return passes(in)
 	}
-	p, ok := readPacket(in)
+	p, ok := m.read(in)
 	if !ok {
 		return passes(in) // as its LAN sends it
 	}
@@ -89,7 +89,7 @@ func (m *model) toHost(ifindex int, in, got []byte) judgement {
 	if t := beAt(in, 12); t != etherIP4 && t != etherIP6 {
 		return passes(in)
 	}
-	p, ok := readPacket(in)
+	p, ok := m.read(in)
 	src, dst := p.t.src.Addr(), p.t.dst.Addr()
 	if !ok {
 		if i.Private || m.endpoints[dst].Host { // whose stack may make more of it
@@ -206,7 +206,15 @@ func (w *place) answersOut(p *packet) decision {
 	if f.uplink == 0 {
 		return undecided
 	}
-	return redirected(p.raw).decided()
+	if p.onWire() <= w.largest {
+		return redirected(p.raw).decided()
+	}
+	o := dropped("too-big" + fromContainers)
+	if !p.later && !p.isError() {
+		p.become(f.becomes.back()) // as the slave sent it
+		o.frame, o.verdict = w.tooBig(p, p.t.dst.Addr()), verdictRedirect
+	}
+	return o.decided()
 }
 
 // cameBy remembers by which device the client of a flow to a slave comes.
@@ -360,6 +368,7 @@ func (s *stage) slaveStep(n int) {
 	if len(in) < s.least() {
 		return
 	}
+	s.cut(in)
 	h, judge := s.slaveHook(side, in)
 	for judge != nil {
 		got := s.see(n, h, in, judge)

@@ -22,6 +22,8 @@ type model struct {
 	// entered tells what a new flow's packets become, where no frame does.
 	entered func(request tuple) (tuple, bool)
 	clock   func() time.Duration
+	largest int // packet that each device takes
+	segment int // of the frame that is looked at
 	wayOut  int // the device that leads to everywhere but the host itself
 
 	// What has begun, by the tuple as it arrives: requests from who began, answers from who was asked.
@@ -93,6 +95,8 @@ type place struct {
 	uplink    int  // by which the client of the packet's flow comes
 }
 
+func (m *model) read(b []byte) (packet, bool) { return readSegments(b, m.segment) }
+
 // fromContainer judges what a container sends at the host's end of its device.
 func (m *model) fromContainer(ifindex int, in, got []byte) judgement {
 	i := m.interfaces[ifindex]
@@ -106,7 +110,7 @@ func (m *model) fromContainer(ifindex int, in, got []byte) judgement {
 	default:
 		return dropped("no-route" + w.direction)
 	}
-	p, ok := readPacket(in)
+	p, ok := m.read(in)
 	if !ok {
 		return dropped("malformed" + w.direction)
 	}
@@ -141,7 +145,7 @@ func (m *model) toContainer(ifindex, from int, in, got []byte) judgement {
 	}
 	i := m.interfaces[ifindex]
 	w := &place{model: m, iface: &i, ifindex: ifindex, direction: toContainers, got: got}
-	p, ok := readPacket(in)
+	p, ok := m.read(in)
 	if !ok {
 		return dropped("malformed" + w.direction)
 	}
@@ -385,7 +389,7 @@ func (w *place) begin(p *packet, s Service) string {
 		}
 		return "no-backend"
 	}
-	out, ok := readPacket(w.got)
+	out, ok := w.read(w.got)
 	if ok && out.t.proto != p.t.proto { // a refusal of the way out quotes what the container sent
 		out.t, ok = w.entered(p.t)
 	}
@@ -498,6 +502,15 @@ func (w *place) tell(p *packet, from netip.Addr, typ, code uint8, word uint32) [
 	f := icmp(from, p.t.src.Addr(), typ, code, word, quote)
 	f.id = 0
 	return f.macs(p.raw[6:12], p.raw[:6]).bytes()
+}
+
+// tooBig tells of what the way out takes.
+func (w *place) tooBig(p *packet, from netip.Addr) []byte {
+	typ, code := uint8(3), uint8(4)
+	if p.v6 {
+		typ, code = 2, 0
+	}
+	return w.tell(p, from, typ, code, uint32(w.largest))
 }
 
 // pong answers a ping.

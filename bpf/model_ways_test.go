@@ -68,6 +68,13 @@ func (w *place) out(p, came *packet, translated, answer bool) judgement {
 	if !from.IsValid() {
 		from = about.t.dst.Addr()
 	}
+	if p.onWire() > w.largest {
+		o := dropped("too-big" + w.direction)
+		if !p.later && !p.isError() {
+			o.frame, o.verdict = w.tooBig(about, from), verdictRedirect
+		}
+		return o
+	}
 	if p.ttl <= 1 {
 		typ := map[bool]uint8{false: 11, true: 3}[p.v6]
 		o := dropped("ttl" + w.direction)
@@ -143,7 +150,7 @@ func (w *place) masquerade(p *packet) string {
 	if !addr.IsValid() {
 		return "no-route"
 	}
-	out, ok := readPacket(w.got)
+	out, ok := w.read(w.got)
 	if !ok || out.t.src.Port() < 61000 {
 		return "no port above 61000"
 	}
@@ -170,7 +177,7 @@ func (m *model) fromUplink(ifindex int, in, got []byte) judgement {
 		return passes(in)
 	}
 	w := &place{model: m, ifindex: ifindex, direction: toContainers, got: got, outside: true}
-	p, ok := readPacket(in)
+	p, ok := m.read(in)
 	dst := p.t.dst.Addr()
 	if !ok { // the host's stack may make more of it
 		if m.endpoints[dst].Host {
