@@ -212,9 +212,9 @@ func (w *place) answersOut(p *packet) decision {
 	o := dropped("too-big" + fromContainers)
 	if !p.later && !p.isError() {
 		p.become(f.becomes.back()) // as the slave sent it
-		o.frame, o.verdict = w.tooBig(p, p.t.dst.Addr()), verdictRedirect
+		o.frame = w.tooBig(p, p.t.dst.Addr())
 	}
-	return o.decided()
+	return o.told().decided()
 }
 
 // cameBy remembers by which device the client of a flow to a slave comes.

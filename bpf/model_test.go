@@ -472,7 +472,14 @@ func (w *place) refuse(p *packet, reason string, port bool) judgement {
 		}
 		o.frame = w.tell(p, p.t.dst.Addr(), typ, code, 0)
 	}
-	o.verdict = verdictRedirect
+	return o.told()
+}
+
+// told is a refusal of which the sender learns, if anything can be said of the packet.
+func (o judgement) told() judgement {
+	if o.frame != nil {
+		o.verdict = verdictRedirect
+	}
 	return o
 }
 
@@ -496,9 +503,14 @@ func (w *place) reset(p *packet) []byte {
 	return f.macs(p.raw[6:12], p.raw[:6]).bytes()
 }
 
-// tell is an error about the packet, from an address of ours.
+// tell is an error about the packet, from an address of ours; nil if it has less than 64 bits behind its header.
 func (w *place) tell(p *packet, from netip.Addr, typ, code uint8, word uint32) []byte {
-	quote := p.raw[p.l3:][:min(p.l4-p.l3, 88)+8]
+	quote := p.raw[p.l3:]
+	if n := min(p.l4-p.l3, 88) + 8; n <= len(quote) {
+		quote = quote[:n]
+	} else {
+		return nil
+	}
 	f := icmp(from, p.t.src.Addr(), typ, code, word, quote)
 	f.id = 0
 	return f.macs(p.raw[6:12], p.raw[:6]).bytes()

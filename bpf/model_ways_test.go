@@ -71,20 +71,20 @@ func (w *place) out(p, came *packet, translated, answer bool) judgement {
 	if p.onWire() > w.largest {
 		o := dropped("too-big" + w.direction)
 		if !p.later && !p.isError() {
-			o.frame, o.verdict = w.tooBig(about, from), verdictRedirect
+			o.frame = w.tooBig(about, from)
 		}
-		return o
+		return o.told()
 	}
 	if p.ttl <= 1 {
 		typ := map[bool]uint8{false: 11, true: 3}[p.v6]
 		o := dropped("ttl" + w.direction)
 		if !p.later && !p.isError() {
-			o.frame, o.verdict = w.tell(about, from, typ, 0, 0), verdictRedirect
+			o.frame = w.tell(about, from, typ, 0, 0)
 		}
 		if !w.masquerades(p.v6) && !answer {
 			w.keep(p)
 		}
-		return o
+		return o.told()
 	}
 	p.raw = aged(p.raw)
 	switch {
