@@ -53,6 +53,7 @@ const (
 	onPairs = iota
 	onPrivateParent
 	onLAN
+	byIPUplink // pairs, and an uplink without Ethernet headers
 	kinds
 )
 
@@ -82,10 +83,17 @@ func setStage(t testing.TB, how uint8, data []byte) *stage {
 	}
 	s.pools = []netip.Prefix{netip.MustParsePrefix("10.96.0.0/16"), netip.MustParsePrefix("fd00:96::/64")}
 	require.NoError(t, testDP.SetPools(s.pools[0], s.pools[1]))
-	if s.how == onPairs {
-		s.setPairs()
-	} else {
+	switch s.how {
+	case onPrivateParent, onLAN:
 		s.setSlaves(s.how == onPrivateParent)
+	case byIPUplink:
+		s.outside, s.router = netip.MustParseAddr("8.0.100.7"), netip.MustParseAddr("8.0.100.1")
+		if v6 {
+			s.outside, s.router = netip.MustParseAddr("2001:db8:86dd::7"), netip.MustParseAddr("2001:db8:86dd::1")
+		}
+		fallthrough
+	default:
+		s.setPairs()
 	}
 	u := Uplink{IfIndex: uplinkIf}
 	if s.pick(8) > 0 {
@@ -216,7 +224,7 @@ func (s *stage) addPublished() {
 		svc.Slots = append(svc.Slots, s.addBackend())
 	}
 	// which way answers go is asked of the kernel, which has no device of these two
-	elsewhere := s.how == onPairs && len(svc.Slots) > 0 && slices.Contains([]netip.Addr{s.backend2, s.foreign}, s.backends[svc.Slots[0]].Addr)
+	elsewhere := !s.hasSlaves() && len(svc.Slots) > 0 && slices.Contains([]netip.Addr{s.backend2, s.foreign}, s.backends[svc.Slots[0]].Addr)
 	if s.pick(3) == 2 && !elsewhere {
 		svc.Sources = []netip.Prefix{pickOf(&s.script, netip.MustParsePrefix("198.51.100.0/24"), netip.MustParsePrefix("::/0"), netip.MustParsePrefix("0.0.0.0/0"))}
 	}
@@ -240,7 +248,7 @@ func (s *stage) sideOf(a netip.Addr, side int) int {
 		return sideClient
 	case a == s.backend:
 		return sideBackend
-	case a == s.foreign && s.how != onPairs:
+	case a == s.foreign && s.hasSlaves():
 		return sideForeign
 	}
 	return sideOutside
@@ -421,10 +429,10 @@ func (s *stage) play() {
 		if s.passing && s.pick(4) == 0 {
 			s.pass(pickOf(&s.script, 13*time.Second, 26*time.Second, 39*time.Second, 78*time.Second, 3800*time.Second))
 		}
-		if s.how == onPairs {
-			s.pairStep(n)
-		} else {
+		if s.hasSlaves() {
 			s.slaveStep(n)
+		} else {
+			s.pairStep(n)
 		}
 	}
 }
@@ -467,12 +475,39 @@ func (s *stage) pairStep(n int) {
 	case toClient:
 		from = pickOf(&s.script, 0, []int{0, backendIf, uplinkIf}[side], uplinkIf)
 		s.see(n, hook{"lxc_egress", at(clientIf, from)}, in, func(in, got []byte) judgement { return s.toContainer(clientIf, from, in, got) })
+	case side == sideOutside && s.how == byIPUplink:
+		s.seeWithoutEthernet(n, in[l2:])
 	case side == sideOutside:
 		s.see(n, fromOutside(), in, func(in, got []byte) judgement { return s.fromUplink(uplinkIf, in, got) })
 	default:
 		h := []hook{fromClient(), fromBackend()}[side]
 		s.see(n, h, in, func(in, got []byte) judgement { return s.fromContainer(int(h.ctx.Ifindex), in, got) })
 	}
+}
+
+func (s *stage) hasSlaves() bool { return s.how == onPrivateParent || s.how == onLAN }
+
+// seeWithoutEthernet shows a packet to the program of an uplink that has no more than that. A test run takes the type of what
+// it brings from where an Ethernet header has it, which is within the source address: so those outside are chosen by theirs.
+func (s *stage) seeWithoutEthernet(n int, packet []byte) {
+	if len(packet) < s.least() {
+		return
+	}
+	h := hook{"host_ip_ingress", at(uplinkIf, uplinkIf)}
+	h.ctx.GsoSize, h.ctx.GsoSegs = uint32(s.segment), uint32(min(s.segment, 2))
+	ethernet := slices.Concat(mac(1), mac(2), packet[12:14])
+	in, got := slices.Concat(ethernet, packet), s.sendRaw(h, packet)
+	enters := got.verdict == verdictRedirect && len(got.counted) == 0
+	if !enters { // all else stays as it is on the device
+		got.out = slices.Concat(ethernet, got.out)
+	}
+	want := s.fromUplink(uplinkIf, in, got.out)
+	if !enters && want.frame != nil {
+		want.frame = withMACs(want.frame, mac(1), mac(2))
+	}
+	s.compare(n, h, in, got, want)
+	s.note(h, in, got, want)
+	s.cameOut(got)
 }
 
 // see shows a frame to a program and to the model.
@@ -482,10 +517,15 @@ func (s *stage) see(n int, h hook, in []byte, judge func(in, got []byte) judgeme
 	want := judge(in, got.out)
 	s.compare(n, h, in, got, want)
 	s.note(h, in, got, want)
+	s.cameOut(got)
+	return got
+}
+
+// cameOut notes what may be answered.
+func (s *stage) cameOut(got result) {
 	if p, ok := s.read(got.out); ok && got.verdict != verdictDrop && !p.later {
 		s.sent = append(s.sent, p.t)
 	}
-	return got
 }
 
 // note counts what became of frames.
@@ -553,7 +593,7 @@ func TestModel(t *testing.T) {
 	for _, what := range []string{
 		"malformed", "spoofed", "isolated", "no-route", "no-fragment-head", "no-service", "no-backend", "not-member", "no-flow", "multicast", "ttl", "off-host", "source", "too-big",
 		"lxc_ingress redirects changed", "lxc_netkit redirects changed", "lxc_egress passes changed", "host_ingress redirects changed", "host_ingress passes as it is",
-		"lxc_ingress passes changed", "slave_ingress redirects changed", "slave_ingress redirects as it is", "slave_ingress passes as it is", "host_ingress redirects as it is",
+		"lxc_ingress passes changed", "host_ip_ingress redirects changed", "slave_ingress redirects changed", "slave_ingress redirects as it is", "slave_ingress passes as it is", "host_ingress redirects as it is",
 	} {
 		is := func(one string) bool { return strings.Contains(one, what) }
 		require.True(t, slices.ContainsFunc(slices.Collect(maps.Keys(seen)), is), "no frame of 800 scripts came to %s: %v", what, seen)
