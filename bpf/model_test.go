@@ -21,6 +21,7 @@ type model struct {
 	uplinks    map[int]Uplink
 	// entered tells what a new flow's packets become, where no frame does.
 	entered func(request tuple) (tuple, bool)
+	used    time.Duration // when a packet was of any flow to a service
 	clock   func() time.Duration
 	largest int // packet that each device takes
 	segment int // of the frame that is looked at
@@ -246,8 +247,12 @@ func (m *model) goesOnWith(flows map[tuple]*flow, p *packet) *flow {
 		}
 	}
 	*f.heard = m.clock()
+	m.used = *f.heard
 	return f
 }
+
+// inUse tells whether any flow to a service may be alive: an hour later none is looked for in what comes back from outside.
+func (m *model) inUse() bool { return m.used != 0 && m.clock()-m.used <= time.Hour }
 
 // answer gives what answers a flow to a service its frontend's name.
 func (w *place) answer(p *packet) {
@@ -416,6 +421,7 @@ func (w *place) begin(p *packet, s Service) string {
 		if w.outside && s.Sources != nil && !w.leadsBack(be.Addr) {
 			return "spoofed"
 		}
+		w.used = w.clock()
 		if taken {
 			return "ct-collision"
 		}

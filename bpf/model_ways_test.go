@@ -203,7 +203,9 @@ func (m *model) fromUplink(ifindex int, in, got []byte) judgement {
 		return dropped("spoofed" + w.direction)
 	}
 	if w.returned(&p) {
-		w.answer(&p) // of a service whose backend is outside
+		if w.inUse() {
+			w.answer(&p) // of a service whose backend is outside
+		}
 		return w.enters(&p)
 	}
 	if w.forged {
@@ -324,6 +326,7 @@ func (w *place) publish(p *packet) decision {
 	if !ok {
 		w.known = true
 		w.follow(p, p.t, 0)
+		w.used = w.clock()
 		if w.collides(p.t, p.t) {
 			return dropped("ct-collision" + w.direction).decided()
 		}
