@@ -617,7 +617,7 @@ func TestModel(t *testing.T) {
 // FuzzModel plays scripts on random hosts, and requires of the programs what the model does.
 func FuzzModel(f *testing.F) {
 	r := rand.New(rand.NewPCG(3, 4))
-	for n := range 80 * kinds {
+	for n := range 40 * kinds {
 		data := make([]byte, 200)
 		for i := range data {
 			data[i] = byte(r.Uint32())
