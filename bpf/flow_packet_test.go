@@ -177,6 +177,40 @@ func TestTimeouts(t *testing.T) {
 				require.Equal(w, want, w.send(fromClient(), next(w)).counted)
 			}})
 	}
+	scenarios = append(scenarios,
+		scenario{"who sends datagrams one way for long is answered", func(w *world) {
+			w.dns()
+			query, sent := udp(w.client, 5000, w.vip, 53, "q"), udp(w.client, 5000, w.backend, 5353, "q")
+			for range 3 {
+				w.send(fromClient(), query).toBackend(sent)
+				w.age(query, dirRequest, 50)
+				w.age(udp(w.backend, 5353, w.client, 5000, "a"), dirReply, 50)
+			}
+			w.send(fromBackend(), udp(w.backend, 5353, w.client, 5000, "a")).toClient(udp(w.vip, 53, w.client, 5000, "a"))
+		}},
+		scenario{"who is sent datagrams one way for long stays with its backend", func(w *world) {
+			w.dns()
+			query, sent, answer := udp(w.client, 5000, w.vip, 53, "q"), udp(w.client, 5000, w.backend, 5353, "q"), udp(w.backend, 5353, w.client, 5000, "a")
+			w.send(fromClient(), query).toBackend(sent)
+			for range 3 {
+				w.age(query, dirRequest, 50)
+				w.age(answer, dirReply, 50)
+				w.send(fromBackend(), answer).toClient(udp(w.vip, 53, w.client, 5000, "a"))
+			}
+			w.putService(Service{Frontend: Frontend{Addr: w.vip, Port: 53, Protocol: ProtocolUDP}, ID: 1, Network: network1})
+			w.send(fromClient(), query).toBackend(sent)
+		}},
+		scenario{"a tuple that another flow has taken over is not renewed", func(w *world) {
+			id := w.web()
+			w.service(w.vip2, 80, ProtocolTCP, id)
+			w.send(fromClient(), w.request(syn)).toBackend(w.sent(syn))
+			w.send(fromBackend(), w.reply(fin)).toClient(w.received(fin))
+			w.send(fromClient(), tcp(w.client, 5000, w.vip2, 80, syn)).toBackend(w.sent(syn))
+			w.age(w.request(syn), dirRequest, 10)
+			w.age(w.reply(syn), dirReply, 25)
+			w.send(fromClient(), w.request(ack)).toBackend(w.sent(ack))
+			w.send(fromBackend(), w.reply(synAck)).toClient(w.reply(synAck))
+		}})
 	both(t, scenarios)
 }
 

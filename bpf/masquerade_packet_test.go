@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
 
@@ -179,6 +180,7 @@ func TestMasqueradingWithoutRoom(t *testing.T) {
 		}},
 		{"the host's own sockets keep their tuples", func(w *world) {
 			w.leaves(true)
+			w.routerStays()
 			var held []uint16 // of each try for a port some fall on these, and all others are taken
 			for p := range uint16(300) {
 				held = append(held, 62000+p)
@@ -209,6 +211,7 @@ func TestMasqueradingWithoutRoom(t *testing.T) {
 		}},
 		{"the host and a container use one port to one server", func(w *world) {
 			w.leaves(true)
+			w.routerStays()
 			fd := w.connects(unix.SOCK_STREAM, 5000, netip.AddrPortFrom(w.outside, 443))
 			defer unix.Close(fd)
 			p := w.opens(5000)
@@ -329,6 +332,14 @@ func TestMasqueradingReusesPorts(t *testing.T) {
 			require.Equal(w, uint32(16384), w.quota(clientIf))
 		}},
 	})
+}
+
+// routerStays has the uplink's router found for one test: one that is nowhere ends a socket that connects after three seconds.
+func (w *world) routerStays() {
+	w.Helper()
+	router := &netlink.Neigh{LinkIndex: uplinkIf, IP: w.router.AsSlice(), HardwareAddr: mac(0x99), State: netlink.NUD_PERMANENT}
+	require.NoError(w, netlink.NeighSet(router))
+	w.Cleanup(func() { require.NoError(w, netlink.NeighDel(router)) })
 }
 
 // connects makes a socket of the host's own that is on its way from a port to somebody outside.

@@ -32,6 +32,8 @@ type packet struct {
 	tcpFlags    uint8
 	icmpType    uint8
 	ttl         uint8
+	header      int // length of the upper protocol's, of TCP and UDP
+	segment     int // bytes that each of the segments has which the frame is still to be cut into; 0 for a packet
 }
 
 const l2 = 14
@@ -40,8 +42,11 @@ func beAt(b []byte, at int) uint16 { return binary.BigEndian.Uint16(b[at:]) }
 
 // readPacket reads an Ethernet frame. What is no packet as RFC 791 or 8200 have it, or beyond what the datapath looks
 // through, is malformed; dst is known as soon as it has been read.
-func readPacket(b []byte) (p packet, ok bool) {
-	p = packet{raw: b, l3: l2, v6: beAt(b, 12) == etherIP6}
+func readPacket(b []byte) (p packet, ok bool) { return readSegments(b, 0) }
+
+// readSegments reads a frame that is still to be cut. Over 64 KiB its header says length 0 (BIG TCP).
+func readSegments(b []byte, segment int) (p packet, ok bool) {
+	p = packet{raw: b, l3: l2, v6: beAt(b, 12) == etherIP6, segment: segment}
 	if p.v6 {
 		ok = p.read6()
 	} else {
@@ -56,6 +61,9 @@ func (p *packet) read4() bool {
 		return false
 	}
 	hlen, length := int(h[0]&15)*4, int(beAt(h, 2))
+	if length == 0 && p.segment > 0 {
+		length = len(h)
+	}
 	if h[0]>>4 != 4 || hlen < 20 || length < hlen || length > len(h) {
 		return false
 	}
@@ -84,6 +92,9 @@ func (p *packet) read6() bool {
 	}
 	p.t.src, p.t.dst = netip.AddrPortFrom(src, 0), netip.AddrPortFrom(dst, 0)
 	p.ttl, p.end = h[7], p.l3+40+int(beAt(h, 4))
+	if beAt(h, 4) == 0 && p.segment > 0 {
+		p.end = len(p.raw)
+	}
 	next, at := h[6], p.l3+40
 	for n := 0; slices.Contains([]byte{extHopByHop, extRouting, extDestination, extFragment}, next) && !p.later; n++ {
 		if n == 6 || at+8 > len(p.raw) {
@@ -119,9 +130,10 @@ func (p *packet) readPorts() bool {
 		if words := int(h[12] >> 4); words < 5 || p.l4+words*4 > p.end {
 			return false
 		}
-		p.tcpFlags = h[13]
-		fallthrough
+		p.tcpFlags, p.header = h[13], int(h[12]>>4)*4
+		p.setPorts(beAt(h, 0), beAt(h, 2))
 	case protoUDP:
+		p.header = 8
 		p.setPorts(beAt(h, 0), beAt(h, 2))
 	default:
 		p.icmpType = h[0]
@@ -136,6 +148,14 @@ func (p *packet) readPorts() bool {
 
 func (p *packet) setPorts(src, dst uint16) {
 	p.t.src, p.t.dst = netip.AddrPortFrom(p.t.src.Addr(), src), netip.AddrPortFrom(p.t.dst.Addr(), dst)
+}
+
+// onWire is how long a packet of the frame's is.
+func (p *packet) onWire() int {
+	if p.segment > 0 {
+		return p.l4 - p.l3 + p.header + p.segment
+	}
+	return p.end - p.l3
 }
 
 func (p *packet) isICMP() bool {

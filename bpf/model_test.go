@@ -8,6 +8,7 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"time"
 )
 
 // model knows a host's endpoints, services and flows as a person would list them.
@@ -20,20 +21,28 @@ type model struct {
 	uplinks    map[int]Uplink
 	// entered tells what a new flow's packets become, where no frame does.
 	entered func(request tuple) (tuple, bool)
+	used    time.Duration // when a packet was of any flow to a service
+	clock   func() time.Duration
+	largest int // packet that each device takes
+	segment int // of the frame that is looked at
 	wayOut  int // the device that leads to everywhere but the host itself
 
 	// What has begun, by the tuple as it arrives: requests from who began, answers from who was asked.
-	requests, answers     map[tuple]*flow
-	left, returns         map[tuple]*flow // those that leave the host
-	fragments, leftPieces map[pieceKey]tuple
+	requests, answers map[tuple]*flow
+	left, returns     map[tuple]*flow // those that leave the host
+	fragments         map[pieceKey]flow
+	leftPieces        map[pieceKey]tuple
 }
 
 // flow is one direction of a flow: what its packets become.
 type flow struct {
 	becomes tuple
 	backend uint32
-	closed  bool // by a FIN or a reset
-	within  bool // a container began it
+	heard   *time.Duration // when, of either direction
+	spoken  bool           // more than the SYN that began it has come
+	closed  bool           // by a FIN or a reset
+	within  bool           // a container began it
+	uplink  int            // by which its client comes, where a slave answers
 }
 
 type pieceKey struct {
@@ -75,7 +84,7 @@ func redirected(b []byte) judgement   { return judgement{verdict: verdictRedirec
 // at is where a program looks at a frame, which the model names its rules after.
 type place struct {
 	*model
-	iface     *Interface // of the container whose end this is
+	iface     *Interface // of the container whose end this is; nil in a sandbox
 	ifindex   int
 	direction string
 	got       []byte // the frame that came out: it tells what was chosen at random
@@ -84,7 +93,10 @@ type place struct {
 	outside   bool // it has come by an uplink
 	known     bool // the packet is of a flow to a service, or to a published port
 	forged    bool // the packet is not from who began its flow
+	uplink    int  // by which the client of the packet's flow comes
 }
+
+func (m *model) read(b []byte) (packet, bool) { return readSegments(b, m.segment) }
 
 // fromContainer judges what a container sends at the host's end of its device.
 func (m *model) fromContainer(ifindex int, in, got []byte) judgement {
@@ -99,7 +111,7 @@ func (m *model) fromContainer(ifindex int, in, got []byte) judgement {
 	default:
 		return dropped("no-route" + w.direction)
 	}
-	p, ok := readPacket(in)
+	p, ok := m.read(in)
 	if !ok {
 		return dropped("malformed" + w.direction)
 	}
@@ -134,7 +146,7 @@ func (m *model) toContainer(ifindex, from int, in, got []byte) judgement {
 	}
 	i := m.interfaces[ifindex]
 	w := &place{model: m, iface: &i, ifindex: ifindex, direction: toContainers, got: got}
-	p, ok := readPacket(in)
+	p, ok := m.read(in)
 	if !ok {
 		return dropped("malformed" + w.direction)
 	}
@@ -154,7 +166,7 @@ func (m *model) toContainer(ifindex, from int, in, got []byte) judgement {
 	case src.Host && i.Egress && p.t.proto == protoTCP && !p.isSYN(): // the stack had sent a container to it, as the host
 		return passes(in)
 	case w.wasAsked(&p):
-		w.follow(&p, p.t)
+		w.follow(&p, p.t, 0)
 		return passes(in)
 	}
 	return dropped("isolated" + w.direction)
@@ -163,8 +175,11 @@ func (m *model) toContainer(ifindex, from int, in, got []byte) judgement {
 // inside tells whether an address is the host's or a container's behind it: nobody outside has it.
 func (m *model) inside(a netip.Addr) bool {
 	e, known := m.endpoints[a]
-	return known && (e.Host || e.Redirect)
+	return known && (e.Host || e.Redirect || e.Via != 0 && e.Parent == 0)
 }
+
+// reaches tells whether packets can be handed to a container from outside of its sandbox.
+func reaches(e Endpoint) bool { return e.Redirect || e.Via != 0 }
 
 // shuns tells whether the network keeps containers and the host apart in the packet's family.
 func (w *place) shuns(p *packet) bool {
@@ -186,10 +201,25 @@ func (w *place) wasAsked(p *packet) bool {
 }
 
 // follow has later fragments go where their head goes.
-func (w *place) follow(p *packet, t tuple) {
+func (w *place) follow(p *packet, t tuple, uplink int) {
 	if p.first {
-		w.fragments[p.piece()] = t
+		w.fragments[p.piece()] = flow{becomes: t, uplink: uplink}
 	}
+}
+
+// over tells whether a direction has not been heard of for too long: it is remembered, so that errors about it are known
+// for what they are, and begins anew.
+func (m *model) over(f *flow, proto uint8) bool {
+	limit := time.Hour
+	switch {
+	case proto == protoUDP:
+		limit = time.Minute
+	case f.closed:
+		limit = 30 * time.Second
+	case !f.spoken:
+		limit = 20 * time.Second
+	}
+	return m.clock()-*f.heard > limit
 }
 
 // become makes the packet what its flow says.
@@ -198,45 +228,56 @@ func (p *packet) become(t tuple) {
 	p.t = t
 }
 
-// of finds a flow's direction that goes on with this packet.
-func (p *packet) of(flows map[tuple]*flow) *flow {
+// goesOnWith finds a flow's direction that goes on with this packet.
+func (m *model) goesOnWith(flows map[tuple]*flow, p *packet) *flow {
 	f := flows[p.t]
-	if f == nil || p.t.proto != protoTCP {
-		return f
+	if f == nil || m.over(f, p.t.proto) {
+		return nil
 	}
-	switch {
-	case p.isSYN():
-		if f.closed {
-			return nil // its client uses the port again
+	if p.t.proto == protoTCP {
+		switch {
+		case p.isSYN():
+			if f.closed {
+				return nil // its client uses the port again
+			}
+		case p.tcpFlags&(flagFIN|flagRST) != 0:
+			f.closed = true
+		default:
+			f.spoken = true
 		}
-	case p.tcpFlags&(flagFIN|flagRST) != 0:
-		f.closed = true
 	}
+	*f.heard = m.clock()
+	m.used = *f.heard
 	return f
 }
+
+// inUse tells whether any flow to a service may be alive: an hour later none is looked for in what comes back from outside.
+func (m *model) inUse() bool { return m.used != 0 && m.clock()-m.used <= time.Hour }
 
 // answer gives what answers a flow to a service its frontend's name.
 func (w *place) answer(p *packet) {
 	switch {
 	case p.later:
-		t, ok := w.fragments[p.piece()]
+		f, ok := w.fragments[p.piece()]
 		if w.known = ok && !(w.outside && w.inside(p.t.src.Addr())); w.known {
+			t := f.becomes
+			w.uplink = f.uplink
 			p.become(tuple{netip.AddrPortFrom(t.src.Addr(), 0), netip.AddrPortFrom(t.dst.Addr(), 0), p.t.proto})
 		}
 	case p.whole() && p.isError():
 		w.aboutService(p)
 	case p.hasPorts():
-		if f := p.of(w.answers); f != nil {
-			w.translate(p, f.becomes)
+		if f := w.goesOnWith(w.answers, p); f != nil {
+			w.translate(p, f)
 		}
 	}
 }
 
 // translate makes the packet what its flow to a service says.
-func (w *place) translate(p *packet, t tuple) {
-	w.known = true
-	w.follow(p, t)
-	p.become(t)
+func (w *place) translate(p *packet, f *flow) {
+	w.known, w.uplink = true, f.uplink
+	w.follow(p, f.becomes, f.uplink)
+	p.become(f.becomes)
 }
 
 // aboutService translates an error about what was translated: the other way round, for whoever sent that.
@@ -260,7 +301,7 @@ func (w *place) aboutService(p *packet) {
 	if own {
 		src = f.becomes.src.Addr()
 	}
-	w.known = true
+	w.known, w.uplink = true, f.uplink
 	p.retell(src, f.becomes.dst.Addr(), &q, f.becomes.back())
 }
 
@@ -291,12 +332,12 @@ func (w *place) request(p *packet) decision {
 	case !p.hasPorts():
 		return w.refuse(p, "no-service", true).decided()
 	}
-	f := p.of(w.requests)
+	f := w.goesOnWith(w.requests, p)
 	if f != nil && p.t.proto == protoUDP && !w.exists(f.backend) {
 		f = nil // datagrams move on
 	}
 	if f != nil {
-		w.translate(p, f.becomes)
+		w.translate(p, f)
 		return undecided
 	}
 	if p.t.proto == protoTCP && !p.isSYN() {
@@ -331,7 +372,7 @@ func (w *place) direct(p *packet) decision {
 	if had == nil {
 		return undecided
 	}
-	if p.t.proto == protoTCP && !had.closed {
+	if p.t.proto == protoTCP && !had.closed && !w.over(had, p.t.proto) {
 		return dropped("ct-collision" + w.direction).decided()
 	}
 	delete(w.requests, had.becomes.back())
@@ -353,7 +394,7 @@ func (w *place) begin(p *packet, s Service) string {
 		}
 		return "no-backend"
 	}
-	out, ok := readPacket(w.got)
+	out, ok := w.read(w.got)
 	if ok && out.t.proto != p.t.proto { // a refusal of the way out quotes what the container sent
 		out.t, ok = w.entered(p.t)
 	}
@@ -377,11 +418,15 @@ func (w *place) begin(p *packet, s Service) string {
 		if len(candidates) > 1 && (!ok || out.t.dst != sent.dst) {
 			continue // another was chosen
 		}
+		if w.outside && s.Sources != nil && !w.leadsBack(be.Addr) {
+			return "spoofed"
+		}
+		w.used = w.clock()
 		if taken {
 			return "ct-collision"
 		}
 		w.enter(p.t, sent, id)
-		w.translate(p, sent)
+		w.translate(p, &flow{becomes: sent})
 		return ""
 	}
 	return "none of the candidates"
@@ -390,12 +435,23 @@ func (w *place) begin(p *packet, s Service) string {
 // collides tells whether answers to sent are another flow's already.
 func (m *model) collides(request, sent tuple) bool {
 	had := m.answers[sent.back()]
-	return had != nil && !had.closed && had.becomes.src != request.dst || had != nil && !had.closed && had.becomes.dst.Port() != request.src.Port()
+	if had == nil || had.closed || m.over(had, request.proto) {
+		return false
+	}
+	return had.becomes.src != request.dst || had.becomes.dst.Port() != request.src.Port()
+}
+
+// leadsBack tells whether answers of a backend leave by where their requests come from (RFC 3704): on a LAN its slaves'
+// are not the host's to route.
+func (w *place) leadsBack(backend netip.Addr) bool {
+	e, known := w.endpoints[backend]
+	return !known || e.Parent != 0 || w.ifindex == w.wayOut
 }
 
 func (w *place) enter(request, sent tuple, backend uint32) {
-	w.answers[sent.back()] = &flow{becomes: request.back(), backend: backend}
-	w.requests[request] = &flow{becomes: sent, backend: backend, within: !w.outside}
+	now := w.clock()
+	w.answers[sent.back()] = &flow{becomes: request.back(), backend: backend, heard: &now}
+	w.requests[request] = &flow{becomes: sent, backend: backend, heard: &now, within: !w.outside}
 }
 
 // refuse drops a packet and, where it may, tells its sender: a stream by a reset if port says so.
@@ -422,7 +478,14 @@ func (w *place) refuse(p *packet, reason string, port bool) judgement {
 		}
 		o.frame = w.tell(p, p.t.dst.Addr(), typ, code, 0)
 	}
-	o.verdict = verdictRedirect
+	return o.told()
+}
+
+// told is a refusal of which the sender learns, if anything can be said of the packet.
+func (o judgement) told() judgement {
+	if o.frame != nil {
+		o.verdict = verdictRedirect
+	}
 	return o
 }
 
@@ -446,12 +509,26 @@ func (w *place) reset(p *packet) []byte {
 	return f.macs(p.raw[6:12], p.raw[:6]).bytes()
 }
 
-// tell is an error about the packet, from an address of ours.
+// tell is an error about the packet, from an address of ours; nil if it has less than 64 bits behind its header.
 func (w *place) tell(p *packet, from netip.Addr, typ, code uint8, word uint32) []byte {
-	quote := p.raw[p.l3:][:min(p.l4-p.l3, 88)+8]
+	quote := p.raw[p.l3:]
+	if n := min(p.l4-p.l3, 88) + 8; n <= len(quote) {
+		quote = quote[:n]
+	} else {
+		return nil
+	}
 	f := icmp(from, p.t.src.Addr(), typ, code, word, quote)
 	f.id = 0
 	return f.macs(p.raw[6:12], p.raw[:6]).bytes()
+}
+
+// tooBig tells of what the way out takes.
+func (w *place) tooBig(p *packet, from netip.Addr) []byte {
+	typ, code := uint8(3), uint8(4)
+	if p.v6 {
+		typ, code = 2, 0
+	}
+	return w.tell(p, from, typ, code, uint32(w.largest))
 }
 
 // pong answers a ping.

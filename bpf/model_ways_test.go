@@ -42,7 +42,7 @@ func (w *place) onward(p, came *packet, translated, answer bool) judgement {
 		return passes(p.raw)
 	case known && dst.Network != w.network && !translated:
 		return dropped("isolated" + w.direction)
-	case known && dst.Redirect:
+	case known && reaches(dst):
 		return redirected(withMACs(p.raw, dst.MAC, dst.HostMAC))
 	case known, p.t.dst.Addr() == gateway:
 		return passes(p.raw)
@@ -66,18 +66,25 @@ func (w *place) out(p, came *packet, translated, answer bool) judgement {
 	}
 	from := w.gateway(p.v6)
 	if !from.IsValid() {
-		from = p.t.dst.Addr()
+		from = about.t.dst.Addr()
+	}
+	if p.onWire() > w.largest {
+		o := dropped("too-big" + w.direction)
+		if !p.later && !p.isError() {
+			o.frame = w.tooBig(about, from)
+		}
+		return o.told()
 	}
 	if p.ttl <= 1 {
 		typ := map[bool]uint8{false: 11, true: 3}[p.v6]
 		o := dropped("ttl" + w.direction)
 		if !p.later && !p.isError() {
-			o.frame, o.verdict = w.tell(about, from, typ, 0, 0), verdictRedirect
+			o.frame = w.tell(about, from, typ, 0, 0)
 		}
 		if !w.masquerades(p.v6) && !answer {
 			w.keep(p)
 		}
-		return o
+		return o.told()
 	}
 	p.raw = aged(p.raw)
 	switch {
@@ -143,7 +150,7 @@ func (w *place) masquerade(p *packet) string {
 	if !addr.IsValid() {
 		return "no-route"
 	}
-	out, ok := readPacket(w.got)
+	out, ok := w.read(w.got)
 	if !ok || out.t.src.Port() < 61000 {
 		return "no port above 61000"
 	}
@@ -170,7 +177,7 @@ func (m *model) fromUplink(ifindex int, in, got []byte) judgement {
 		return passes(in)
 	}
 	w := &place{model: m, ifindex: ifindex, direction: toContainers, got: got, outside: true}
-	p, ok := readPacket(in)
+	p, ok := m.read(in)
 	dst := p.t.dst.Addr()
 	if !ok { // the host's stack may make more of it
 		if m.endpoints[dst].Host {
@@ -182,6 +189,11 @@ func (m *model) fromUplink(ifindex int, in, got []byte) judgement {
 		return dropped("off-host" + w.direction)
 	}
 	w.sender = p.t.src.Addr()
+	if handedOver(in) {
+		if d := w.answersOut(&p); d.made {
+			return d.judgement
+		}
+	}
 	// a port that masqueraded flows may have is looked for among these first
 	first := p.hasPorts() && p.t.dst.Port() < 61000
 	if first && w.goesOn(&p) {
@@ -191,7 +203,9 @@ func (m *model) fromUplink(ifindex int, in, got []byte) judgement {
 		return dropped("spoofed" + w.direction)
 	}
 	if w.returned(&p) {
-		w.answer(&p) // of a service whose backend is outside
+		if w.inUse() {
+			w.answer(&p) // of a service whose backend is outside
+		}
 		return w.enters(&p)
 	}
 	if w.forged {
@@ -223,15 +237,18 @@ func (w *place) open(p *packet) judgement {
 	if !known || e.Host || tcpOrUDP || !e.Open && !(e.Ping && p.isEcho()) {
 		return passes(p.raw)
 	}
-	w.follow(p, p.t)
+	w.follow(p, p.t, 0)
 	return w.enters(p)
 }
 
 // enters hands a packet into the sandbox that it is for.
 func (w *place) enters(p *packet) judgement {
 	e, known := w.endpoints[p.t.dst.Addr()]
-	if !known || !e.Redirect {
+	if !known || !reaches(e) {
 		return passes(p.raw)
+	}
+	if w.outside && e.Via != 0 {
+		w.cameBy(p)
 	}
 	return redirected(withMACs(p.raw, e.MAC, e.HostMAC))
 }
@@ -262,21 +279,21 @@ func (w *place) returned(p *packet) bool {
 	if w.forged = w.inside(p.t.src.Addr()); w.forged {
 		return false
 	}
-	w.follow(p, f.becomes)
+	w.follow(p, f.becomes, 0)
 	p.become(f.becomes)
 	return true
 }
 
 // goesOn finds the flow to a published port that the packet is of.
 func (w *place) goesOn(p *packet) bool {
-	f := p.of(w.requests)
+	f := w.goesOnWith(w.requests, p)
 	if f == nil || p.t.proto == protoUDP && f.backend != 0 && !w.exists(f.backend) {
 		return false
 	}
 	if w.forged = w.outside && f.within; w.forged {
 		return false
 	}
-	w.translate(p, f.becomes)
+	w.translate(p, f)
 	return true
 }
 
@@ -308,7 +325,8 @@ func (w *place) publish(p *packet) decision {
 	}
 	if !ok {
 		w.known = true
-		w.follow(p, p.t)
+		w.follow(p, p.t, 0)
+		w.used = w.clock()
 		if w.collides(p.t, p.t) {
 			return dropped("ct-collision" + w.direction).decided()
 		}
@@ -354,6 +372,9 @@ func (w *place) publishedAtAll(p *packet) bool {
 
 // answersFor tells whether the host's end answers a container that looks for an address's neighbour.
 func (w *place) answersFor(a netip.Addr) bool {
+	if w.iface == nil { // on its LAN a slave finds all others
+		return w.inPool(a)
+	}
 	if a == w.gateway(a.Is6()) {
 		return true
 	}
@@ -363,29 +384,45 @@ func (w *place) answersFor(a netip.Addr) bool {
 	return w.inPool(a)
 }
 
+// ends is what becomes of a question that nobody answers here: others do on a slave's LAN.
+func (w *place) ends(in []byte, reason string) judgement {
+	if w.iface == nil {
+		return passes(in)
+	}
+	return dropped(reason)
+}
+
+// mac is what questions are answered with: a slave's own, since nothing that is for it leaves the sandbox.
+func (w *place) mac(in []byte) []byte {
+	if w.iface == nil {
+		return in[6:12]
+	}
+	return w.iface.MAC
+}
+
 // arp answers a container's question; all else of ARP ends here.
 func (w *place) arp(in []byte) judgement {
 	if len(in) < l2+28 || !bytes.Equal(in[l2:][:6], []byte{0, 1, 8, 0, 6, 4}) {
-		return dropped("malformed" + w.direction)
+		return w.ends(in, "malformed"+w.direction)
 	}
 	asks, sender, target := beAt(in, l2+6) == 1, netip.AddrFrom4([4]byte(in[l2+14:])), netip.AddrFrom4([4]byte(in[l2+24:]))
 	if !asks || sender.IsUnspecified() || sender == target || !w.answersFor(target) {
-		return dropped("")
+		return w.ends(in, "")
 	}
-	out := slices.Concat(in[l2+8:][:6], w.iface.MAC, []byte{8, 6, 0, 1, 8, 0, 6, 4, 0, 2}, w.iface.MAC, in[l2+24:][:4], in[l2+8:][:10], in[l2+28:])
+	out := slices.Concat(in[l2+8:][:6], w.mac(in), []byte{8, 6, 0, 1, 8, 0, 6, 4, 0, 2}, w.mac(in), in[l2+24:][:4], in[l2+8:][:10], in[l2+28:])
 	return redirected(out)
 }
 
 // solicitation answers a container's question in IPv6 (RFC 4861, 7.2.4).
 func (w *place) solicitation(p *packet) judgement {
 	if p.ttl != 255 || !p.whole() || p.l4+24 > len(p.raw) {
-		return dropped("malformed" + w.direction)
+		return w.ends(p.raw, "malformed"+w.direction)
 	}
 	target := netip.AddrFrom16([16]byte(p.raw[p.l4+8:]))
 	if p.t.src.Addr().IsUnspecified() || !w.answersFor(target) {
-		return dropped("")
+		return w.ends(p.raw, "")
 	}
-	body := slices.Concat(target.AsSlice(), []byte{2, 1}, w.iface.MAC)
+	body := slices.Concat(target.AsSlice(), []byte{2, 1}, w.mac(p.raw))
 	f := icmp(target, p.t.src.Addr(), 136, 0, binary.BigEndian.Uint32([]byte{0xe0, 0, 0, 0}), body).hops(255)
-	return redirected(f.macs(p.raw[6:12], w.iface.MAC).bytes())
+	return redirected(f.macs(p.raw[6:12], w.mac(p.raw)).bytes())
 }

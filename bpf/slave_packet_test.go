@@ -184,6 +184,15 @@ func TestPublishedOnSlaves(t *testing.T) {
 			w.send(fromSlave(), unreachable(w.backend, w.outside, true, sent.quote()).macs(mac(0x99), backendMAC)).is(verdictPass, out.bytes())
 			w.send(toHost(), out).leftByUplink()
 		}},
+		{"one that ipvlan has handed up untranslated comes to the stack by the host's slave, as the host's", func(w *world) {
+			w.slaves(true)
+			w.publish(w.host, 80, ProtocolTCP)
+			sent, known := tcp(w.outside, 5000, w.backend, 8080, syn), tcp(w.outside, 5000, w.host, 80, syn)
+			w.send(fromOutside(), known).toSlave(sent)
+			handed := func(f frame) frame { return f.macs(backendMAC, backendMAC) }
+			w.send(handedUp(), handed(unreachable(w.backend, w.outside, true, sent.quote()))).
+				is(verdictRedirect, handed(unreachable(w.host, w.outside, true, known.quote())).bytes())
+		}},
 		{"an error about an answer reaches the slave", func(w *world) {
 			w.slaves(true)
 			w.publish(w.host, 80, ProtocolTCP)

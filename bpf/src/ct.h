@@ -49,9 +49,42 @@ static __always_inline bool ct_over(const struct mst_ct *ct, __u8 proto)
 	       older(ct->seen, ct_timeout(ct, proto));
 }
 
-/* The live entry of the packet's tuple in this direction, refreshed. */
-static __always_inline struct mst_ct *ct_lookup(struct pkt *p, __u8 dir)
+/*
+ * The flow of w->p, whose entry is ct, is alive in both directions as long as
+ * either is used: who sends datagrams one way for long may be answered, and who
+ * is sent them stays with its backend. Noted to the second: the lines are
+ * shared.
+ */
+static __always_inline void ct_heard(struct work *w, struct mst_ct *ct)
 {
+	const struct mst_tuple *t = &w->p.t;
+	struct mst_tuple *key = &w->key;
+	__u64 now = clock();
+	struct mst_ct *back;
+
+	if ((__s64)(now - ct->seen) <= (__s64)SEC_NS)
+		return;
+	ct->seen = now;
+	ct_used(now);
+	__builtin_memset(key, 0, sizeof(*key));
+	key->saddr = ct->daddr;
+	key->daddr = ct->saddr;
+	key->sport = ct->dport;
+	key->dport = ct->sport;
+	key->proto = t->proto;
+	key->dir = t->dir == MST_DIR_REQUEST ? MST_DIR_REPLY : MST_DIR_REQUEST;
+	back = bpf_map_lookup_elem(&mst_ct_v2, key);
+	/* another flow may have taken its place */
+	if (back && back->dport == t->sport && back->sport == t->dport &&
+	    addr_eq(&back->daddr, &t->saddr) &&
+	    addr_eq(&back->saddr, &t->daddr))
+		back->seen = now;
+}
+
+/* The live entry of the packet's tuple in this direction, refreshed. */
+static __always_inline struct mst_ct *ct_lookup(struct work *w, __u8 dir)
+{
+	struct pkt *p = &w->p;
 	struct mst_ct *ct;
 
 	p->t.dir = dir;
@@ -69,8 +102,7 @@ static __always_inline struct mst_ct *ct_lookup(struct pkt *p, __u8 dir)
 			ct->state = MST_CT_ESTABLISHED;
 		}
 	}
-	ct->seen = clock();
-	ct_used(ct->seen);
+	ct_heard(w, ct);
 	return ct;
 }
 

@@ -291,7 +291,8 @@ static __always_inline int leave(struct __sk_buff *skb, struct work *w,
 	return egress(skb, w, iface, false);
 }
 
-/* What a container on a slave sends to the host; SVC_UNTOUCHED: the stack's. */
+/* What a container on a slave sends to the host; SVC_UNTOUCHED or TC_PASS: the
+ * stack's. */
 static __always_inline int from_slave(struct __sk_buff *skb, struct work *w,
 				      const struct mst_interface *iface)
 {
@@ -357,7 +358,7 @@ int slave_ingress(struct __sk_buff *skb)
 	verdict = SVC_UNTOUCHED;
 	if (!is_multicast(&w->p) && !on_link_only(&w->p.t.saddr))
 		verdict = from_slave(skb, w, iface);
-	if (verdict >= 0)
+	if (verdict > TC_PASS)
 		return verdict;
 	if (ifindex == iface->via)
 		return TC_PASS;

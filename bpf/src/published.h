@@ -51,7 +51,7 @@ static __always_inline __u32 published_flow(struct __sk_buff *skb,
 static __always_inline int published_goes_on(struct __sk_buff *skb,
 					     struct work *w)
 {
-	const struct mst_ct *ct = ct_lookup(&w->p, MST_DIR_REQUEST);
+	const struct mst_ct *ct = ct_lookup(w, MST_DIR_REQUEST);
 
 	/* datagrams move on when their backend is gone, streams cannot */
 	if (ct && w->p.t.proto == IPPROTO_UDP && ct->backend &&

@@ -112,7 +112,7 @@ __noinline int svc_reply(struct __sk_buff *skb)
 		return svc_icmp_error(skb);
 	if (w->p.t.proto != IPPROTO_TCP && w->p.t.proto != IPPROTO_UDP)
 		return SVC_UNTOUCHED;
-	ct = ct_lookup(&w->p, MST_DIR_REPLY);
+	ct = ct_lookup(w, MST_DIR_REPLY);
 	if (!ct)
 		return SVC_UNTOUCHED;
 	return svc_translate(skb, w, ct);
@@ -265,7 +265,7 @@ __noinline int svc_request(struct __sk_buff *skb)
 			    MST_FROM_CONTAINER);
 	if (w->p.t.proto != IPPROTO_TCP && w->p.t.proto != IPPROTO_UDP)
 		return refuse(skb, MST_REASON_NO_SERVICE, UNREACH_PORT);
-	ct = ct_lookup(&w->p, MST_DIR_REQUEST);
+	ct = ct_lookup(w, MST_DIR_REQUEST);
 	/* datagrams move on when their backend is gone, streams cannot */
 	if (ct && w->p.t.proto == IPPROTO_UDP &&
 	    !bpf_map_lookup_elem(&mst_backends_v1, &ct->backend))
