@@ -108,6 +108,9 @@ func (m *Manager) CreateNetwork(_ context.Context, cfg NetworkConfig) error {
 	if err := m.checkParent(n); err != nil {
 		return err
 	}
+	if err := m.checkLost(n); err != nil {
+		return err
+	}
 	if err := m.checkOff(n); err != nil {
 		return err
 	}

@@ -67,7 +67,7 @@ func (m *Manager) Recall() error {
 			m.uplinks[name] = u
 		}
 	}
-	var errs []error
+	errs := []error{m.findOrphans()}
 	for _, e := range m.endpoints {
 		if e.Source == SourceCNI && !e.Partial {
 			errs = append(errs, m.services.PutEndpoint(m.service(e)))

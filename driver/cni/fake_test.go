@@ -42,6 +42,7 @@ type world struct {
 	devices    map[string]map[string]bool // path → names inside
 	containers map[string]service.Container
 	gone       map[string]bool
+	orphaned   bool
 	calls      int
 	failAt     int // the call that fails, and those after it until it is 0
 }
@@ -151,6 +152,9 @@ func (d fakeDriver) CreateNetwork(_ context.Context, c driver.NetworkConfig) err
 	if err := d.w.hit(); err != nil {
 		return err
 	}
+	if d.w.orphaned {
+		return errFault
+	}
 	d.w.networks[c.ID] = c
 	return nil
 }
@@ -228,6 +232,8 @@ func (d fakeDriver) Unpublish(_ context.Context, _, id string) error {
 	}
 	return nil
 }
+
+func (d fakeDriver) Orphaned() bool { return d.w.orphaned }
 
 type fakeLinks struct{ w *world }
 

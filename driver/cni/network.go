@@ -107,6 +107,10 @@ func (m *Manager) ensure(ctx context.Context, want Network, given []Given) (*net
 	}
 	err := m.make(ctx, n, given)
 	if err != nil {
+		if m.Driver.Orphaned() {
+			err = fmt.Errorf("%w. The state was lost: what is in the way may be containers that have run since before, which are to be ended "+
+				"and started again", err)
+		}
 		if had == nil {
 			err = errors.Join(err, m.removeNetwork(context.WithoutCancel(ctx), want.Name))
 		}
