@@ -60,14 +60,20 @@ func (m *Manager) findOrphans() error {
 		}
 	}
 	m.orphaned = true
-	m.log.Errorf("the state was lost: %d endpoints that it does not know go on working. "+
-		"Make their networks and containers anew to manage them again", len(inside))
 	return m.store.Update(func(tx state.Tx) error {
 		if err := tx.Put(bucketCounter, "network", last); err != nil {
 			return err
 		}
 		return tx.Put(bucketCounter, keyOrphaned, true)
 	})
+}
+
+// tellOfOrphans says at a start what the state does not know: a command without a daemon, of which nobody reads a log, may have found it.
+func (m *Manager) tellOfOrphans() error {
+	inside, err := m.inLostSandboxes()
+	m.log.Errorf("the state was lost: %d endpoints that it does not know go on working. "+
+		"Make their networks and containers anew to manage them again", len(inside))
+	return err
 }
 
 // inLostSandboxes are the endpoints in sandboxes that the state does not know, by id, with the addresses of slaves.

@@ -47,7 +47,9 @@ func (m *Manager) Restore() error {
 		}
 	}
 	errs = append(errs, m.findOrphans())
-	if !m.orphaned {
+	if m.orphaned {
+		errs = append(errs, m.tellOfOrphans())
+	} else {
 		errs = append(errs, m.prune())
 	}
 	return errors.Join(errs...)
