@@ -137,8 +137,8 @@ func (m *Manager) checkForeign(n *Network, e *Endpoint) error {
 			return err
 		}
 		if has {
-			return fmt.Errorf("create endpoint %s: its address %s is the host's own: keep it out of the network's with --aux-address host=%s, or give a range with --ip-range",
-				e.ID, a, a)
+			return conflict{fmt.Errorf("create endpoint %s: its address %s is the host's own: keep it out of the network's range of addresses, as with --ip-range, or --aux-address host=%s",
+				e.ID, a, a)}
 		}
 	}
 	return nil
@@ -182,19 +182,19 @@ func newEndpoint(n *Network, cfg EndpointConfig) (*Endpoint, error) {
 	}
 	for _, a := range e.addrs() {
 		if _, ok := n.subnetOf(a); !ok {
-			return nil, fmt.Errorf("create endpoint %s: its address %s is in none of the network's subnets %v", e.ID, a, n.Subnets())
+			return nil, invalid{fmt.Errorf("create endpoint %s: its address %s is in none of the network's subnets %v", e.ID, a, n.Subnets())}
 		}
 	}
 	if e.MAC != "" && n.Options.Mode == ModeIPvlan {
-		return nil, fmt.Errorf("create endpoint %s: the MAC %s cannot be had with mode=ipvlan, whose devices have their parent's: leave it away, or use mode=macvlan",
-			e.ID, e.MAC)
+		return nil, invalid{fmt.Errorf("create endpoint %s: the MAC %s cannot be had with mode=ipvlan, whose devices have their parent's: leave it away, or use mode=macvlan",
+			e.ID, e.MAC)}
 	}
 	if e.MAC == "" {
 		e.MAC = newMAC(e.addrs()[0]).String()
 	}
 	mac, err := net.ParseMAC(e.MAC)
 	if err != nil || len(mac) != 6 || mac[0]&1 != 0 {
-		return nil, fmt.Errorf("create endpoint %s: %q is no MAC address of an interface (six bytes, the first even)", e.ID, e.MAC)
+		return nil, invalid{fmt.Errorf("create endpoint %s: %q is no MAC address of an interface (six bytes, the first even)", e.ID, e.MAC)}
 	}
 	e.PeerIf = peerName(e.ID)
 	return e, nil

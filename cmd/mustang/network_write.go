@@ -27,7 +27,7 @@ func networkCreate(e env) verb {
 			&cli.StringSliceFlag{Name: "opt", Aliases: []string{"o"}, Usage: "an option `KEY=VALUE`, as of docker network create; repeat it"},
 			&cli.StringSliceFlag{Name: "subnet", Usage: "a subnet `PREFIX`, one of each family; none takes free ones"},
 			&cli.StringSliceFlag{Name: "ip-range", Usage: "`PREFIX` inside of a subnet, where addresses are taken from"},
-			&cli.StringSliceFlag{Name: "gateway", Usage: "`ADDR` of a subnet's gateway; by default its first address"},
+			&cli.StringSliceFlag{Name: "gateway", Usage: "`ADDR` of a subnet's gateway; by default the first of its ip-range, or of the subnet"},
 			&cli.BoolFlag{Name: "ipv6", Usage: "with a subnet of IPv6, too"},
 			&cli.BoolFlag{Name: "internal", Usage: "with no way out of the host, and none in"},
 			&cli.StringSliceFlag{Name: "label", Usage: "a label `KEY=VALUE` for nerdctl; nerdctl/default-network=true makes it the default network"},

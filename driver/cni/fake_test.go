@@ -43,6 +43,7 @@ type world struct {
 	containers map[string]service.Container
 	gone       map[string]bool
 	orphaned   bool
+	down       bool // devices inside of sandboxes
 	calls      int
 	failAt     int // the call that fails, and those after it until it is 0
 }
@@ -280,7 +281,7 @@ func (l fakeLinks) FindInside(path, name string) (link.Inside, error) {
 	if !l.w.devices[path][name] {
 		return link.Inside{}, link.ErrNoDevice
 	}
-	in := link.Inside{Device: link.Device{Name: name, MAC: net.HardwareAddr{2, 0, 0, 0, 0, 1}}, Peer: 7}
+	in := link.Inside{Up: !l.w.down, Device: link.Device{Name: name, MAC: net.HardwareAddr{2, 0, 0, 0, 0, 1}}, Peer: 7}
 	for _, e := range l.w.endpoints {
 		if e.Sandbox == path && e.IfName == name {
 			in.Addrs = []netip.Prefix{e.IPv4}

@@ -48,6 +48,9 @@ func TestAddAndDelete(t *testing.T) {
 	check := ask("one", box)
 	check.IPs, check.MAC, check.Routes = []netip.Addr{out.IPs[0].Address.Addr()}, out.MAC, []netip.Prefix{out.Routes[0].To}
 	require.NoError(t, w.Check(ctx, check))
+	w.down = true
+	require.ErrorContains(t, w.Check(ctx, check), "the device is down: set it up in the sandbox")
+	w.down = false
 
 	d := Detachment{Key: check.Key, Sandbox: box}
 	for range 3 {

@@ -211,6 +211,9 @@ func (m *Manager) makePools(n Network) ([]driver.Subnet, error) {
 			req.SubPool = r.Range.String()
 		}
 		p, err := m.Pools.RequestPool(req)
+		if errors.Is(err, ipam.ErrRoute) {
+			err = fmt.Errorf("%w; a network on that very network needs mode=macvlan or ipvlan and its device as parent", err)
+		}
 		if err != nil {
 			return nil, refusal(err)
 		}
