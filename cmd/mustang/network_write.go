@@ -21,6 +21,7 @@ func networkCreate(e env) verb {
 	return verb{
 		name: "create", usage: "create a network for nerdctl and other runtimes of CNI", args: "NAME", min: 1, max: 1,
 		about: "Writes NAME's file to cni_conf_dir (/etc/cni/net.d). Docker's networks are made by docker network create -d mustang.\n" +
+			"Other drivers are modes of mustang: --opt mode=bridge, macvlan, ipvlan or netkit.\n" +
 			"  mustang network create web --opt mode=bridge --subnet 10.77.0.0/24\n" +
 			"  nerdctl run --network web …",
 		flags: []cli.Flag{
