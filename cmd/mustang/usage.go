@@ -89,6 +89,9 @@ func flagError(c *cli.Context, err error, _ bool) error {
 	if nearest := cli.SuggestFlag(flags, name, false); strings.HasPrefix(strings.TrimLeft(nearest, "-"), name[:min(1, len(name))]) && nearest != "" {
 		return usagef(c, "%sunknown flag --%s: did you mean %s?", about(c), name, nearest)
 	}
+	if len(name) > 1 {
+		given = "--" + name
+	}
 	return usagef(c, "%sunknown flag %s", about(c), given)
 }
 
