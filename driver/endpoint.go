@@ -26,6 +26,10 @@ const (
 // idBytes of an endpoint's id go into the names of its devices, which have room for 15 bytes.
 const idBytes = 11
 
+// hostName is the name of an endpoint's host end, and peerName of its other device, on the host.
+func hostName(id string) string { return "mst" + id[:idBytes] }
+func peerName(id string) string { return "msp" + id[:idBytes] }
+
 // addrs are the endpoint's addresses, of the families it has.
 func (e *Endpoint) addrs() []netip.Addr {
 	var out []netip.Addr
@@ -83,7 +87,7 @@ func (m *Manager) CreateEndpoint(_ context.Context, cfg EndpointConfig) (Endpoin
 		return Endpoint{}, err
 	}
 	if m.mode(n).end() != bpf.SandboxEnd {
-		e.HostIf = "mst" + e.ID[:idBytes]
+		e.HostIf = hostName(e.ID)
 	}
 	if err := m.makeRoom(e); err != nil {
 		return Endpoint{}, fmt.Errorf("create endpoint %s: %w", cfg.ID, err)
@@ -133,8 +137,8 @@ func (m *Manager) checkForeign(n *Network, e *Endpoint) error {
 			return err
 		}
 		if has {
-			return fmt.Errorf("create endpoint %s: its address %s is the host's own: keep it out of the network's with --aux-address host=%s, or give a range with --ip-range",
-				e.ID, a, a)
+			return conflict{fmt.Errorf("create endpoint %s: its address %s is the host's own: keep it out of the network's range of addresses, as with --ip-range, or --aux-address host=%s",
+				e.ID, a, a)}
 		}
 	}
 	return nil
@@ -178,21 +182,21 @@ func newEndpoint(n *Network, cfg EndpointConfig) (*Endpoint, error) {
 	}
 	for _, a := range e.addrs() {
 		if _, ok := n.subnetOf(a); !ok {
-			return nil, fmt.Errorf("create endpoint %s: its address %s is in none of the network's subnets %v", e.ID, a, n.Subnets())
+			return nil, invalid{fmt.Errorf("create endpoint %s: its address %s is in none of the network's subnets %v", e.ID, a, n.Subnets())}
 		}
 	}
 	if e.MAC != "" && n.Options.Mode == ModeIPvlan {
-		return nil, fmt.Errorf("create endpoint %s: the MAC %s cannot be had with mode=ipvlan, whose devices have their parent's: leave it away, or use mode=macvlan",
-			e.ID, e.MAC)
+		return nil, invalid{fmt.Errorf("create endpoint %s: the MAC %s cannot be had with mode=ipvlan, whose devices have their parent's: leave it away, or use mode=macvlan",
+			e.ID, e.MAC)}
 	}
 	if e.MAC == "" {
 		e.MAC = newMAC(e.addrs()[0]).String()
 	}
 	mac, err := net.ParseMAC(e.MAC)
 	if err != nil || len(mac) != 6 || mac[0]&1 != 0 {
-		return nil, fmt.Errorf("create endpoint %s: %q is no MAC address of an interface (six bytes, the first even)", e.ID, e.MAC)
+		return nil, invalid{fmt.Errorf("create endpoint %s: %q is no MAC address of an interface (six bytes, the first even)", e.ID, e.MAC)}
 	}
-	e.PeerIf = "msp" + e.ID[:idBytes]
+	e.PeerIf = peerName(e.ID)
 	return e, nil
 }
 
@@ -314,7 +318,7 @@ func (m *Manager) putInterface(n *Network, e *Endpoint, hostMAC net.HardwareAddr
 	return m.datapath.PutInterface(iface)
 }
 
-// DeleteEndpoint removes an endpoint; a missing one is no error.
+// DeleteEndpoint removes an endpoint; a missing one is no error. Of one that a lost state knew it removes what is on the host.
 func (m *Manager) DeleteEndpoint(_ context.Context, _, id string) error {
 	m.services.Gone(id) // after a crash of the engine no Leave need have come
 	m.removePair(id)
@@ -322,7 +326,7 @@ func (m *Manager) DeleteEndpoint(_ context.Context, _, id string) error {
 	defer m.mu.Unlock()
 	e, ok := m.endpoints[id]
 	if !ok {
-		return nil
+		return m.removeOrphan(id)
 	}
 	return m.tearDownEndpoint(e)
 }

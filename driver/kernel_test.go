@@ -24,7 +24,8 @@ type kernel struct {
 	devices   map[string]*device
 	netns     map[string]*netns // by path
 	refused   map[netip.Prefix]bool
-	forwards6 error // of a host that does not
+	slaves    map[string][]netip.Prefix // in sandboxes, by owner
+	forwards6 error                     // of a host that does not
 	lastIndex int
 	lastNetns uint64
 }
@@ -309,6 +310,22 @@ func (k *kernel) OwnInside(path, owner string) (link.Device, error) {
 		}
 	}
 	return link.Device{}, link.ErrNoDevice
+}
+
+func (k *kernel) InSandboxes() (map[string][]netip.Prefix, error) {
+	if err := k.fault.hit("in sandboxes"); err != nil {
+		return nil, err
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	out := map[string][]netip.Prefix{}
+	maps.Copy(out, k.slaves)
+	for _, d := range k.devices {
+		if d.owner != "" && d.peerIn != "" {
+			out[d.owner] = nil
+		}
+	}
+	return out, nil
 }
 
 func (k *kernel) Delete(name, owner string) error {

@@ -108,6 +108,9 @@ func (m *Manager) CreateNetwork(_ context.Context, cfg NetworkConfig) error {
 	if err := m.checkParent(n); err != nil {
 		return err
 	}
+	if err := m.checkLost(n); err != nil {
+		return err
+	}
 	if err := m.checkOff(n); err != nil {
 		return err
 	}
@@ -167,14 +170,14 @@ func (m *Manager) checkSubnets(n *Network) error {
 	for i, p := range n.Subnets() {
 		one := &Network{IPv4: []Subnet{{Pool: p}}}
 		if pool := one.overlap(m.pools); pool.IsValid() {
-			return fmt.Errorf("subnet %s overlaps the service pool %s: choose another with --subnet", p, pool)
+			return fmt.Errorf("subnet %s overlaps the service pool %s: choose another subnet", p, pool)
 		}
 		if own := one.overlap(n.Subnets()[:i]); own.IsValid() {
-			return fmt.Errorf("subnet %s overlaps %s of the same network: choose another with --subnet", p, own)
+			return fmt.Errorf("subnet %s overlaps %s of the same network: choose another subnet", p, own)
 		}
 		for _, other := range m.networks {
 			if theirs := one.overlap(other.Subnets()); theirs.IsValid() {
-				return fmt.Errorf("subnet %s overlaps %s of the network %s: choose another with --subnet",
+				return fmt.Errorf("subnet %s overlaps %s of the network %s: choose another subnet",
 					p, theirs, cmp.Or(other.Name, other.ID))
 			}
 		}
@@ -188,7 +191,7 @@ func (m *Manager) checkOnLink(n *Network) error {
 	for _, p := range n.Subnets() {
 		a := p.Addr()
 		if a.IsLoopback() || a.IsMulticast() || a.IsUnspecified() || a.IsLinkLocalUnicast() {
-			return fmt.Errorf("subnet %s is no range for hosts: choose a private one with --subnet, such as 10.77.0.0/24", p)
+			return fmt.Errorf("subnet %s is no range for hosts: choose a private one, such as 10.77.0.0/24", p)
 		}
 	}
 	if n.Options.Parent != "" {
@@ -199,7 +202,7 @@ func (m *Manager) checkOnLink(n *Network) error {
 		return err
 	}
 	if route := n.overlap(onLink); route.IsValid() {
-		return fmt.Errorf("the network's subnets %v overlap %s, a network that the host is on: choose another with --subnet",
+		return fmt.Errorf("the network's subnets %v overlap %s, a network that the host is on: choose another subnet",
 			n.Subnets(), route)
 	}
 	return nil

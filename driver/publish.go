@@ -71,13 +71,13 @@ func (m *Manager) Publish(ctx context.Context, networkID, id string, want []Port
 		return err
 	}
 	if why := n.Options.unpublishable(); why != "" && n.Options.Publish == PublishOff {
-		return fmt.Errorf("the network %s publishes no ports, since %s: leave -p away, its containers are reached at their own addresses", cmp.Or(n.Name, n.ID), why)
+		return invalid{fmt.Errorf("the network %s publishes no ports, since %s: leave -p away, its containers are reached at their own addresses", cmp.Or(n.Name, n.ID), why)}
 	}
 	if n.Options.Publish == PublishOff && m.publishesElsewhere(e) {
 		return nil
 	}
 	if n.Options.Publish == PublishOff {
-		return fmt.Errorf("the network %s has publish=%s: leave -p away, or use another network", cmp.Or(n.Name, n.ID), PublishOff)
+		return invalid{fmt.Errorf("the network %s has publish=%s: leave -p away, or use another network", cmp.Or(n.Name, n.ID), PublishOff)}
 	}
 	e.Asked = asked
 	err := m.publish(n, e, want)
@@ -176,7 +176,7 @@ func (m *Manager) checkBinding(b PortBinding) error {
 	}
 	has, err := m.links.HasAddr(b.Host)
 	if err == nil && !has {
-		err = fmt.Errorf("publish the port %d/%s: the host has no address %s: see `ip address`, or leave the address away", b.Port, transport(b.Protocol), b.Host)
+		err = invalid{fmt.Errorf("publish the port %d/%s: the host has no address %s: see `ip address`, or leave the address away", b.Port, transport(b.Protocol), b.Host)}
 	}
 	return err
 }
@@ -189,8 +189,8 @@ func (m *Manager) choose(n *Network, e *Endpoint, b PortBinding) error {
 	}
 	if b.one() {
 		if e.has(b.Protocol, hosts, b.HostPort) { // where there are more, another is chosen
-			return fmt.Errorf("the container asks for the host's port %d twice: on every address and on one of them, or for two of its ports: "+
-				"leave one of both away, or choose another port", b.HostPort)
+			return invalid{fmt.Errorf("the container asks for the host's port %d twice: on every address and on one of them, or for two of its ports: "+
+				"leave one of both away, or choose another port", b.HostPort)}
 		}
 		return m.take(e, b, hosts, b.HostPort)
 	}
@@ -206,7 +206,7 @@ func (m *Manager) choose(n *Network, e *Endpoint, b PortBinding) error {
 			return err
 		}
 	}
-	return fmt.Errorf("every port from %d to %d is taken: see `mustang ports` and `ss -lntu`, and give a wider range", b.HostPort, b.HostPortEnd)
+	return conflict{fmt.Errorf("every port from %d to %d is taken: see `mustang ports` and `ss -lntu`, and give a wider range", b.HostPort, b.HostPortEnd)}
 }
 
 // anyTries is how often another may take a port that was free a moment ago.
@@ -336,10 +336,10 @@ func (m *Manager) refuseTaken(e *Endpoint, b PortBinding, hosts []netip.Addr, po
 			}
 		}
 		if !may {
-			return fmt.Errorf("port %d/%s is published by %s already: choose another, or stop it", port, transport(b.Protocol), m.services.Label(other.ID))
+			return conflict{fmt.Errorf("port %d/%s is published by %s already: choose another, or stop it", port, transport(b.Protocol), m.services.Label(other.ID))}
 		}
 		if other.NetworkID != e.NetworkID {
-			return fmt.Errorf("port %d/%s is published by %s already, on another network: %w", port, transport(b.Protocol), m.services.Label(other.ID), errElsewhere)
+			return conflict{fmt.Errorf("port %d/%s is published by %s already, on another network: %w", port, transport(b.Protocol), m.services.Label(other.ID), errElsewhere)}
 		}
 	}
 	return nil

@@ -89,12 +89,12 @@ func TestNetworksThatAreRefused(t *testing.T) {
 	}{
 		"no subnet":             {four(), `create network "net2": it needs an id and at least one subnet`},
 		"no id":                 {NetworkConfig{IPv4: []Subnet{subnet("10.9.0.0/24")}}, `create network "": it needs an id and at least one subnet`},
-		"inside another":        {four("10.1.0.128/25"), "subnet 10.1.0.128/25 overlaps 10.1.0.0/24 of the network net1: choose another with --subnet"},
-		"around another":        {four("10.0.0.0/8"), "subnet 10.0.0.0/8 overlaps the service pool 10.96.0.0/16: choose another with --subnet"},
-		"its second subnet":     {four("10.9.0.0/24", "10.1.0.0/24"), "subnet 10.1.0.0/24 overlaps 10.1.0.0/24 of the network net1: choose another with --subnet"},
-		"within itself":         {four("10.9.0.0/24", "10.9.0.0/25"), "subnet 10.9.0.0/25 overlaps 10.9.0.0/24 of the same network: choose another with --subnet"},
-		"IPv6 inside another":   {NetworkConfig{ID: net2, IPv6: []Subnet{subnet("fd00:1::/80")}}, "subnet fd00:1::/80 overlaps fd00:1::/64 of the network net1: choose another with --subnet"},
-		"among the virtual IPs": {four("10.96.7.0/24"), "subnet 10.96.7.0/24 overlaps the service pool 10.96.0.0/16: choose another with --subnet"},
+		"inside another":        {four("10.1.0.128/25"), "subnet 10.1.0.128/25 overlaps 10.1.0.0/24 of the network net1: choose another subnet"},
+		"around another":        {four("10.0.0.0/8"), "subnet 10.0.0.0/8 overlaps the service pool 10.96.0.0/16: choose another subnet"},
+		"its second subnet":     {four("10.9.0.0/24", "10.1.0.0/24"), "subnet 10.1.0.0/24 overlaps 10.1.0.0/24 of the network net1: choose another subnet"},
+		"within itself":         {four("10.9.0.0/24", "10.9.0.0/25"), "subnet 10.9.0.0/25 overlaps 10.9.0.0/24 of the same network: choose another subnet"},
+		"IPv6 inside another":   {NetworkConfig{ID: net2, IPv6: []Subnet{subnet("fd00:1::/80")}}, "subnet fd00:1::/80 overlaps fd00:1::/64 of the network net1: choose another subnet"},
+		"among the virtual IPs": {four("10.96.7.0/24"), "subnet 10.96.7.0/24 overlaps the service pool 10.96.0.0/16: choose another subnet"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			w := newWorld(t)
@@ -210,6 +210,6 @@ func TestAnAddressOfTheHostIsNoEndpoints(t *testing.T) {
 	cfg.IPv4 = []Subnet{subnet("192.0.2.0/24")}
 	require.NoError(t, w.CreateNetwork(ctx, cfg))
 	_, err := w.CreateEndpoint(ctx, EndpointConfig{ID: ep1, NetworkID: net1, IPv4: netip.MustParsePrefix("192.0.2.2/24")})
-	require.EqualError(t, err, "create endpoint "+ep1+": its address 192.0.2.2 is the host's own: keep it out of the network's with --aux-address host=192.0.2.2, or give a range with --ip-range")
+	require.EqualError(t, err, "create endpoint "+ep1+": its address 192.0.2.2 is the host's own: keep it out of the network's range of addresses, as with --ip-range, or --aux-address host=192.0.2.2")
 	require.Empty(t, w.Endpoints())
 }

@@ -47,14 +47,16 @@ func (m *Manager) Restore() error {
 		}
 	}
 	errs = append(errs, m.findOrphans())
-	if !m.orphaned {
+	if m.orphaned {
+		errs = append(errs, m.tellOfOrphans())
+	} else {
 		errs = append(errs, m.prune())
 	}
 	return errors.Join(errs...)
 }
 
 // Recall takes over what another process has made since the host has booted, for one that makes a change or two: what
-// leads out, and for the services the endpoints of CNI. Nothing in the kernel is made anew.
+// leads out, the host's addresses, and for the services the endpoints of CNI. Nothing in the kernel is made anew.
 func (m *Manager) Recall() error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -67,7 +69,13 @@ func (m *Manager) Recall() error {
 			m.uplinks[name] = u
 		}
 	}
-	var errs []error
+	entries, err := m.datapath.Endpoints()
+	for _, e := range entries {
+		if e.Host {
+			m.hostAddrs[e.Addr] = true
+		}
+	}
+	errs := []error{err, m.findOrphans()}
 	for _, e := range m.endpoints {
 		if e.Source == SourceCNI && !e.Partial {
 			errs = append(errs, m.services.PutEndpoint(m.service(e)))

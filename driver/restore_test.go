@@ -193,6 +193,48 @@ func TestWhatALostStateKnewGoesOnUntilTheEngineHasForgottenIt(t *testing.T) {
 	}
 }
 
+// Of runtimes of CNI nobody lists what there is: the sandboxes tell.
+func TestWhatALostStateKnewGoesOnWhileItsSandboxRuns(t *testing.T) {
+	w := newLife(t, 3, setting{})
+	w.createNetwork(net2, 2)
+	w.createEndpoint(ep2, net2, 2, 2)
+	w.join(ep2, box)
+	w.kernel.moveInto(if1, box)
+	if2 := hostName(ep2)
+	w.kernel.moveInto(if2, box)
+	w.Close()
+	w.store = state.Memory()
+	w.services.networks = map[string]service.Network{}
+	w.startAgain()
+	require.NoError(t, w.Recall()) // a call without a daemon
+	require.True(t, w.Orphaned())
+	w.restart()
+	for range 3 {
+		require.NoError(t, w.Collect(map[string]map[string]bool{}), "the engine knows neither")
+		require.NoError(t, w.SweepOrphans())
+	}
+	require.True(t, w.Orphaned())
+	require.True(t, w.kernel.has(if1))
+	require.NoError(t, w.DeleteEndpoint(ctx, net2, ep2))
+	require.False(t, w.kernel.has(if2), "what somebody ends goes at once")
+	for _, line := range w.lines() {
+		require.NotContains(t, line, "10.2.0.2")
+		require.NotContains(t, line, if2)
+	}
+	require.True(t, w.kernel.has(if1))
+
+	w.kernel.slaves = map[string][]netip.Prefix{ep2: {netip.MustParsePrefix("10.3.0.2/24")}}
+	require.ErrorContains(t, w.CreateNetwork(ctx, network("net3", 3, nil)), "has the address 10.3.0.2 of it, whose state was lost: end that one first")
+	w.kernel.slaves = nil
+	w.kernel.removeNetns(box)
+	require.NoError(t, w.SweepOrphans())
+	require.False(t, w.Orphaned())
+	for _, line := range w.lines() {
+		require.NotContains(t, line, "10.1.0.2")
+		require.False(t, strings.HasPrefix(line, "interface "), line)
+	}
+}
+
 func TestASandboxWithoutEBPFThatEndedLetsItsEndpointsGo(t *testing.T) {
 	w := newWorld(t)
 	off := map[string]string{"ebpf": "off"}

@@ -98,3 +98,15 @@ type Join struct {
 	Hops                  []Hop
 	DisableGatewayService bool
 }
+
+// The classes of refusals, told apart by marker method as those of services are.
+type (
+	invalid  struct{ error } // what is asked for makes no sense
+	conflict struct{ error } // clashes with what there is
+)
+
+func (invalid) InvalidParameter() {}
+func (conflict) Conflict()        {}
+
+func (e invalid) Unwrap() error  { return e.error }
+func (e conflict) Unwrap() error { return e.error }

@@ -2,7 +2,10 @@
 
 package ipam
 
-import "errors"
+import (
+	"errors"
+	"fmt"
+)
 
 // Kinds of refusal, for errors.Is. The errors that wrap them name the pool, the address, the holder and
 // what to do.
@@ -15,6 +18,8 @@ var (
 	// ErrOverlap says that a pool would share addresses with another pool, a route of the host, or a
 	// reserved range.
 	ErrOverlap = errors.New("pools must not overlap")
+	// ErrRoute is the [ErrOverlap] with a route of the host's.
+	ErrRoute = fmt.Errorf("%w", ErrOverlap)
 	// ErrExhausted says that a pool has no free address, or the default pools no free block.
 	ErrExhausted = errors.New("exhausted")
 	// ErrTaken says that a lease for the wanted address exists.

@@ -183,7 +183,7 @@ func (p *pool) checkExplicit(addr netip.Addr, bootID string) error {
 	if leaked {
 		return nil
 	}
-	return fmt.Errorf("%w: %s is held by %s: choose another address or remove the holder", ErrTaken, addr, r.holder())
+	return fmt.Errorf("%w: %s is held by %s: choose another address, or end what has it", ErrTaken, addr, r.holder())
 }
 
 // full tells whether pick would find nothing.

@@ -47,8 +47,7 @@ func (i *IPAM) checkOverlap(subnet netip.Prefix, routes []netip.Prefix) error {
 			subnet, r, ErrOverlap)
 	}
 	if r, found := overlapping(subnet, routes); found {
-		return fmt.Errorf("pool %s overlaps the host's route to %s: %w: choose another subnet or remove the route; "+
-			"for macvlan or ipvlan on that very network leave --ipam-driver away: Docker's own takes it", subnet, r, ErrOverlap)
+		return fmt.Errorf("pool %s overlaps the host's route to %s: %w: choose another subnet, or remove the route", subnet, r, ErrRoute)
 	}
 	return nil
 }

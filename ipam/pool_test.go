@@ -47,7 +47,7 @@ func TestRequestPoolRefuses(t *testing.T) {
 		{"inside a pool", ipam.Request{Pool: "10.5.0.128/25"}, ipam.ErrOverlap, []string{"10.5.0.128/25", "mustang-local/10.5.0.0/24"}},
 		{"around a pool", ipam.Request{Pool: "10.4.0.0/15"}, ipam.ErrOverlap, []string{"mustang-local/10.5.0.0/24"}},
 		{"pool, routes ignored", ipam.Request{Pool: "10.5.0.0/24", IgnoreHostRoutes: true}, ipam.ErrOverlap, nil},
-		{"host route", ipam.Request{Pool: "192.168.0.0/16"}, ipam.ErrOverlap, []string{"192.168.0.0/16", "192.168.1.0/24", "macvlan"}},
+		{"host route", ipam.Request{Pool: "192.168.0.0/16"}, ipam.ErrOverlap, []string{"192.168.0.0/16", "192.168.1.0/24", "or remove the route"}},
 		{"host route 6", ipam.Request{Pool: "fd77::/80", IPv6: true}, ipam.ErrOverlap, []string{"fd77::/80", "fd77::/64"}},
 		{"service pool", ipam.Request{Pool: "10.96.4.0/24"}, ipam.ErrOverlap, []string{"10.96.4.0/24", "10.96.0.0/16", "service pool"}},
 		{"service pool, routes ignored", ipam.Request{Pool: "10.96.4.0/24", IgnoreHostRoutes: true}, ipam.ErrOverlap, nil},

@@ -5,6 +5,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"net/netip"
 	"slices"
@@ -32,6 +33,9 @@ type enginePools struct{ ipam *ipam.IPAM }
 
 func (p enginePools) RequestPool(space, pool, subPool string, v6 bool) (string, netip.Prefix, error) {
 	got, err := p.ipam.RequestPool(ipam.Request{Space: space, Pool: pool, SubPool: subPool, IPv6: v6})
+	if errors.Is(err, ipam.ErrRoute) {
+		err = fmt.Errorf("%w; for macvlan or ipvlan on that very network leave --ipam-driver away: Docker's own takes it", err)
+	}
 	return got.ID, got.Subnet, err
 }
 

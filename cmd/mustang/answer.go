@@ -5,6 +5,7 @@ package main
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"runtime/debug"
@@ -66,7 +67,7 @@ func (h *host) Endpoints(context.Context) ([]api.Endpoint, error) {
 	for i, e := range h.driver.Endpoints() {
 		out = append(out, api.Endpoint{
 			Endpoint: e, Number: uint32(i + 1), NetworkName: networks[e.NetworkID].Name,
-			Container: cmp.Or(containers[e.IPv4.Addr().String()], containers[e.IPv6.Addr().String()]),
+			Container: cmp.Or(h.services.Replica(e.ID, bpf.Frontend{}).Container, containers[e.IPv4.Addr().String()], containers[e.IPv6.Addr().String()]),
 		})
 	}
 	return out, nil
@@ -104,7 +105,27 @@ func (h *host) Networks(context.Context) ([]api.Network, error) {
 }
 
 // CNI implements [api.Host].
-func (h *host) CNI() cni.Host { return h.cni }
+func (h *host) CNI() cni.Host {
+	if h.daemon {
+		return h.cni
+	}
+	return alone{h.cni, h}
+}
+
+// alone is where no daemon follows the host's addresses, of which networks have some.
+type alone struct {
+	cni.Host
+	host *host
+}
+
+func (a alone) CreateNetwork(ctx context.Context, n cni.Network) (cni.Network, error) {
+	made, err := a.Host.CreateNetwork(ctx, n)
+	return made, errors.Join(err, a.host.driver.SyncAddrs())
+}
+
+func (a alone) RemoveNetwork(ctx context.Context, name string) error {
+	return errors.Join(a.Host.RemoveNetwork(ctx, name), a.host.driver.SyncAddrs())
+}
 
 // Ports implements [api.Host].
 func (h *host) Ports(context.Context) ([]api.Port, error) {

@@ -83,7 +83,7 @@ func openOnce(ctx context.Context, cfg config.Config) (cni.Host, func() error, e
 		return nil, nil, errors.Join(err, release())
 	}
 	// what the call has made or removed has addresses of the host's
-	return h.cni, func() error { return errors.Join(h.driver.SyncAddrs(), release()) }, nil
+	return h.cni, func() error { return errors.Join(h.driver.SyncAddrs(), h.driver.SweepOrphans(), release()) }, nil
 }
 
 // takeUp does what a daemon does at its start, as far as it is needed by containers that come and nobody has done it

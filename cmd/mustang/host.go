@@ -68,9 +68,22 @@ type host struct {
 	uplinksSet chan struct{} // one at most: the names of uplinks were read anew
 }
 
+// daemonTime is how long a command waits for a daemon that has the state, and no socket: it is starting, or about to make a socket
+// anew that somebody has removed.
+const daemonTime = 3 * time.Second
+
 // openHost returns the Host of a running daemon, or else one that works on the state and the maps
 // itself, with the function that lets go of it.
-func openHost(_ context.Context, cfg config.Config) (api.Host, func() error, error) {
+func openHost(ctx context.Context, cfg config.Config) (api.Host, func() error, error) {
+	for end := time.Now().Add(daemonTime); ; {
+		host, release, err := openHostOnce(cfg)
+		if !errors.Is(err, state.ErrLocked) || time.Now().After(end) || ctx.Err() != nil {
+			return host, release, err
+		}
+	}
+}
+
+func openHostOnce(cfg config.Config) (api.Host, func() error, error) {
 	client, err := api.Dial(cfg.Socket)
 	if err == nil {
 		return client, func() error { return nil }, nil

@@ -21,13 +21,14 @@ func networkCreate(e env) verb {
 	return verb{
 		name: "create", usage: "create a network for nerdctl and other runtimes of CNI", args: "NAME", min: 1, max: 1,
 		about: "Writes NAME's file to cni_conf_dir (/etc/cni/net.d). Docker's networks are made by docker network create -d mustang.\n" +
+			"Other drivers are modes of mustang: --opt mode=bridge, macvlan, ipvlan or netkit.\n" +
 			"  mustang network create web --opt mode=bridge --subnet 10.77.0.0/24\n" +
 			"  nerdctl run --network web …",
 		flags: []cli.Flag{
 			&cli.StringSliceFlag{Name: "opt", Aliases: []string{"o"}, Usage: "an option `KEY=VALUE`, as of docker network create; repeat it"},
 			&cli.StringSliceFlag{Name: "subnet", Usage: "a subnet `PREFIX`, one of each family; none takes free ones"},
 			&cli.StringSliceFlag{Name: "ip-range", Usage: "`PREFIX` inside of a subnet, where addresses are taken from"},
-			&cli.StringSliceFlag{Name: "gateway", Usage: "`ADDR` of a subnet's gateway; by default its first address"},
+			&cli.StringSliceFlag{Name: "gateway", Usage: "`ADDR` of a subnet's gateway; by default the first of its ip-range, or of the subnet"},
 			&cli.BoolFlag{Name: "ipv6", Usage: "with a subnet of IPv6, too"},
 			&cli.BoolFlag{Name: "internal", Usage: "with no way out of the host, and none in"},
 			&cli.StringSliceFlag{Name: "label", Usage: "a label `KEY=VALUE` for nerdctl; nerdctl/default-network=true makes it the default network"},

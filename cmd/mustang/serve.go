@@ -211,8 +211,22 @@ const sweepEvery = time.Second
 func (h *host) sweep(ctx context.Context) error {
 	return every(ctx, sweepEvery, func() error {
 		h.cni.Sweep(ctx)
+		if err := h.sweepOrphans(); err != nil {
+			h.log.WithError(err).Warn("remove what a lost state has left")
+		}
 		return nil
 	})
+}
+
+// sweepOrphans removes what a lost state has left, with its services, once all of its containers have ended.
+func (h *host) sweepOrphans() error {
+	if !h.driver.Orphaned() {
+		return nil
+	}
+	if err := h.driver.SweepOrphans(); err != nil || h.driver.Orphaned() || !h.knows() {
+		return err
+	}
+	return h.synced()
 }
 
 // keepPins makes the datapath anew when somebody has emptied the BPF file system: programs that nothing pins are detached.

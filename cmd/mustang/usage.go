@@ -85,8 +85,12 @@ func flagError(c *cli.Context, err error, _ bool) error {
 				strings.TrimPrefix(commandName(c), c.App.HelpName+" "))
 		}
 	}
-	if nearest := cli.SuggestFlag(flags, name, false); nearest != "" {
+	// the nearest of all may be far away: who mistypes a name seldom does so at its first letter
+	if nearest := cli.SuggestFlag(flags, name, false); strings.HasPrefix(strings.TrimLeft(nearest, "-"), name[:min(1, len(name))]) && nearest != "" {
 		return usagef(c, "%sunknown flag --%s: did you mean %s?", about(c), name, nearest)
+	}
+	if len(name) > 1 {
+		given = "--" + name
 	}
 	return usagef(c, "%sunknown flag %s", about(c), given)
 }

@@ -14,6 +14,7 @@ func TestUnknownCommandSuggestsOnlyWhatThereIs(t *testing.T) {
 	for _, tt := range []struct{ args, want string }{
 		{"svc lss", `mustang: svc: unknown command "lss": Did you mean "ls"? Commands: add, rm,`},
 		{"svc foo", `mustang: svc: unknown command "foo": Commands: add, rm,`},
+		{"network create --driver bridge x", "mustang: network create: unknown flag --driver\n"},
 		{"qq", `mustang: unknown command "qq": Commands: daemon, svc,`},
 	} {
 		var stdout, stderr bytes.Buffer

@@ -11,6 +11,8 @@ import (
 	"slices"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/mustang-net/mustang/api"
 	"github.com/mustang-net/mustang/drift"
 	"github.com/mustang-net/mustang/driver"
@@ -87,7 +89,7 @@ func (h *host) look() (out []drift.Difference, err error) {
 	datapath := h.datapath.Look(report)
 	stage := driver.Stage{Links: link.NewLook(report), Datapath: datapath, Tables: nft.Look{Tables: h.tables, Report: report}}
 	if h.daemon {
-		stage.Resolver = lookResolver{h.resolver, report}
+		stage.Resolver = lookResolver{h.resolver, sandboxNetwork{h.links, h.datapath}, report}
 		stage.Ports = ports.Look{Holder: h.ports, Report: report}
 	}
 	err = errors.Join(datapath.Pins(), h.hook(datapath), h.driver.Rehearse(stage), h.services.Look(report))
@@ -134,15 +136,24 @@ func (h *host) notes() []drift.Difference {
 
 // lookResolver tells in which sandboxes names are not answered that should be.
 type lookResolver struct {
-	server *dns.Server
-	report drift.Report
+	server  *dns.Server
+	network sandboxNetwork
+	report  drift.Report
 }
 
 func (r lookResolver) Add(cookie uint64, path string) (uint16, error) {
 	if port, ok := r.server.Port(cookie); ok {
 		return port, nil
 	}
-	r.report.Missing("names in the sandbox "+path, "our resolver listens")
+	d := drift.Difference{What: "names in the sandbox " + path, Wanted: "our resolver listens", Found: drift.Nothing, Do: drift.Repair}
+	udp, tcp, err := r.network.Listen(dns.Sandbox{Cookie: cookie, Key: path})
+	switch {
+	case err == nil:
+		_, _ = udp.Close(), tcp.Close() // it was to see whether it can
+	case errors.Is(err, unix.EADDRNOTAVAIL): // a repair cannot either: lo is its runtime's
+		d.Found, d.Do = "its device lo is down", "set lo up in it, then "+drift.Repair
+	}
+	r.report(d)
 	return 0, drift.ErrReported
 }
 

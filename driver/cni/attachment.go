@@ -76,7 +76,7 @@ type Range struct {
 	Range   netip.Prefix `json:"range,omitzero"`   // of the subnet, where addresses are taken from that nobody asked for
 	First   netip.Addr   `json:"first,omitzero"`   // the same by the first of them and
 	Last    netip.Addr   `json:"last,omitzero"`    // the last one
-	Gateway netip.Addr   `json:"gateway,omitzero"` // or the first address
+	Gateway netip.Addr   `json:"gateway,omitzero"` // or the first address of Range, or of the subnet
 }
 
 // Attachment is what ADD asks for.

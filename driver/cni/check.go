@@ -42,6 +42,9 @@ func (m *Manager) Check(ctx context.Context, a Attachment) error {
 	if ep.HostIf != "" && inside.Peer != ep.Index {
 		return conflictf("%s: the device is not the other end of %s", what, ep.HostIf)
 	}
+	if !inside.Up {
+		return conflictf("%s: the device is down: set it up in the sandbox, or make the container anew", what)
+	}
 	if a.MAC != "" && a.MAC != inside.MAC.String() {
 		return conflictf("%s: the device's MAC is %s, not %s: make the container anew", what, inside.MAC, a.MAC)
 	}

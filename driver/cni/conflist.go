@@ -28,8 +28,14 @@ type conflist struct {
 	Plugins       []map[string]any  `json:"plugins"`
 }
 
+// longestName leaves room for the rest of a file's name, which has 255 bytes.
+const longestName = 200
+
 // CheckName refuses what runtimes do not take for a network's name.
 func CheckName(name string) error {
+	if len(name) > longestName {
+		return invalidf("the name %s… of a network has %d characters: choose one of %d at most, for its file", name[:20], len(name), longestName)
+	}
 	if utils.ValidateNetworkName(name) != nil {
 		return invalidf("%q is no name of a network: want letters, digits and . _ -, a letter or digit first", name)
 	}
@@ -47,7 +53,7 @@ func Write(dir string, n Network, labels map[string]string) (path string, err er
 	case err != nil:
 		return "", err
 	case file.path != "":
-		return "", conflictf("create the network %s: %s has one of this name: choose another, or remove it", n.Name, file.path)
+		return "", conflictf("create the network %s: %s has one of this name: choose another, or remove that one with nerdctl network rm", n.Name, file.path)
 	}
 	if labels == nil {
 		labels = map[string]string{}
@@ -122,7 +128,7 @@ func Remove(dir, name string) error {
 		return err
 	}
 	if !file.ours() {
-		return conflictf("remove the network %s: %s has it, which no plugin of mustang's is in: remove that file", name, file.path)
+		return conflictf("remove the network %s: %s has it, which no plugin of mustang's is in: remove it with nerdctl network rm, or the file by hand", name, file.path)
 	}
 	if err := os.Remove(file.path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("remove the configuration of the network %s: %w", name, err)

@@ -42,6 +42,8 @@ type world struct {
 	devices    map[string]map[string]bool // path → names inside
 	containers map[string]service.Container
 	gone       map[string]bool
+	orphaned   bool
+	down       bool // devices inside of sandboxes
 	calls      int
 	failAt     int // the call that fails, and those after it until it is 0
 }
@@ -151,6 +153,9 @@ func (d fakeDriver) CreateNetwork(_ context.Context, c driver.NetworkConfig) err
 	if err := d.w.hit(); err != nil {
 		return err
 	}
+	if d.w.orphaned {
+		return errFault
+	}
 	d.w.networks[c.ID] = c
 	return nil
 }
@@ -229,6 +234,8 @@ func (d fakeDriver) Unpublish(_ context.Context, _, id string) error {
 	return nil
 }
 
+func (d fakeDriver) Orphaned() bool { return d.w.orphaned }
+
 type fakeLinks struct{ w *world }
 
 func (l fakeLinks) Cookie(path string) (uint64, error) {
@@ -274,7 +281,7 @@ func (l fakeLinks) FindInside(path, name string) (link.Inside, error) {
 	if !l.w.devices[path][name] {
 		return link.Inside{}, link.ErrNoDevice
 	}
-	in := link.Inside{Device: link.Device{Name: name, MAC: net.HardwareAddr{2, 0, 0, 0, 0, 1}}, Peer: 7}
+	in := link.Inside{Up: !l.w.down, Device: link.Device{Name: name, MAC: net.HardwareAddr{2, 0, 0, 0, 0, 1}}, Peer: 7}
 	for _, e := range l.w.endpoints {
 		if e.Sandbox == path && e.IfName == name {
 			in.Addrs = []netip.Prefix{e.IPv4}

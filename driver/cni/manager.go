@@ -28,6 +28,8 @@ type Driver interface {
 	Join(ctx context.Context, networkID, id, sandbox string) (driver.Join, error)
 	Publish(ctx context.Context, networkID, id string, ports []driver.PortBinding) error
 	Unpublish(ctx context.Context, networkID, id string) error
+	// Orphaned tells whether endpoints go on that the state does not know, because it was lost.
+	Orphaned() bool
 }
 
 // Pools hands out subnets and addresses; [ipam.IPAM] is the real one.
@@ -277,7 +279,13 @@ func (m *Manager) Delete(ctx context.Context, d Detachment) error {
 	if d.Sandbox == "" && had != nil && m.alive(had) {
 		return m.letGo(ctx, had)
 	}
-	err := m.remove(ctx, d.Key)
+	var err error
+	switch {
+	case had != nil || !m.Driver.Orphaned():
+		err = m.remove(ctx, d.Key)
+	case d.Sandbox != "": // the state is lost that knew it, and the sandbox tells; without one its device goes when it has ended
+		err = errors.Join(m.Links.RemoveInside(d.Sandbox, d.endpoint()), m.remove(ctx, d.Key))
+	}
 	if !m.Swept {
 		m.sweep(ctx, func(k Key) bool { return k != d.Key })
 	}

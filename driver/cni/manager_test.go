@@ -13,6 +13,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/mustang-net/mustang/driver"
+	"github.com/mustang-net/mustang/state"
 )
 
 // ask is what ADD asks for: eth0 of a container on the network web.
@@ -47,6 +48,9 @@ func TestAddAndDelete(t *testing.T) {
 	check := ask("one", box)
 	check.IPs, check.MAC, check.Routes = []netip.Addr{out.IPs[0].Address.Addr()}, out.MAC, []netip.Prefix{out.Routes[0].To}
 	require.NoError(t, w.Check(ctx, check))
+	w.down = true
+	require.ErrorContains(t, w.Check(ctx, check), "the device is down: set it up in the sandbox")
+	w.down = false
 
 	d := Detachment{Key: check.Key, Sandbox: box}
 	for range 3 {
@@ -67,6 +71,22 @@ func TestTheNetworkStaysWhileAFileDeclaresIt(t *testing.T) {
 	w.Sweep(ctx)
 	require.Empty(t, w.networks)
 	require.Empty(t, w.pools.Pools())
+}
+
+// Of a state that was lost the sandbox tells what is to go, and a network that it is in the way of says so.
+func TestDeleteOfWhatALostStateKnew(t *testing.T) {
+	w := newWorld(t)
+	a := ask("one", w.sandbox("/run/netns/a"))
+	w.add("one", a.Sandbox)
+	w.store = state.Memory()
+	w.orphaned = true
+	w.restart()
+	_, err := w.Add(ctx, ask("two", w.sandbox("/run/netns/b")))
+	require.ErrorContains(t, err, "what is in the way may be containers that have run since before, which are to be ended and started again")
+	require.NoError(t, w.Delete(ctx, Detachment{Key: a.Key}))
+	require.Contains(t, w.lines(), "device /run/netns/a eth0", "its container still runs")
+	require.NoError(t, w.Delete(ctx, Detachment{Key: a.Key, Sandbox: a.Sandbox}))
+	require.NotContains(t, w.lines(), "device /run/netns/a eth0")
 }
 
 // nerdctl's sequence for one container: DEL, ADD, DEL while it still runs, DEL, all but ADD without a sandbox.

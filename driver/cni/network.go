@@ -107,6 +107,10 @@ func (m *Manager) ensure(ctx context.Context, want Network, given []Given) (*net
 	}
 	err := m.make(ctx, n, given)
 	if err != nil {
+		if m.Driver.Orphaned() {
+			err = fmt.Errorf("%w. The state was lost: what is in the way may be containers that have run since before, which are to be ended "+
+				"and started again", err)
+		}
 		if had == nil {
 			err = errors.Join(err, m.removeNetwork(context.WithoutCancel(ctx), want.Name))
 		}
@@ -207,6 +211,9 @@ func (m *Manager) makePools(n Network) ([]driver.Subnet, error) {
 			req.SubPool = r.Range.String()
 		}
 		p, err := m.Pools.RequestPool(req)
+		if errors.Is(err, ipam.ErrRoute) {
+			err = fmt.Errorf("%w; a network on that very network needs mode=macvlan or ipvlan and its device as parent", err)
+		}
 		if err != nil {
 			return nil, refusal(err)
 		}

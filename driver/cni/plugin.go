@@ -7,7 +7,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io/fs"
 	"net"
 	"net/netip"
 	"os"
@@ -106,10 +105,10 @@ func read(args *skel.CmdArgs) (*conf, Attachment, error) {
 // readFor is read for a verb that needs the sandbox: where none is, the error has a code of its own, which is lost on
 // the way from a daemon.
 func readFor(args *skel.CmdArgs) (*conf, Attachment, error) {
-	sandbox, err := os.Stat(args.Netns)
-	if errors.Is(err, fs.ErrNotExist) {
+	if err := (link.Host{}).CheckNetns(args.Netns); errors.Is(err, link.ErrNoNetns) {
 		return nil, Attachment{}, types.NewError(types.ErrInvalidNetNS, link.ErrNoNetns.Error()+": "+args.Netns, "")
 	}
+	sandbox, err := os.Stat(args.Netns)
 	own, ownErr := os.Stat("/proc/self/ns/net")
 	if err == nil && ownErr == nil && os.SameFile(sandbox, own) {
 		return nil, Attachment{}, types.NewError(types.ErrInvalidNetNS, args.Netns+" is the host's own network namespace: "+

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net"
 	"net/netip"
 	"os"
 	"strings"
@@ -30,7 +31,7 @@ var ErrNoDevice = errors.New("there is no such device")
 func explain(err error) error {
 	var missing ns.NSPathNotExistErr
 	var other ns.NSPathNotNSErr
-	if errors.As(err, &missing) || errors.As(err, &other) || errors.Is(err, fs.ErrNotExist) {
+	if errors.As(err, &missing) || errors.As(err, &other) || errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENAMETOOLONG) || errors.Is(err, unix.ENOTDIR) {
 		return ErrNoNetns
 	}
 	return err
@@ -102,9 +103,29 @@ func mayListen() bool {
 	return false
 }
 
+// CheckNetns tells whether a network namespace is at path; an error that is [ErrNoNetns] says that it is not.
+func (Host) CheckNetns(path string) error {
+	f, err := os.Open(path)
+	if err == nil {
+		defer f.Close()
+		err = ns.IsNSorErr(path)
+	}
+	if err == nil {
+		var kind int
+		if kind, err = unix.IoctlRetInt(int(f.Fd()), unix.NS_GET_NSTYPE); err == nil && kind != unix.CLONE_NEWNET {
+			err = ErrNoNetns // but another
+		}
+	}
+	if err = explain(err); err != nil {
+		return fmt.Errorf("look for the network namespace %s: %w", path, err)
+	}
+	return nil
+}
+
 // Inside is a device inside a sandbox and its other end.
 type Inside struct {
 	Device
+	Up    bool
 	Peer  int // ifindex of the other end on the host; 0 if there is none
 	Addrs []netip.Prefix
 }
@@ -121,6 +142,7 @@ func (h Host) FindInside(path, name string) (Inside, error) {
 			return fmt.Errorf("find the device %s: %w", name, err)
 		}
 		out.Device = device(l)
+		out.Up = l.Attrs().Flags&net.FlagUp != 0
 		if isPairType(l.Type()) {
 			out.Peer = l.Attrs().ParentIndex
 		}

@@ -269,6 +269,9 @@ func (e inUse) Error() string {
 
 func (inUse) Unwrap() error { return ErrInUse }
 
+// Conflict marks its class.
+func (inUse) Conflict() {}
+
 // ErrReserved says of an [ErrInUse] that whoever has the port only keeps it from others, for the one who asks to publish it.
 var ErrReserved = errors.New("reserved")
 

@@ -132,7 +132,7 @@ var asks = map[string]struct {
 			{"10.77.0.1/24", "10.77.0.1/24: invalid request: it has host bits set, did you mean 10.77.0.0/24?"},
 			{"10.77.0.128/25", "pools must not overlap: choose another subnet, or remove the network that has it"},
 			{"10.96.7.0/24", "pool 10.96.7.0/24 overlaps the service pool 10.96.0.0/16: pools must not overlap: choose another subnet, or another service pool in mustang's configuration"},
-			{"192.0.2.0/25", "pool 192.0.2.0/25 overlaps the host's route to 192.0.2.0/24: pools must not overlap: choose another subnet or remove the route"},
+			{"192.0.2.0/25", "pool 192.0.2.0/25 overlaps the host's route to 192.0.2.0/24: pools must not overlap: choose another subnet, or remove the route"},
 			{"fd00::/64", "its family is not the one asked for: give a subnet of that family"},
 			{"127.0.0.0/24", "no interface can have an address of 127.0.0.0/8: choose another"},
 			{"10.78.0.0/24 10.79.0.0/25", "it is not inside its pool 10.78.0.0/24: choose an --ip-range in it"},
@@ -157,7 +157,7 @@ var asks = map[string]struct {
 			return err
 		},
 		[]mistake{
-			{"10.77.0.2", "choose another address or remove the holder"},
+			{"10.77.0.2", "choose another address, or end what has it"},
 			{"10.77.0.9", "address 10.77.0.9: invalid request: it is outside the subnet 10.77.0.0/29: choose one in it"},
 			{"10.77.0.7", "it is the network, broadcast or anycast address of 10.77.0.0/29: choose another"},
 			{"many", "remove unused containers, or use a network with a larger subnet"},

@@ -84,3 +84,22 @@ func TestASlaveIsRemovedFromASandboxByItsOwner(t *testing.T) {
 	}
 	require.NoError(t, host.RemoveInside("/run/netns/none", owner))
 }
+
+func TestWhoseDevicesAreInSandboxes(t *testing.T) {
+	begin(t)
+	path := netns(t, "one")
+	newPair(t)
+	run(t, "ip link add parent type veth peer name other")
+	t.Cleanup(func() { run(t, "ip link del parent") })
+	_, err := host.CreateSlave(link.Slave{Owner: "slave", Name: "mspslave", Parent: "parent", Type: "macvlan", Mode: "bridge", MAC: mac})
+	require.NoError(t, err)
+	inside, err := host.InSandboxes()
+	require.NoError(t, err)
+	require.Empty(t, inside, "they are on the host")
+	require.NoError(t, host.MoveInto(pair().Peer, path, "eth0"))
+	require.NoError(t, host.MoveInto("mspslave", path, "eth1"))
+	run(t, "ip -n one addr add 10.8.0.9/24 dev eth1")
+	inside, err = host.InSandboxes()
+	require.NoError(t, err)
+	require.Equal(t, map[string][]netip.Prefix{owner: nil, "slave": {netip.MustParsePrefix("10.8.0.9/24")}}, inside)
+}
