@@ -125,9 +125,13 @@ func (h *host) notes() []drift.Difference {
 		if !used {
 			continue
 		}
+		found := fmt.Sprintf("mode %s, whose programs a container with CAP_NET_RAW or CAP_NET_ADMIN can send past", n.Options.Mode)
+		if flag := n.Options.IPvlanFlag; flag != "" && flag != "bridge" { // the host has no slave there, by which verify would see it
+			found += fmt.Sprintf("; with CAP_NET_ADMIN it can take ipvlan_flag=%s away for all containers of the parent", flag)
+		}
 		out = append(out, drift.Difference{
 			What: "network " + cmp.Or(n.Name, n.ID), Wanted: "containers that send as themselves alone",
-			Found: fmt.Sprintf("mode %s, whose programs a container with CAP_NET_RAW or CAP_NET_ADMIN can send past", n.Options.Mode),
+			Found: found,
 			Do:    "start its containers with --cap-drop NET_RAW, or use mode veth, bridge or netkit", Note: true,
 		})
 	}
