@@ -90,7 +90,7 @@ func (s Slave) changed(found netlink.Link) *netlink.IPVlan {
 		return nil
 	}
 	attrs := netlink.NewLinkAttrs()
-	attrs.Name, attrs.Index = is.Name, is.Index
+	attrs.Name, attrs.Index, attrs.ParentIndex = is.Name, is.Index, is.ParentIndex
 	return &netlink.IPVlan{LinkAttrs: attrs, Mode: ipvlanModes[s.Mode], Flag: ipvlanFlags[s.Flag]}
 }
 
