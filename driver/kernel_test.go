@@ -18,13 +18,14 @@ import (
 // kernel is a kernel's devices, routes and namespaces in miniature.
 type kernel struct {
 	whileDeleting func() // runs once, while a device is removed
+	whileListing  func() // runs once, while sandboxes are listed
 	fault         *fault
 
 	mu        sync.Mutex
 	devices   map[string]*device
 	netns     map[string]*netns // by path
 	refused   map[netip.Prefix]bool
-	slaves    map[string][]netip.Prefix // in sandboxes, by owner
+	slaves    map[string]link.InSandbox // by owner
 	forwards6 error                     // of a host that does not
 	lastIndex int
 	lastNetns uint64
@@ -312,17 +313,21 @@ func (k *kernel) OwnInside(path, owner string) (link.Device, error) {
 	return link.Device{}, link.ErrNoDevice
 }
 
-func (k *kernel) InSandboxes() (map[string][]netip.Prefix, error) {
+func (k *kernel) InSandboxes() (map[string]link.InSandbox, error) {
 	if err := k.fault.hit("in sandboxes"); err != nil {
 		return nil, err
 	}
+	if meanwhile := k.whileListing; meanwhile != nil {
+		k.whileListing = nil
+		meanwhile()
+	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	out := map[string][]netip.Prefix{}
+	out := map[string]link.InSandbox{}
 	maps.Copy(out, k.slaves)
 	for _, d := range k.devices {
 		if d.owner != "" && d.peerIn != "" {
-			out[d.owner] = nil
+			out[d.owner] = link.InSandbox{}
 		}
 	}
 	return out, nil

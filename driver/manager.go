@@ -63,7 +63,7 @@ type Namespaces interface {
 	Name(index int) (string, error)
 	Do(path string, fn func() error) error
 	OwnInside(path, owner string) (link.Device, error)
-	InSandboxes() (map[string][]netip.Prefix, error)
+	InSandboxes() (map[string]link.InSandbox, error)
 	Find(name string) (link.Device, error)
 }
 

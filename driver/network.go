@@ -177,8 +177,8 @@ func (m *Manager) checkSubnets(n *Network) error {
 		}
 		for _, other := range m.networks {
 			if theirs := one.overlap(other.Subnets()); theirs.IsValid() {
-				return fmt.Errorf("subnet %s overlaps %s of the network %s: choose another subnet",
-					p, theirs, cmp.Or(other.Name, other.ID))
+				return conflict{fmt.Errorf("subnet %s overlaps %s of the network %s: choose another subnet",
+					p, theirs, cmp.Or(other.Name, other.ID))}
 			}
 		}
 	}
@@ -202,8 +202,8 @@ func (m *Manager) checkOnLink(n *Network) error {
 		return err
 	}
 	if route := n.overlap(onLink); route.IsValid() {
-		return fmt.Errorf("the network's subnets %v overlap %s, a network that the host is on: choose another subnet",
-			n.Subnets(), route)
+		return conflict{fmt.Errorf("the network's subnets %v overlap %s, a network that the host is on: choose another subnet",
+			n.Subnets(), route)}
 	}
 	return nil
 }

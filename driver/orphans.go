@@ -6,15 +6,15 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"net/netip"
 
+	"github.com/mustang-net/mustang/driver/link"
 	"github.com/mustang-net/mustang/state"
 )
 
 // keyOrphaned is set while endpoints go on that the state does not know, because it was lost.
 const keyOrphaned = "orphaned"
 
-// Orphaned tells whether endpoints of a lost state go on working. Until their containers have ended,
+// Orphaned tells whether endpoints of a lost state go on working, as far as is known. Until their containers have ended,
 // nothing that the state does not explain may be removed.
 func (m *Manager) Orphaned() bool {
 	m.mu.Lock()
@@ -35,23 +35,32 @@ func (m *Manager) loadOrphaned(tx state.Tx) error {
 }
 
 // findOrphans looks for devices of ours when the state is new. Numbers of networks go on after those that
-// the maps have, so that no new network gets the members of an old one.
+// the maps have, so that no new network gets the members of an old one. After an error there may be some, and the next call looks again.
 func (m *Manager) findOrphans() error {
 	if !m.fresh {
 		return nil
 	}
+	found, err := m.lookForOrphans()
+	m.orphaned = m.orphaned || found || err != nil
+	if err != nil {
+		return fmt.Errorf("look for endpoints of a lost state, which is tried again: %w", err)
+	}
 	m.fresh = false
+	return nil
+}
+
+func (m *Manager) lookForOrphans() (found bool, err error) {
 	owned, err := m.links.Owned()
 	if err != nil {
-		return err
+		return false, err
 	}
 	inside, err := m.links.InSandboxes() // slaves of which there is nothing on the host
 	if err != nil || len(owned)+len(inside) == 0 {
-		return err
+		return false, err
 	}
 	sandboxes, err := m.datapath.Sandboxes()
 	if err != nil {
-		return err
+		return false, err
 	}
 	var last uint32
 	for _, networks := range sandboxes {
@@ -59,8 +68,7 @@ func (m *Manager) findOrphans() error {
 			last = max(last, number)
 		}
 	}
-	m.orphaned = true
-	return m.store.Update(func(tx state.Tx) error {
+	return true, m.store.Update(func(tx state.Tx) error {
 		if err := tx.Put(bucketCounter, "network", last); err != nil {
 			return err
 		}
@@ -76,11 +84,16 @@ func (m *Manager) tellOfOrphans() error {
 	return err
 }
 
-// inLostSandboxes are the endpoints in sandboxes that the state does not know, by id, with the addresses of slaves.
-func (m *Manager) inLostSandboxes() (map[string][]netip.Prefix, error) {
+// inLostSandboxes are the endpoints in sandboxes that the state does not know, by id.
+func (m *Manager) inLostSandboxes() (map[string]link.InSandbox, error) {
 	inside, err := m.links.InSandboxes()
-	maps.DeleteFunc(inside, func(id string, _ []netip.Prefix) bool { return m.endpoints[id] != nil })
-	return inside, err
+	return m.lost(inside), err
+}
+
+// lost takes out what the state knows.
+func (m *Manager) lost(inside map[string]link.InSandbox) map[string]link.InSandbox {
+	maps.DeleteFunc(inside, func(id string, _ link.InSandbox) bool { return m.endpoints[id] != nil })
+	return inside
 }
 
 // collectOrphans removes the devices of a lost state that are in no sandbox and that the engine does not know either. What a network needs
@@ -120,26 +133,36 @@ func isEndpoints(name, owner string) bool {
 }
 
 // SweepOrphans removes what a lost state has left once none of its endpoints is in a sandbox any more. An engine need not be
-// asked: it knows of nothing then that goes on.
+// asked: it knows of nothing then that goes on. After an error the next call goes on.
 func (m *Manager) SweepOrphans() error {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if !m.orphaned {
+	if !m.Orphaned() {
 		return nil
 	}
-	inside, err := m.inLostSandboxes()
-	if err != nil || len(inside) > 0 {
+	inside, err := m.links.InSandboxes() // takes its time, in which others may come and go
+	if err != nil {
+		return err
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if err := m.findOrphans(); err != nil || !m.orphaned || len(m.lost(inside)) > 0 {
+		return err
+	}
+	if inside, err = m.inLostSandboxes(); err != nil || len(inside) > 0 { // one may have come out of a namespace that was looked at later
 		return err
 	}
 	return m.endOrphans()
 }
 
+// endOrphans removes what nothing needs any more, and then the mark that keeps it.
 func (m *Manager) endOrphans() error {
+	if err := m.prune(); err != nil {
+		return err
+	}
 	if err := m.remove(bucketCounter, keyOrphaned); err != nil {
 		return fmt.Errorf("record that the lost state's endpoints are gone: %w", err)
 	}
 	m.orphaned = false
-	return m.prune()
+	return nil
 }
 
 // removeOrphan removes what is on the host of an endpoint that a lost state knew.
@@ -169,18 +192,18 @@ func (m *Manager) removeOrphan(id string) error {
 
 // checkLost refuses subnets in which slaves of a lost state have addresses: the next one would get the same.
 func (m *Manager) checkLost(n *Network) error {
-	if !m.orphaned {
-		return nil
+	if err := m.findOrphans(); err != nil || !m.orphaned {
+		return err
 	}
 	inside, err := m.inLostSandboxes()
 	if err != nil {
 		return err
 	}
-	for _, addrs := range inside {
-		for _, a := range addrs {
+	for _, slave := range inside {
+		for _, a := range slave.Addrs {
 			if s, ok := n.subnetOf(a.Addr()); ok {
-				return fmt.Errorf("subnet %s: a container has the address %s of it, whose state was lost: end that one first, or choose another subnet",
-					s.Pool, a.Addr())
+				return fmt.Errorf("subnet %s: the container in the network namespace %s has the address %s of it, and its state was lost: "+
+					"end that one first, or choose another subnet", s.Pool, slave.Path, a.Addr())
 			}
 		}
 	}

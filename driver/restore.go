@@ -46,10 +46,13 @@ func (m *Manager) Restore() error {
 			errs = append(errs, fmt.Errorf("restore the endpoint %s: %w", e.ID, err))
 		}
 	}
-	errs = append(errs, m.findOrphans())
-	if m.orphaned {
+	err = m.findOrphans()
+	switch {
+	case err != nil: // nobody knows what may go
+		errs = append(errs, err)
+	case m.orphaned:
 		errs = append(errs, m.tellOfOrphans())
-	} else {
+	default:
 		errs = append(errs, m.prune())
 	}
 	return errors.Join(errs...)

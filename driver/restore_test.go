@@ -13,6 +13,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/mustang-net/mustang/bpf"
+	"github.com/mustang-net/mustang/driver/link"
 )
 
 // running is a world with a container on two networks, one more that waits to join, and one by hand.
@@ -223,8 +224,9 @@ func TestWhatALostStateKnewGoesOnWhileItsSandboxRuns(t *testing.T) {
 	}
 	require.True(t, w.kernel.has(if1))
 
-	w.kernel.slaves = map[string][]netip.Prefix{ep2: {netip.MustParsePrefix("10.3.0.2/24")}}
-	require.ErrorContains(t, w.CreateNetwork(ctx, network("net3", 3, nil)), "has the address 10.3.0.2 of it, whose state was lost: end that one first")
+	w.kernel.slaves = map[string]link.InSandbox{ep2: {Path: "/proc/7/ns/net", Addrs: []netip.Prefix{netip.MustParsePrefix("10.3.0.2/24")}}}
+	require.ErrorContains(t, w.CreateNetwork(ctx, network("net3", 3, nil)),
+		"the container in the network namespace /proc/7/ns/net has the address 10.3.0.2 of it, and its state was lost: end that one first")
 	w.kernel.slaves = nil
 	w.kernel.removeNetns(box)
 	require.NoError(t, w.SweepOrphans())
@@ -233,6 +235,87 @@ func TestWhatALostStateKnewGoesOnWhileItsSandboxRuns(t *testing.T) {
 		require.NotContains(t, line, "10.1.0.2")
 		require.False(t, strings.HasPrefix(line, "interface "), line)
 	}
+}
+
+// loseState begins again with an empty state beside a network with an endpoint in a sandbox.
+func loseState(t *testing.T) *world {
+	w := newLife(t, 3, setting{})
+	w.kernel.moveInto(if1, box)
+	w.Close()
+	w.store = state.Memory()
+	w.services.networks = map[string]service.Network{}
+	w.startAgain()
+	return w
+}
+
+func TestNothingIsRemovedUntilSandboxesCouldBeLookedAt(t *testing.T) {
+	for _, call := range []string{"in sandboxes", "store", "owned"} {
+		t.Run(call, func(t *testing.T) {
+			w := loseState(t)
+			w.fault.spare = func(c string) bool { return c != call }
+			w.fault.arm(failsOnward, 1)
+			require.ErrorIs(t, w.Restore(), errInjected)
+			require.True(t, w.Orphaned(), "for all that is known")
+			require.ErrorIs(t, w.SweepOrphans(), errInjected)
+			require.ErrorIs(t, w.CreateNetwork(ctx, network(net2, 2, nil)), errInjected, "it could get a number that is in use")
+			require.True(t, w.fault.disarm())
+			require.True(t, w.kernel.has(if1))
+			require.NoError(t, w.SweepOrphans())
+			require.True(t, w.Orphaned())
+			w.createNetwork(net2, 2)
+			require.Equal(t, uint32(2), w.Networks()[0].Number, "no number of a network that is still in the maps")
+			w.restart()
+			require.True(t, w.Orphaned())
+			require.True(t, w.kernel.has(if1))
+			w.kernel.removeNetns(box)
+			require.NoError(t, w.SweepOrphans())
+			require.False(t, w.Orphaned())
+		})
+	}
+}
+
+func TestANewStateThatCouldNotLookAtFirst(t *testing.T) {
+	w := newWorld(t)
+	w.startAgain()
+	w.fault.spare = func(c string) bool { return c != "in sandboxes" }
+	w.fault.arm(failsOnce, 1)
+	require.ErrorContains(t, w.Restore(), "look for endpoints of a lost state, which is tried again")
+	require.True(t, w.fault.disarm())
+	require.NoError(t, w.SweepOrphans())
+	require.False(t, w.Orphaned(), "there were none")
+}
+
+func TestTheEndOfALostStateIsRepeatedUntilAllOfItIsGone(t *testing.T) {
+	for _, call := range []string{"delete interface", "store"} {
+		t.Run(call, func(t *testing.T) {
+			w := loseState(t)
+			require.NoError(t, w.Restore())
+			w.kernel.removeNetns(box)
+			w.fault.spare = func(c string) bool { return c != call }
+			w.fault.arm(failsOnward, 1)
+			require.ErrorIs(t, w.SweepOrphans(), errInjected)
+			require.True(t, w.fault.disarm())
+			require.True(t, w.Orphaned())
+			w.restart()
+			require.True(t, w.Orphaned(), "and a daemon that starts then goes on with it")
+			require.NoError(t, w.SweepOrphans())
+			require.False(t, w.Orphaned())
+			for _, line := range w.lines() {
+				require.False(t, strings.HasPrefix(line, "interface "), line)
+			}
+		})
+	}
+}
+
+func TestNobodyWaitsWhileSandboxesAreLookedAt(t *testing.T) {
+	w := loseState(t)
+	require.NoError(t, w.Restore())
+	w.kernel.whileListing = func() {
+		require.True(t, w.mu.TryLock())
+		w.mu.Unlock()
+	}
+	require.NoError(t, w.SweepOrphans())
+	require.Nil(t, w.kernel.whileListing, "it was called")
 }
 
 func TestASandboxWithoutEBPFThatEndedLetsItsEndpointsGo(t *testing.T) {

@@ -5,7 +5,6 @@ package main
 import (
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"net/netip"
 	"runtime/debug"
@@ -104,27 +103,10 @@ func (h *host) Networks(context.Context) ([]api.Network, error) {
 	return out, nil
 }
 
-// CNI implements [api.Host].
+// CNI implements [api.Host]. Who asks for it is about to change something of it.
 func (h *host) CNI() cni.Host {
-	if h.daemon {
-		return h.cni
-	}
-	return alone{h.cni, h}
-}
-
-// alone is where no daemon follows the host's addresses, of which networks have some.
-type alone struct {
-	cni.Host
-	host *host
-}
-
-func (a alone) CreateNetwork(ctx context.Context, n cni.Network) (cni.Network, error) {
-	made, err := a.Host.CreateNetwork(ctx, n)
-	return made, errors.Join(err, a.host.driver.SyncAddrs())
-}
-
-func (a alone) RemoveNetwork(ctx context.Context, name string) error {
-	return errors.Join(a.Host.RemoveNetwork(ctx, name), a.host.driver.SyncAddrs())
+	h.changesCNI.Store(true)
+	return h.cni
 }
 
 // Ports implements [api.Host].

@@ -17,7 +17,6 @@ import (
 	"github.com/mustang-net/mustang/api"
 	"github.com/mustang-net/mustang/config"
 	"github.com/mustang-net/mustang/driver/cni"
-	"github.com/mustang-net/mustang/state"
 )
 
 // pluginTime bounds one call of a runtime's, most of which may be a wait for others.
@@ -37,26 +36,13 @@ func runPlugin(ctx context.Context, e env) int {
 	return p.Run(ctx, "CNI plugin "+versionLine())
 }
 
-// startPoll is how long a call waits between looks at a daemon that has the state, but no socket yet.
-const startPoll = 20 * time.Millisecond
-
 // openCNI returns a running daemon's host, or else one of our own, with the function that lets go of it. A daemon that
 // is starting, or ending, is waited for.
 func openCNI(ctx context.Context, cfg config.Config) (cni.Host, func() error, error) {
-	for {
-		host, release, err := openOnce(ctx, cfg)
-		if !errors.Is(err, state.ErrLocked) {
-			return host, release, err
-		}
-		select {
-		case <-ctx.Done():
-			return nil, nil, err
-		case <-time.After(startPoll):
-		}
-	}
+	return whenUnlocked(ctx, pluginTime, func(ctx context.Context) (cni.Host, func() error, error) { return openCNIOnce(ctx, cfg) })
 }
 
-func openOnce(ctx context.Context, cfg config.Config) (cni.Host, func() error, error) {
+func openCNIOnce(ctx context.Context, cfg config.Config) (cni.Host, func() error, error) {
 	client, err := api.Dial(cfg.Socket)
 	if err == nil {
 		return client.CNI(), func() error { return nil }, nil
@@ -78,12 +64,10 @@ func openOnce(ctx context.Context, cfg config.Config) (cni.Host, func() error, e
 	if err != nil {
 		return nil, nil, errors.Join(err, unlock())
 	}
-	release := func() error { return errors.Join(h.close(), unlock()) }
 	if err := h.takeUp(); err != nil {
-		return nil, nil, errors.Join(err, release())
+		return nil, nil, errors.Join(err, h.close(), unlock())
 	}
-	// what the call has made or removed has addresses of the host's
-	return h.cni, func() error { return errors.Join(h.driver.SyncAddrs(), h.driver.SweepOrphans(), release()) }, nil
+	return h.CNI(), func() error { return errors.Join(h.release(), unlock()) }, nil
 }
 
 // takeUp does what a daemon does at its start, as far as it is needed by containers that come and nobody has done it

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/sirupsen/logrus"
@@ -65,6 +66,8 @@ type host struct {
 	metrics *metrics.Metrics // nil without a daemon
 	shown   *metrics.Server  // nil where nobody is shown any
 
+	changesCNI atomic.Bool // somebody has asked for what changes networks and containers of CNI
+
 	uplinksSet chan struct{} // one at most: the names of uplinks were read anew
 }
 
@@ -75,10 +78,25 @@ const daemonTime = 3 * time.Second
 // openHost returns the Host of a running daemon, or else one that works on the state and the maps
 // itself, with the function that lets go of it.
 func openHost(ctx context.Context, cfg config.Config) (api.Host, func() error, error) {
-	for end := time.Now().Add(daemonTime); ; {
-		host, release, err := openHostOnce(cfg)
-		if !errors.Is(err, state.ErrLocked) || time.Now().After(end) || ctx.Err() != nil {
+	return whenUnlocked(ctx, daemonTime, func(context.Context) (api.Host, func() error, error) { return openHostOnce(cfg) })
+}
+
+// lockPoll is how long a command or call waits between looks at a daemon that has the state, but no socket.
+const lockPoll = 20 * time.Millisecond
+
+// whenUnlocked repeats open while another process has the state, until the limit.
+func whenUnlocked[H any](ctx context.Context, limit time.Duration, open func(context.Context) (H, func() error, error)) (H, func() error, error) {
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	for {
+		host, release, err := open(ctx)
+		if !errors.Is(err, state.ErrLocked) {
 			return host, release, err
+		}
+		select {
+		case <-ctx.Done():
+			return host, nil, err
+		case <-time.After(lockPoll):
 		}
 	}
 }
@@ -97,7 +115,7 @@ func openHostOnce(cfg config.Config) (api.Host, func() error, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	return h, h.close, nil
+	return h, h.release, nil
 }
 
 // newHost opens the state and the maps. Nothing but missing maps is created in the kernel.
@@ -215,6 +233,16 @@ func bootID() string {
 		return ""
 	}
 	return strings.TrimSpace(string(id))
+}
+
+// release is close for a command or call. No daemon follows the host's addresses then, of which networks of CNI have some.
+func (h *host) release() error {
+	var err error
+	if h.changesCNI.Load() {
+		err = h.driver.SyncAddrs()
+		_ = h.driver.SweepOrphans() // the next call goes on with it: this one has given its answer
+	}
+	return errors.Join(err, h.close())
 }
 
 // close lets go of what open took; the datapath goes on by itself.

@@ -145,6 +145,7 @@ func (h *host) serve(ctx context.Context, control net.Listener, d *door, r reloa
 	run("follow uplinks", h.followUplinks)
 	run("collect flows", h.collectFlows)
 	run("sweep", h.sweep)
+	run("sweep what a lost state has left", h.sweepLost)
 	run("look after the pins", h.keepPins)
 	run("serve the command line", func(ctx context.Context) error { return api.Serve(ctx, control, h, h.log, h.observe) })
 	if h.cfg.DockerSocket == "" {
@@ -211,6 +212,16 @@ const sweepEvery = time.Second
 func (h *host) sweep(ctx context.Context) error {
 	return every(ctx, sweepEvery, func() error {
 		h.cni.Sweep(ctx)
+		return nil
+	})
+}
+
+// sweepLostEvery is how long what a lost state has left stays after the last of its containers: each look goes through all namespaces.
+const sweepLostEvery = 5 * time.Second
+
+// sweepLost removes what a lost state has left.
+func (h *host) sweepLost(ctx context.Context) error {
+	return every(ctx, sweepLostEvery, func() error {
 		if err := h.sweepOrphans(); err != nil {
 			h.log.WithError(err).Warn("remove what a lost state has left")
 		}

@@ -43,7 +43,8 @@ type world struct {
 	containers map[string]service.Container
 	gone       map[string]bool
 	orphaned   bool
-	down       bool // devices inside of sandboxes
+	routes     []netip.Prefix // of the host
+	down       bool           // devices inside of sandboxes
 	calls      int
 	failAt     int // the call that fails, and those after it until it is 0
 }
@@ -61,7 +62,9 @@ func newWorld(t *testing.T) *world {
 // restart is what a new process finds.
 func (w *world) restart() {
 	var err error
-	w.pools, err = ipam.New(w.store, ipam.Options{BootID: w.boot, Quarantine: -1})
+	w.pools, err = ipam.New(w.store, ipam.Options{
+		BootID: w.boot, Quarantine: -1, HostRoutes: func() ([]netip.Prefix, error) { return w.routes, nil },
+	})
 	require.NoError(w.t, err)
 	log, _ := test.NewNullLogger()
 	w.Manager, err = New(Options{
@@ -152,9 +155,6 @@ func (d fakeDriver) CreateNetwork(_ context.Context, c driver.NetworkConfig) err
 	}
 	if err := d.w.hit(); err != nil {
 		return err
-	}
-	if d.w.orphaned {
-		return errFault
 	}
 	d.w.networks[c.ID] = c
 	return nil

@@ -81,8 +81,16 @@ func TestDeleteOfWhatALostStateKnew(t *testing.T) {
 	w.store = state.Memory()
 	w.orphaned = true
 	w.restart()
-	_, err := w.Add(ctx, ask("two", w.sandbox("/run/netns/b")))
+	w.routes = []netip.Prefix{netip.MustParsePrefix("10.201.0.2/32")}
+	two := ask("two", w.sandbox("/run/netns/b"))
+	two.Of.Ranges = []Range{{Subnet: netip.MustParsePrefix("10.201.0.0/24")}}
+	_, err := w.Add(ctx, two)
 	require.ErrorContains(t, err, "what is in the way may be containers that have run since before, which are to be ended and started again")
+	w.routes = nil
+	two.Of.Options = map[string]string{"mode": "none"}
+	_, err = w.Add(ctx, two)
+	require.Error(t, err)
+	require.NotContains(t, err.Error(), "in the way")
 	require.NoError(t, w.Delete(ctx, Detachment{Key: a.Key}))
 	require.Contains(t, w.lines(), "device /run/netns/a eth0", "its container still runs")
 	require.NoError(t, w.Delete(ctx, Detachment{Key: a.Key, Sandbox: a.Sandbox}))

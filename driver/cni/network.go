@@ -107,7 +107,8 @@ func (m *Manager) ensure(ctx context.Context, want Network, given []Given) (*net
 	}
 	err := m.make(ctx, n, given)
 	if err != nil {
-		if m.Driver.Orphaned() {
+		var clash interface{ Conflict() }
+		if errors.As(err, &clash) && m.Driver.Orphaned() {
 			err = fmt.Errorf("%w. The state was lost: what is in the way may be containers that have run since before, which are to be ended "+
 				"and started again", err)
 		}

@@ -3,10 +3,19 @@
 package kernel
 
 import (
+	"fmt"
 	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"syscall"
 	"testing"
+	"time"
 
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 
 	"github.com/mustang-net/mustang/driver/link"
 )
@@ -99,7 +108,64 @@ func TestWhoseDevicesAreInSandboxes(t *testing.T) {
 	require.NoError(t, host.MoveInto(pair().Peer, path, "eth0"))
 	require.NoError(t, host.MoveInto("mspslave", path, "eth1"))
 	run(t, "ip -n one addr add 10.8.0.9/24 dev eth1")
+	want := map[string]link.InSandbox{owner: {}, "slave": {Path: path, Addrs: []netip.Prefix{netip.MustParsePrefix("10.8.0.9/24")}}}
 	inside, err = host.InSandboxes()
 	require.NoError(t, err)
-	require.Equal(t, map[string][]netip.Prefix{owner: nil, "slave": {netip.MustParsePrefix("10.8.0.9/24")}}, inside)
+	require.Equal(t, want, inside)
+
+	// what is marked as ours, and is of no device of the host's
+	run(t, "ip -n one link add forged type veth peer name other")
+	run(t, "ip -n one link add link forged name forged1 type macvlan")
+	for _, name := range []string{"forged", "forged1"} {
+		run(t, "ip -n one link set "+name+" alias mustang:"+name)
+	}
+	inside, err = host.InSandboxes()
+	require.NoError(t, err)
+	require.Equal(t, want, inside)
+}
+
+// The namespace of a container is often kept by its process alone, and that is another user's, whose directories in /proc a daemon without
+// all of root's capabilities cannot list.
+func TestASandboxThatAnotherUsersProcessKeeps(t *testing.T) {
+	begin(t)
+	cmd := exec.Command("sleep", "infinity")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNET, Credential: &syscall.Credential{Uid: 1000, Gid: 1000}, Pdeathsig: syscall.SIGKILL}
+	require.NoError(t, cmd.Start())
+	path := fmt.Sprintf("/proc/%d/ns/net", cmd.Process.Pid)
+	end := func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+	}
+	t.Cleanup(end)
+	run(t, "ip link add parent type veth peer name other")
+	t.Cleanup(func() { run(t, "ip link del parent") })
+	_, err := host.CreateSlave(link.Slave{Owner: "slave", Name: "mspslave", Parent: "parent", Type: "macvlan", Mode: "bridge", MAC: mac})
+	require.NoError(t, err)
+	require.NoError(t, host.MoveInto("mspslave", path, "eth0"))
+
+	dropped := make(chan struct{})
+	go func() { // a thread without these capabilities, which ends with it
+		defer close(dropped)
+		runtime.LockOSThread()
+		header, data := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}, [2]unix.CapUserData{}
+		if !assert.NoError(t, unix.Capget(&header, &data[0])) {
+			return
+		}
+		data[0].Effective &^= 1<<unix.CAP_DAC_OVERRIDE | 1<<unix.CAP_DAC_READ_SEARCH
+		if !assert.NoError(t, unix.Capset(&header, &data[0])) {
+			return
+		}
+		_, err := os.ReadDir(filepath.Dir(path))
+		assert.ErrorIs(t, err, os.ErrPermission)
+		inside, err := host.InSandboxes()
+		assert.NoError(t, err)
+		assert.Equal(t, map[string]link.InSandbox{"slave": {Path: path}}, inside)
+	}()
+	<-dropped
+
+	end()
+	require.Eventually(t, func() bool {
+		inside, err := host.InSandboxes()
+		return assert.NoError(t, err) && len(inside) == 0
+	}, 10*time.Second, 10*time.Millisecond)
 }

@@ -40,7 +40,7 @@ func TestMain(m *testing.M) {
 	cmd.Env = append(os.Environ(), inside+"=1")
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{
-		Cloneflags: unix.CLONE_NEWNET, Unshareflags: unix.CLONE_NEWNS, Pdeathsig: syscall.SIGKILL,
+		Cloneflags: unix.CLONE_NEWNET | unix.CLONE_NEWPID, Unshareflags: unix.CLONE_NEWNS, Pdeathsig: syscall.SIGKILL,
 	}
 	err := cmd.Run()
 	var exit *exec.ExitError
@@ -58,7 +58,7 @@ func prepare() error {
 	for _, m := range []struct {
 		kind, on string
 		data     string
-	}{{"sysfs", "/sys", ""}, {"tmpfs", "/run", ""}, {"bpf", "/sys/fs/bpf", "mode=0700"}, {"cgroup2", "/sys/fs/cgroup", ""}} {
+	}{{"proc", "/proc", ""}, {"sysfs", "/sys", ""}, {"tmpfs", "/run", ""}, {"bpf", "/sys/fs/bpf", "mode=0700"}, {"cgroup2", "/sys/fs/cgroup", ""}} {
 		if err := unix.Mount(m.kind, m.on, m.kind, 0, m.data); err != nil {
 			return fmt.Errorf("mount %s on %s: %w", m.kind, m.on, err)
 		}
