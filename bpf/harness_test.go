@@ -57,6 +57,7 @@ var (
 	backendMAC, backendHostMAC   = mac(3), mac(0x13)
 	backend2MAC, backend2HostMAC = mac(4), mac(0x14)
 	broadcastMAC                 = net.HardwareAddr{255, 255, 255, 255, 255, 255}
+	everyNodeMAC                 = net.HardwareAddr{0x33, 0x33, 0, 0, 0, 1}
 )
 
 // addresses are those of the test's world, in one family.
@@ -65,6 +66,7 @@ type addresses struct {
 	client, backend, backend2, foreign, gateway netip.Addr // foreign is in network 2
 	vip, vip2, foreignVIP, poolOnly, outside    netip.Addr
 	host, router                                netip.Addr // on the uplink
+	loopback                                    netip.Addr // the host's
 }
 
 func addressesOf(v6 bool) addresses {
@@ -88,6 +90,7 @@ func addressesOf(v6 bool) addresses {
 		outside:    a("198.51.100.7", "2001:db8:7::7"),
 		host:       a("192.0.2.2", "2001:db8::2"),
 		router:     a("192.0.2.1", "2001:db8::1"),
+		loopback:   a("127.0.0.1", "::1"),
 	}
 }
 

@@ -81,6 +81,9 @@ func (m *model) toHost(ifindex int, in, got []byte) judgement {
 	i := m.interfaces[ifindex]
 	w := &place{model: m, iface: &i, ifindex: ifindex, direction: fromContainers, got: got, network: i.Network}
 	if in[0]&1 != 0 { // for many
+		if w.hidesOne(in) {
+			return dropped("multicast" + w.direction)
+		}
 		if asker, asks := asksForNeighbour(in); asks && !i.Private && m.endpoints[asker].Network != i.Network {
 			return dropped("") // the device that has the address answers the LAN
 		}
@@ -127,6 +130,23 @@ func (m *model) toHost(ifindex int, in, got []byte) judgement {
 		return w.enters(&p)
 	}
 	return w.onwardByHost(&p)
+}
+
+// hidesOne tells whether a frame for many brings a packet for one, which the host's stack would take as if it were for it alone.
+// A private parent has nobody else who could mean that; on a LAN it is only kept from what others cannot have either.
+func (w *place) hidesOne(in []byte) bool {
+	if t := beAt(in, 12); t != etherIP4 && t != etherIP6 {
+		return false
+	}
+	p, ok := w.read(in)
+	src, dst := p.t.src.Addr(), p.t.dst.Addr()
+	switch {
+	case ok && (dst.IsMulticast() || dst == netip.AddrFrom4([4]byte{255, 255, 255, 255})):
+		return false
+	case w.iface.Private, w.endpoints[dst].Host:
+		return true
+	}
+	return ok && (src.IsLoopback() || dst.IsLoopback() || w.inPool(dst))
 }
 
 // stack leaves a packet to the host's, which knows of the host's slave alone.
@@ -320,7 +340,8 @@ func (s *stage) slaveHook(side int, in []byte) (hook, func(in, got []byte) judge
 		}
 		return hook{"host_ingress", at(by, by)}, func(in, got []byte) judgement { return s.fromUplink(by, in, got) }
 	}
-	macs(pickOf(&s.script, hostSlaveMAC, mac(0x99)), own)
+	host, other := hostSlaveMAC, mac(0x99)
+	macs(pickOf(&s.script, host, other, host, other, host, other, broadcastMAC, everyNodeMAC), own)
 	switch s.pick(8) {
 	case 0, 1, 2: // in its own sandbox
 		return fromSlave(), s.fromSlave
@@ -352,7 +373,7 @@ func (s *stage) onward(h hook, in []byte, verdict uint32) (hook, func(in, got []
 	case h == fromSlave() && verdict == verdictRedirect && !bytes.Equal(dst, in[6:12]): // with the MAC of its next hop
 		h.ctx.Cb[0] = 0x6d737401
 		return h, untouched
-	case h == fromSlave() && bytes.Equal(dst, hostSlaveMAC):
+	case h == fromSlave() && (bytes.Equal(dst, hostSlaveMAC) || dst[0]&1 != 0): // what is for many comes to the host, too
 		return toHost(), func(in, got []byte) judgement { return s.toHost(clientIf, in, got) }
 	case h == fromSlave(), h.program == "lxc_egress" && h.ctx.Ifindex == uint32(clientIf):
 		return hook{"lxc_egress", at(slaveIf, slaveIf)}, s.toSlave

@@ -130,7 +130,11 @@ func (m *model) fromContainer(ifindex int, in, got []byte) judgement {
 	}
 	w.sender, w.network = p.t.src.Addr(), own.Network
 	came := p
-	if w.answer(&p); w.known {
+	dst, near := m.endpoints[p.t.dst.Addr()]
+	if m.inUse() || !near || dst.Network != own.Network || !reaches(dst) { // else it goes straight there
+		w.answer(&p)
+	}
+	if w.known {
 		return w.onward(&p, &came, true, true)
 	}
 	if d := w.request(&p); d.made {
@@ -251,7 +255,8 @@ func (m *model) goesOnWith(flows map[tuple]*flow, p *packet) *flow {
 	return f
 }
 
-// inUse tells whether any flow to a service may be alive: an hour later none is looked for in what comes back from outside.
+// inUse tells whether any flow to a service may be alive: an hour later none is looked for in what comes back from outside, nor
+// in what goes straight to another container of the network.
 func (m *model) inUse() bool { return m.used != 0 && m.clock()-m.used <= time.Hour }
 
 // answer gives what answers a flow to a service its frontend's name.

@@ -14,12 +14,6 @@ import (
 func forwarded() hook { return hook{"lxc_egress", at(backendIf, uplinkIf)} }
 
 func TestFromOutsideDirectly(t *testing.T) {
-	loopback := func(w *world) netip.Addr {
-		if w.v6 {
-			return netip.IPv6Loopback()
-		}
-		return netip.MustParseAddr("127.0.0.1")
-	}
 	// stopped says that a packet for a container gets no further than to the stack.
 	stopped := func(w *world, f frame) {
 		w.Helper()
@@ -41,24 +35,24 @@ func TestFromOutsideDirectly(t *testing.T) {
 			w.leaves(true)
 			w.publish(w.host, 80, ProtocolTCP)
 			w.publish(everywhere(w), 8080, ProtocolTCP)
-			w.publish(loopback(w), 81, ProtocolTCP)
+			w.publish(w.loopback, 81, ProtocolTCP)
 			stopped(w, tcp(w.outside, 5000, w.backend, 8080, syn))
 			stopped(w, tcp(w.outside, 5000, w.backend, 80, syn))
 		}},
 		{"a port of the loopback's is not reached at the host's address, nor at the loopback's", func(w *world) {
 			w.leaves(true)
-			w.publish(loopback(w), 80, ProtocolTCP)
+			w.publish(w.loopback, 80, ProtocolTCP)
 			w.send(fromOutside(), tcp(w.outside, 5000, w.host, 80, syn)).untouched()
-			w.send(fromOutside(), tcp(w.outside, 5000, loopback(w), 80, syn)).dropped("off-host to-container")
-			w.send(fromOutside(), tcp(loopback(w), 5000, w.host, 80, syn)).dropped("off-host to-container")
-			w.send(fromOutside(), udp(w.outside, 5000, loopback(w), 22, "q")).dropped("off-host to-container")
+			w.send(fromOutside(), tcp(w.outside, 5000, w.loopback, 80, syn)).dropped("off-host to-container")
+			w.send(fromOutside(), tcp(w.loopback, 5000, w.host, 80, syn)).dropped("off-host to-container")
+			w.send(fromOutside(), udp(w.outside, 5000, w.loopback, 22, "q")).dropped("off-host to-container")
 		}},
 		{"nor by a container", func(w *world) {
 			w.leaves(true)
-			w.publish(loopback(w), 80, ProtocolTCP)
+			w.publish(w.loopback, 80, ProtocolTCP)
 			w.send(fromClient(), tcp(w.client, 5000, w.host, 80, syn)).untouched()
-			in := tcp(w.client, 5000, loopback(w), 80, syn)
-			w.send(fromClient(), in).answered(unreachable(loopback(w), w.client, false, in.quote()), "no-route")
+			in := tcp(w.client, 5000, w.loopback, 80, syn)
+			w.send(fromClient(), in).answered(unreachable(w.loopback, w.client, false, in.quote()), "no-route")
 		}},
 		{"the answers to a masqueraded flow reach it through the stack, too", func(w *world) {
 			w.leaves(true)

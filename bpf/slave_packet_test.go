@@ -341,18 +341,14 @@ func TestEgressOfSlaves(t *testing.T) {
 			}
 		}},
 		{"the host's loopback is not reached", func(w *world) {
-			loop := netip.MustParseAddr("127.0.0.1")
-			if w.v6 {
-				loop = netip.IPv6Loopback()
-			}
 			w.slaves(false)
-			w.publish(loop, 80, ProtocolTCP)
-			w.send(toHost(), asSlave(tcp(w.backend, 5000, loop, 80, syn))).dropped("off-host")
-			w.send(toHost(), asSlave(udp(loop, 5000, w.host, 53, "q"))).dropped("off-host")
+			w.publish(w.loopback, 80, ProtocolTCP)
+			w.send(toHost(), asSlave(tcp(w.backend, 5000, w.loopback, 80, syn))).dropped("off-host")
+			w.send(toHost(), asSlave(udp(w.loopback, 5000, w.host, 53, "q"))).dropped("off-host")
 			w.slaves(true)
-			in := asSlave(udp(w.backend, 5000, loop, 53, "q"))
-			w.send(toHost(), in).answered(unreachable(loop, w.backend, false, in.quote()), "no-route")
-			w.send(toHost(), asSlave(udp(loop, 5000, w.host, 53, "q"))).dropped("spoofed")
+			in := asSlave(udp(w.backend, 5000, w.loopback, 53, "q"))
+			w.send(toHost(), in).answered(unreachable(w.loopback, w.backend, false, in.quote()), "no-route")
+			w.send(toHost(), asSlave(udp(w.loopback, 5000, w.host, 53, "q"))).dropped("spoofed")
 		}},
 		{"on a LAN the host leads nobody out", func(w *world) {
 			w.slaves(false)
@@ -361,6 +357,27 @@ func TestEgressOfSlaves(t *testing.T) {
 		{"who is nobody of the network is stopped on a private parent, and the host's own business on a LAN", func(w *world) {
 			for _, src := range []netip.Addr{w.outside, w.foreign, w.host} {
 				f := asSlave(tcp(src, 5000, w.outside, 443, syn))
+				w.slaves(true)
+				w.send(toHost(), f).dropped("spoofed")
+				w.slaves(false)
+				w.send(toHost(), f).untouched()
+			}
+		}},
+		{"in the name of somebody who is not of its network a container reaches a neighbour past its own program alone", func(w *world) {
+			for _, private := range []bool{true, false} {
+				w.slaves(private)
+				for _, src := range []netip.Addr{w.outside, w.foreign, w.host, w.vip} {
+					f := udp(src, 5000, w.backend2, 53, "q").macs(backend2MAC, backendMAC)
+					w.send(fromSlave(), f).dropped("isolated")
+					w.send(hook{"lxc_egress", at(slaveIf, slaveIf)}, f).untouched()
+				}
+				mate := udp(w.backend, 5000, w.backend2, 53, "q").macs(backend2MAC, mac(0x77))
+				w.send(fromSlave(), mate).untouched()
+			}
+		}},
+		{"and by the host on a LAN alone, whose stack has it as from any host there", func(w *world) {
+			for _, src := range []netip.Addr{w.outside, w.foreign, w.host, w.vip} {
+				f := asSlave(udp(src, 5000, w.backend2, 53, "q"))
 				w.slaves(true)
 				w.send(toHost(), f).dropped("spoofed")
 				w.slaves(false)
@@ -425,17 +442,13 @@ func TestEgressOfSlaves(t *testing.T) {
 func TestForOneInAFrameForMany(t *testing.T) {
 	both(t, []scenario{
 		{"nobody gets past the host's slave by it", func(w *world) {
-			frames := []net.HardwareAddr{broadcastMAC, {0x33, 0x33, 0, 0, 0, 1}}
-			loop := netip.MustParseAddr("127.0.0.1")
-			if w.v6 {
-				loop = netip.IPv6Loopback()
-			}
+			frames := []net.HardwareAddr{broadcastMAC, everyNodeMAC}
 			for _, to := range frames {
 				for _, private := range []bool{true, false} {
 					w.slaves(private)
 					for _, f := range []frame{
 						udp(w.backend, 5000, w.host, 53, "q"), udp(w.foreign, 5000, w.host, 53, "q"),
-						udp(w.backend, 5000, w.poolOnly, 53, "q"), udp(w.backend, 5000, loop, 53, "q"),
+						udp(w.backend, 5000, w.poolOnly, 53, "q"), udp(w.backend, 5000, w.loopback, 53, "q"),
 					} {
 						w.send(toHost(), f.macs(to, backendMAC)).dropped("multicast")
 					}
@@ -448,6 +461,18 @@ func TestForOneInAFrameForMany(t *testing.T) {
 				w.slaves(false)
 				w.send(toHost(), udp(w.backend, 5000, w.outside, 53, "q").macs(to, backendMAC)).untouched()
 			}
+		}},
+		{"the last address of a subnet, which is its broadcast address in IPv4, is one as all others", func(w *world) {
+			last := netip.MustParseAddr("10.1.0.255")
+			if w.v6 {
+				last = netip.MustParseAddr("fd00:1::ff")
+			}
+			in := udp(w.backend, 5000, last, 53, "q").macs(broadcastMAC, backendMAC)
+			w.slaves(true)
+			w.send(toHost(), in).dropped("multicast")
+			w.send(fromSlave(), in).untouched() // for its neighbours
+			w.slaves(false)
+			w.send(toHost(), in).untouched()
 		}},
 		{"what is for many passes", func(w *world) {
 			many := netip.MustParseAddr("224.0.0.251")

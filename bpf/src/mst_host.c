@@ -244,9 +244,9 @@ static __always_inline bool lan_asks(struct __sk_buff *skb, struct work *w,
 }
 
 /*
- * Is a packet for one alone in a frame for many? Nobody sends such, and the
- * stack would take it unjudged. On a LAN others may have what is not the
- * host's.
+ * Is a packet for one alone in a frame for many? The stack would take it
+ * unjudged. A subnet's own broadcast address counts as one: no map has subnets.
+ * On a LAN others may have what is not the host's.
  */
 static __always_inline bool
 hides_in_broadcast(struct __sk_buff *skb, struct work *w,
