@@ -20,7 +20,7 @@ type network struct {
 	Network
 	subnets []driver.Subnet
 	made    bool // by this process, which need not look again
-	users   int  // who are attaching to it
+	users   *int // who are attaching to it
 }
 
 func (n *network) id() string { return NetworkID(n.Name) }
@@ -29,7 +29,7 @@ func (n *network) id() string { return NetworkID(n.Name) }
 func (n *network) release(m *Manager) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	n.users--
+	*n.users--
 }
 
 func owner(network string) string { return "cni:" + network }
@@ -56,7 +56,7 @@ func (m *Manager) hold(want Network, given []Given) *network {
 	if n == nil || !n.made || !reflect.DeepEqual(n.Network, want) || !n.has(given) {
 		return nil
 	}
-	n.users++
+	*n.users++
 	return n
 }
 
@@ -84,7 +84,7 @@ func (m *Manager) ensure(ctx context.Context, want Network, given []Given) (*net
 	had := m.networks[want.Name]
 	users := 0
 	if had != nil {
-		users = had.users
+		users = *had.users
 	}
 	m.mu.Unlock()
 	if had != nil && !reflect.DeepEqual(had.Network, want) {
@@ -97,13 +97,17 @@ func (m *Manager) ensure(ctx context.Context, want Network, given []Given) (*net
 		}
 		had = nil
 	}
-	n := &network{Network: want, users: 1}
-	if had == nil { // the record comes first: whatever happens after it, making it again goes on
+	n := &network{Network: want, users: new(int)} // nobody else's until it is made
+	if had != nil {
+		n.users = had.users
+	} else { // the record comes first: whatever happens after it, making it again goes on
 		err := m.Store.Update(func(tx state.Tx) error { return tx.Put(bucketNetworks, want.Name, want) })
 		if err != nil {
 			return nil, fmt.Errorf("record the network %s: %w", want.Name, err)
 		}
-		m.set(n)
+		m.mu.Lock()
+		m.networks[n.Name] = &network{Network: want, users: n.users}
+		m.mu.Unlock()
 	}
 	err := m.make(ctx, n, given)
 	if err != nil {
@@ -117,15 +121,12 @@ func (m *Manager) ensure(ctx context.Context, want Network, given []Given) (*net
 		}
 		return nil, err
 	}
-	n.made = true
-	m.set(n)
-	return n, nil
-}
-
-func (m *Manager) set(n *network) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	n.made = true
+	*n.users++
 	m.networks[n.Name] = n
+	return n, nil
 }
 
 // make makes a network's pools and the network; repeating it changes nothing.
@@ -314,7 +315,7 @@ func (m *Manager) removeIdle(ctx context.Context, name string) error {
 	defer m.making.Unlock()
 	m.mu.Lock()
 	n := m.networks[name]
-	used := n == nil || n.users > 0
+	used := n == nil || *n.users > 0
 	if !used {
 		n.made = false // who comes now makes it again
 	}

@@ -34,7 +34,7 @@ type attachment struct {
 
 func (m *Manager) load(tx state.Tx) error {
 	err := tx.Each(bucketNetworks, func(name string, decode func(any) error) error {
-		n := &network{}
+		n := &network{users: new(int)}
 		m.networks[name] = n
 		return decode(&n.Network)
 	})
