@@ -44,7 +44,8 @@ type Datapath struct {
 	settings sync.Mutex // held while mst_config is read and written
 }
 
-// Open opens the pinned maps below the BPF filesystem bpffs, creating those that are missing.
+// Open opens the pinned maps below the BPF filesystem bpffs. A pin that is missing it makes anew, of the map that attached
+// programs of ours still use, else of a new one.
 //
 // It refuses a bpffs that is not mounted, and pins that somebody other than root could have put there.
 func Open(bpffs string) (*Datapath, error) {
@@ -69,6 +70,10 @@ func Open(bpffs string) (*Datapath, error) {
 	for name, m := range spec.Maps {
 		if m.Pinning != ebpf.PinByName {
 			continue
+		}
+		if err := d.adopt(name, m); err != nil {
+			d.Close()
+			return nil, err
 		}
 		opened, err := ebpf.NewMapWithOptions(m, ebpf.MapOptions{PinPath: dir})
 		if errors.Is(err, ebpf.ErrMapIncompatible) {

@@ -294,6 +294,39 @@ func TestReopenedMapsKeepTheirEntries(t *testing.T) {
 	clearMaps(t)
 }
 
+// Somebody removes pins while no daemon is there to see it: what programs read is pinned again, not something new.
+func TestOpenPinsAgainWhatProgramsUse(t *testing.T) {
+	clearMaps(t)
+	newSandbox(t)
+	require.NoError(t, testDP.PutBackend(Backend{ID: 1, Addr: netip.MustParseAddr("10.1.0.3")}))
+	used := map[string]ebpf.MapID{}
+	for short, m := range testDP.maps {
+		used[short] = mapID(m)
+	}
+	for _, name := range []string{"backends_v1", "sandboxes_v1", "socks_v2"} {
+		require.NoError(t, os.Remove(filepath.Join(testDP.dir, "mst_"+name)))
+	}
+	again, err := Open(testBPFFS)
+	require.NoError(t, err)
+	defer again.Close()
+	for short, m := range again.maps {
+		require.Equal(t, used[short], mapID(m), short)
+	}
+	clearMaps(t)
+}
+
+// A map of another version is not taken for one of this: the kernel has cut both names off where they differ.
+func TestOpenLeavesWhatAnotherVersionUses(t *testing.T) {
+	newSandbox(t)
+	pin := filepath.Join(testDP.dir, "mst_sandboxes_v1")
+	require.NoError(t, os.Rename(pin, testDP.dir+"/mst_sandboxes_v0"))
+	again, err := Open(testBPFFS)
+	require.NoError(t, err)
+	defer again.Close()
+	require.NotEqual(t, mapID(testDP.maps["sandboxes"]), mapID(again.maps["sandboxes"]))
+	require.NoError(t, os.Rename(testDP.dir+"/mst_sandboxes_v0", pin))
+}
+
 func TestOpenRefuses(t *testing.T) {
 	mount := func(t *testing.T) string {
 		dir := t.TempDir()

@@ -7,10 +7,13 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+	"golang.org/x/sys/unix"
 )
 
 // Pins compares the pins of the maps, and tells of those that this build does not know.
@@ -101,6 +104,81 @@ func (d *Datapath) Pinned() bool {
 	}
 	return true
 }
+
+// adopt pins the map again that programs of our pinned links use under that name, where somebody has removed its pin: a new one would
+// be empty, and those programs would see nothing of what is written to it. None, or one of another layout, is no error.
+func (d *Datapath) adopt(name string, spec *ebpf.MapSpec) error {
+	pin := filepath.Join(d.dir, name)
+	if _, err := os.Lstat(pin); !errors.Is(err, os.ErrNotExist) {
+		return nil // what else is wrong is who opens it told
+	}
+	links, err := filepath.Glob(filepath.Join(d.dir, "mst_link_*"))
+	if err != nil {
+		return err
+	}
+	for _, l := range links {
+		m := d.mapOfLink(l, spec)
+		if m == nil {
+			continue
+		}
+		defer m.Close()
+		if err := m.Pin(pin); err != nil && !errors.Is(err, os.ErrExist) { // another process may have been faster
+			return fmt.Errorf("pin %s again: %w", pin, err)
+		}
+		return nil
+	}
+	return nil
+}
+
+// mapOfLink finds the map of a layout and name that the program of a pinned link uses, nil if it uses none, or is gone meanwhile.
+func (d *Datapath) mapOfLink(pin string, spec *ebpf.MapSpec) *ebpf.Map {
+	l, err := link.LoadPinnedLink(pin, nil)
+	if err != nil {
+		return nil
+	}
+	defer l.Close()
+	info, err := l.Info()
+	if err != nil {
+		return nil
+	}
+	prog, err := ebpf.NewProgramFromID(info.Program)
+	if err != nil {
+		return nil
+	}
+	defer func() { _ = prog.Close() }() // only looked at
+	is, err := prog.Info()
+	if err != nil {
+		return nil
+	}
+	ids, _ := is.MapIDs()
+	for _, id := range ids {
+		m, err := ebpf.NewMapFromID(id)
+		if err != nil {
+			continue
+		}
+		if found, err := m.Info(); err == nil && found.Name == kernelName(spec.Name) && spec.Compatible(m) == nil && !d.pinnedAs(found.Name, id) {
+			return m
+		}
+		_ = m.Close()
+	}
+	return nil
+}
+
+// pinnedAs tells whether a map has a pin, that is of another version: of long names the kernel keeps none.
+func (d *Datapath) pinnedAs(name string, id ebpf.MapID) bool {
+	pins, _ := filepath.Glob(filepath.Join(d.dir, name+"*"))
+	return slices.ContainsFunc(pins, func(pin string) bool {
+		m, err := ebpf.LoadPinnedMap(pin, nil)
+		if err != nil {
+			return false
+		}
+		defer m.Close()
+		return mapID(m) == id
+	})
+}
+
+// kernelName is what the kernel keeps of the name of a map (BPF_OBJ_NAME_LEN).
+func kernelName(name string) string { return name[:min(len(name), unix.BPF_OBJ_NAME_LEN-1)] }
 
 // MendPins pins the maps where they are not, makes the pins root's, and removes those that this build does not know.
 func (d *Datapath) MendPins() error {

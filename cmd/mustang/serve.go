@@ -249,6 +249,9 @@ func (h *host) keepPins(ctx context.Context) error {
 		}
 		h.verifying.Lock()
 		defer h.verifying.Unlock()
+		if h.datapath.Pinned() { // who held the lock has repaired
+			return nil
+		}
 		if err := h.repair(); err != nil {
 			again = time.Now().Add(time.Minute)
 			h.log.WithError(err).Error("make the datapath anew, of which somebody has removed pins: tried again in a minute")
