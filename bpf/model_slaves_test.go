@@ -81,7 +81,7 @@ func (m *model) toHost(ifindex int, in, got []byte) judgement {
 	i := m.interfaces[ifindex]
 	w := &place{model: m, iface: &i, ifindex: ifindex, direction: fromContainers, got: got, network: i.Network}
 	if in[0]&1 != 0 { // for many
-		if w.hidesOne(in) {
+		if w.abuses(in) {
 			return dropped("multicast" + w.direction)
 		}
 		if asker, asks := asksForNeighbour(in); asks && !i.Private && m.endpoints[asker].Network != i.Network {
@@ -105,9 +105,11 @@ func (m *model) toHost(ifindex int, in, got []byte) judgement {
 	switch {
 	case !i.Private && (src.IsLoopback() || dst.IsLoopback()):
 		return dropped("off-host" + w.direction)
+	case i.Private && isMany(dst) && !findsNeighbours(&p):
+		return dropped("multicast" + w.direction)
 	case linkAlone && i.Private && !i.Egress && w.publishedAtAll(&p):
 		return dropped("isolated" + w.direction)
-	case linkAlone, dst.IsMulticast(), dst == netip.AddrFrom4([4]byte{255, 255, 255, 255}):
+	case linkAlone, isMany(dst):
 		return w.stack(&p)
 	}
 	if d := w.answersOut(&p); d.made {
@@ -132,17 +134,27 @@ func (m *model) toHost(ifindex int, in, got []byte) judgement {
 	return w.onwardByHost(&p)
 }
 
-// hidesOne tells whether a frame for many brings a packet for one, which the host's stack would take as if it were for it alone.
-// A private parent has nobody else who could mean that; on a LAN it is only kept from what others cannot have either.
-func (w *place) hidesOne(in []byte) bool {
+// isMany tells whether an address is for more than one.
+func isMany(a netip.Addr) bool {
+	return a.IsMulticast() || a == netip.AddrFrom4([4]byte{255, 255, 255, 255})
+}
+
+// findsNeighbours tells whether a packet is one of the two without which there are no neighbours on a link (RFC 4861).
+func findsNeighbours(p *packet) bool {
+	return p.v6 && !p.later && p.t.proto == protoICMP6 && (p.icmpType == 135 || p.icmpType == 136)
+}
+
+// abuses tells whether a frame for many brings a packet for one, which the host's stack would take as if it were for it alone, or on a
+// private parent one for many. There is nobody else who could mean that; on a LAN it is only kept from what others cannot have either.
+func (w *place) abuses(in []byte) bool {
 	if t := beAt(in, 12); t != etherIP4 && t != etherIP6 {
 		return false
 	}
 	p, ok := w.read(in)
 	src, dst := p.t.src.Addr(), p.t.dst.Addr()
 	switch {
-	case ok && (dst.IsMulticast() || dst == netip.AddrFrom4([4]byte{255, 255, 255, 255})):
-		return false
+	case ok && isMany(dst):
+		return w.iface.Private && !findsNeighbours(&p)
 	case w.iface.Private, w.endpoints[dst].Host:
 		return true
 	}

@@ -474,14 +474,23 @@ func TestForOneInAFrameForMany(t *testing.T) {
 			w.slaves(false)
 			w.send(toHost(), in).untouched()
 		}},
-		{"what is for many passes", func(w *world) {
+		{"what is for many passes on a LAN, and on a private parent only what finds neighbours", func(w *world) {
 			many := netip.MustParseAddr("224.0.0.251")
 			if w.v6 {
 				many = netip.MustParseAddr("ff02::fb")
 			}
-			for _, private := range []bool{true, false} {
-				w.slaves(private)
-				w.send(toHost(), udp(w.backend, 5353, many, 5353, "q").macs(broadcastMAC, backendMAC)).untouched()
+			for _, to := range []net.HardwareAddr{broadcastMAC, hostSlaveMAC} {
+				for _, from := range []netip.Addr{w.backend, w.foreign, w.outside} {
+					in := udp(from, 5353, many, 5353, "q").macs(to, backendMAC)
+					w.slaves(false)
+					w.send(toHost(), in).untouched()
+					w.slaves(true)
+					w.send(toHost(), in).dropped("multicast")
+				}
+				if w.v6 {
+					w.send(toHost(), solicit(w.backend, w.gateway, backendMAC).macs(to, backendMAC)).untouched()
+					w.send(toHost(), icmp(w.backend, many, 128, 0, 0, nil).macs(to, backendMAC)).dropped("multicast")
+				}
 			}
 		}},
 	})

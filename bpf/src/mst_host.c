@@ -244,13 +244,24 @@ static __always_inline bool lan_asks(struct __sk_buff *skb, struct work *w,
 }
 
 /*
- * Is a packet for one alone in a frame for many? The stack would take it
- * unjudged. A subnet's own broadcast address counts as one: no map has subnets.
- * On a LAN others may have what is not the host's.
+ * Is a packet for many what a container may say to the host on a private link?
+ * As pairs do, it asks for neighbours; the host's sockets would take the rest
+ * from any source.
  */
-static __always_inline bool
-hides_in_broadcast(struct __sk_buff *skb, struct work *w,
-		   const struct mst_interface *iface)
+static __always_inline bool finds_neighbours(const struct pkt *p)
+{
+	return p->v6 && p->t.proto == IPPROTO_ICMPV6 && p->frag != FRAG_LATER &&
+	       (p->icmp_type == ICMP6_NS || p->icmp_type == ICMP6_NA);
+}
+
+/*
+ * Does a frame for many bring what it should not? The stack would take a packet
+ * for one alone unjudged. A subnet's own broadcast address counts as one: no
+ * map has subnets. On a LAN others may have what is not the host's.
+ */
+static __always_inline bool abuses_broadcast(struct __sk_buff *skb,
+					     struct work *w,
+					     const struct mst_interface *iface)
 {
 	bool private = iface->flags & MST_IF_PRIVATE;
 
@@ -260,7 +271,7 @@ hides_in_broadcast(struct __sk_buff *skb, struct work *w,
 	if (parse(skb, L2_LEN))
 		return private || evades(w);
 	if (is_multicast(&w->p))
-		return false;
+		return private && !finds_neighbours(&w->p);
 	return private || evades(w) || lb_in_pool(&w->p.t.daddr) ||
 	       is_martian(w);
 }
@@ -330,7 +341,7 @@ int slave_ingress(struct __sk_buff *skb)
 	if (!w || !iface)
 		return TC_PASS;
 	if (is_for_many(skb)) {
-		if (hides_in_broadcast(skb, w, iface))
+		if (abuses_broadcast(skb, w, iface))
 			return drop(skb, MST_REASON_MULTICAST,
 				    MST_FROM_CONTAINER);
 		return lan_asks(skb, w, iface) ? TC_DROP : TC_PASS;
@@ -351,6 +362,9 @@ int slave_ingress(struct __sk_buff *skb)
 	/* a private parent's are judged as all that it may not send */
 	if (!(iface->flags & MST_IF_PRIVATE) && is_martian(w))
 		return drop(skb, MST_REASON_OFF_HOST, MST_FROM_CONTAINER);
+	if (iface->flags & MST_IF_PRIVATE && is_multicast(&w->p) &&
+	    !finds_neighbours(&w->p))
+		return drop(skb, MST_REASON_MULTICAST, MST_FROM_CONTAINER);
 	/* what is for the link alone is the stack's, but not by a port */
 	if (on_link_only(&w->p.t.saddr) && iface->flags & MST_IF_PRIVATE &&
 	    !(iface->flags & MST_IF_EGRESS) && published_at_all(skb))
