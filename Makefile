@@ -64,7 +64,7 @@ test-engine20: ## scenarios on Debian's Docker 20.10
 test-kernels: ## ipvlan, and a kernel without TCX, in a virtual machine
 	tests/modes test
 
-test-full: check-host ## what is too long for `make test`: every scenario, also on both engines, every mode on every kernel, fuzzing, lint
+test-full: check-host ## what is too long for `make test`: the other scenarios of both engines, every mode on every kernel, fuzzing, lint
 	@$(MAKE) --no-print-directory build test-programs deb rpm plugin engines kernels lint
 	tests/scenarios/run --engine 29 --rest
 	tests/scenarios/run --engine 20 --rest

@@ -184,8 +184,11 @@ func rested() (now held, err error) {
 	var before held
 	for end := time.Now().Add(patience(settleTime)); ; time.Sleep(patience(200 * time.Millisecond)) {
 		now, err = countHeld()
-		if err != nil || before != nil && len(now.beyond(before)) == 0 && len(before.beyond(now)) == 0 || time.Now().After(end) {
+		if err != nil || before != nil && len(now.beyond(before)) == 0 && len(before.beyond(now)) == 0 {
 			return now, err
+		}
+		if time.Now().After(end) {
+			return nil, fmt.Errorf("what mustang holds does not come to rest: %s", strings.Join(append(now.beyond(before), before.beyond(now)...), ", "))
 		}
 		before = now
 	}
