@@ -132,6 +132,9 @@ func (d *Datapath) adopt(name string, spec *ebpf.MapSpec) error {
 
 // mapOfLink finds the map of a layout and name that the program of a pinned link uses, nil if it uses none, or is gone meanwhile.
 func (d *Datapath) mapOfLink(pin string, spec *ebpf.MapSpec) *ebpf.Map {
+	if info, err := os.Lstat(pin); err != nil || !isRoots(info) {
+		return nil
+	}
 	l, err := link.LoadPinnedLink(pin, nil)
 	if err != nil {
 		return nil

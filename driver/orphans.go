@@ -202,8 +202,8 @@ func (m *Manager) checkLost(n *Network) error {
 	for _, slave := range inside {
 		for _, a := range slave.Addrs {
 			if s, ok := n.subnetOf(a.Addr()); ok {
-				return fmt.Errorf("subnet %s: the container in the network namespace %s has the address %s of it, and its state was lost: "+
-					"end that one first, or choose another subnet", s.Pool, slave.Path, a.Addr())
+				return conflict{fmt.Errorf("subnet %s: the container in the network namespace %s has the address %s of it, and its state was lost: "+
+					"end that one first, or choose another subnet", s.Pool, slave.Path, a.Addr())}
 			}
 		}
 	}

@@ -78,7 +78,10 @@ func (m *Manager) Recall() error {
 			m.hostAddrs[e.Addr] = true
 		}
 	}
-	errs := []error{err, m.findOrphans()}
+	if err := m.findOrphans(); err != nil {
+		m.log.WithError(err).Warn("go on as if there were some") // who would be in their way looks again
+	}
+	errs := []error{err}
 	for _, e := range m.endpoints {
 		if e.Source == SourceCNI && !e.Partial {
 			errs = append(errs, m.services.PutEndpoint(m.service(e)))

@@ -72,6 +72,18 @@ func (d *door) run(ctx context.Context, cfg config.Config, log *logrus.Logger, r
 
 // start makes the kernel agree with the state.
 func (h *host) start() error {
+	if err := h.connect(); err != nil {
+		return err
+	}
+	if err := h.driver.Restore(); err != nil {
+		// one endpoint that cannot be mended must not keep the others from being served
+		h.log.WithError(err).Error("restore networks and endpoints")
+	}
+	return nil
+}
+
+// connect has the pins, the socket hooks and their heartbeat.
+func (h *host) connect() error {
 	if err := h.links.OpenSysctls(); err != nil {
 		return err
 	}
@@ -82,13 +94,7 @@ func (h *host) start() error {
 		return err
 	}
 	if h.daemon {
-		if err := h.datapath.Beat(); err != nil {
-			return err
-		}
-	}
-	if err := h.driver.Restore(); err != nil {
-		// one endpoint that cannot be mended must not keep the others from being served
-		h.log.WithError(err).Error("restore networks and endpoints")
+		return h.datapath.Beat()
 	}
 	return nil
 }
@@ -242,14 +248,14 @@ func (h *host) sweepOrphans() error {
 
 // keepPins makes the datapath anew when somebody has emptied the BPF file system: programs that nothing pins are detached.
 func (h *host) keepPins(ctx context.Context) error {
-	var again time.Time // when one that failed is tried again: everybody waits for it
+	var again time.Time // when one that failed is tried again, which may have pinned the maps: everybody waits for it
 	return every(ctx, lookEvery, func() error {
-		if time.Now().Before(again) || h.datapath.Pinned() {
+		if time.Now().Before(again) || again.IsZero() && h.datapath.Pinned() {
 			return nil
 		}
 		h.verifying.Lock()
 		defer h.verifying.Unlock()
-		if h.datapath.Pinned() { // who held the lock has repaired
+		if again.IsZero() && h.datapath.Pinned() { // who held the lock has repaired
 			return nil
 		}
 		if err := h.repair(); err != nil {
@@ -257,6 +263,7 @@ func (h *host) keepPins(ctx context.Context) error {
 			h.log.WithError(err).Error("make the datapath anew, of which somebody has removed pins: tried again in a minute")
 			return nil
 		}
+		again = time.Time{}
 		h.log.Warn("somebody has removed pins of the datapath: made anew")
 		return nil
 	})

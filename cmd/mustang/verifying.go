@@ -104,14 +104,15 @@ func (h *host) look() (out []drift.Difference, err error) {
 	return out, err
 }
 
-// repair does what a start does.
+// repair does what a start does, as far as it can.
 func (h *host) repair() error {
 	h.tables.Doubt()
-	if err := h.start(); err != nil {
+	if err := h.connect(); err != nil {
 		return err
 	}
+	restored := h.driver.Restore()
 	h.checkTables()
-	return h.services.Reconcile()
+	return errors.Join(restored, h.services.Reconcile())
 }
 
 // notes are what a mode cannot keep a container from.
