@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-# mustang: `make demo` shows the main job, `make test` runs all tests. `make help` lists the rest.
+# mustang: `make demo` shows the main job, `make test` tries it. `make help` lists the rest.
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := build
@@ -61,10 +61,10 @@ test-engine29: ## scenarios on a current Docker engine
 test-engine20: ## scenarios on Debian's Docker 20.10
 	tests/scenarios/run --engine 20
 
-test-kernels: ## ipvlan, and a kernel without TCX, in a virtual machine
+test-kernels: ## ipvlan, on a kernel that has it, in a virtual machine
 	tests/modes test
 
-test-full: check-host ## what is too long for `make test`: the other scenarios of both engines, every mode on every kernel, fuzzing, lint
+test-full: check-host ## what is too long for `make test`: the other scenarios of both engines, other modes and kernels, fuzzing, lint
 	@$(MAKE) --no-print-directory build test-programs deb rpm plugin engines kernels lint
 	tests/scenarios/run --engine 29 --rest
 	tests/scenarios/run --engine 20 --rest
@@ -88,4 +88,4 @@ bench: check-host ## the figures of docs/BENCHMARKS.md: ratios of interleaved ru
 	tests/bench/run
 
 help: ## this list
-	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
+	@grep -hE '^[a-z0-9 -]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18

@@ -208,7 +208,7 @@ func explain(err error) error {
 	case errors.Is(err, unix.EPERM), errors.Is(err, unix.EACCES) && !errors.As(err, &verifier):
 		return fmt.Errorf("%w: run as root, or with the capabilities in mustang.service", err)
 	case errors.Is(err, ebpf.ErrNotSupported):
-		return fmt.Errorf("%w: this kernel is too old for the eBPF datapath, which needs Linux 6.1 or newer: use networks with -o ebpf=off", err)
+		return fmt.Errorf("%w: this kernel is too old for the eBPF datapath, which needs Linux 6.1 or newer: upgrade it", err)
 	}
 	return err
 }

@@ -71,7 +71,7 @@ var (
 // What there is, in the order of the documentation.
 var (
 	buildInfo = define(Gauge, "mustang_build_info", "What was built; always 1.", one, "version", "commit", "goversion")
-	ready     = define(Gauge, "mustang_ready", "1 if the daemon knows all containers and nothing of it has failed, as in `mustang status`.", one)
+	ready     = define(Gauge, "mustang_ready", "1 if the daemon knows all containers and no part has failed, as `mustang status` says.", one)
 	sourceUp  = define(Gauge, "mustang_source_up", "0 if the metrics of this source could not be read for this scrape: drops, maps, services or daemon.", "4", "source")
 
 	drops        = define(Counter, "mustang_drops_total", "Packets, or connections where direction is socket, that were refused, by reason.", "one a reason, direction and network that had one", "reason", "direction", "network")
@@ -99,7 +99,7 @@ var (
 	streamsLost = define(Counter, "mustang_engine_streams_lost_total", "Times that the engine's events broke off; what they would have told is then read anew.", one)
 	eventLag    = define(Histogram, "mustang_engine_event_lag_seconds", "Time from an event of the engine's, by its own clock, until it was applied.", one).in(lagTimes...)
 
-	queries      = define(Counter, "mustang_dns_queries_total", "Queries for names in sandboxes, by what became of them: answered as a service's, forwarded to the engine, failed there, malformed, or dropped by the limits of a sandbox.", "5", "result")
+	queries      = define(Counter, "mustang_dns_queries_total", "Queries for names in sandboxes, by what became of them: service (answered as a service's), forwarded to the engine, failed there, malformed, or dropped by the limits of a sandbox.", "5", "result")
 	writes       = define(Counter, "mustang_service_writes_total", "Times that services were written to the maps.", "2", "result")
 	writeFailing = define(Gauge, "mustang_service_write_failing", "1 while what services should be could not be written to the maps, which is tried again.", one)
 	eventsLost   = define(Counter, "mustang_monitor_events_lost_total", "Events that `mustang monitor` did not get in time.", one)

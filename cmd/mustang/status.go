@@ -56,7 +56,7 @@ func statusCommand(e env) *cli.Command {
 		name: "status", usage: "say whether mustang is ready, and how its parts are",
 		about: "The exit code is 0 only if mustang is ready.",
 		flags: append(outputFlags(forms), quietFlag("print nothing"),
-			&cli.GenericFlag{Name: "wait", Value: wait, Usage: "wait until ready, at most `DURATION`, as in --wait=30s (default: " + defaultWait.String() + ")"}),
+			&cli.GenericFlag{Name: "wait", Value: wait, Usage: "wait until ready: at most " + defaultWait.String() + ", or the `DURATION` after =, as in --wait=30s"}),
 		run: func(c *cli.Context) error {
 			o, err := outputOf(c, e, forms)
 			if err != nil {

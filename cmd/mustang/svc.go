@@ -20,7 +20,7 @@ import (
 func svcCommand(e env) *cli.Command {
 	return noun("svc", "services: frontends, and the backends behind them",
 		svcAdd(e), svcRemove(e), svcList(e), svcInspect(e), svcApply(e),
-		svcDrain(e, "drain", "take backends out of new flows; flows under way go on", false),
+		svcDrain(e, "drain", "take backends out of new flows while others can take them; flows under way go on", false),
 		svcDrain(e, "undrain", "bring drained backends back", true),
 	)
 }

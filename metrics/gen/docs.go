@@ -38,8 +38,9 @@ the log does once.
 Labels are bounded by what there is on the host: reasons, maps and methods are fixed lists, and a network, service, backend or subnet
 that goes takes its series along. Of backends there are at most 10,000 series a metric. A published port is a service called
 ` + "`0.0.0.0:8080/tcp`" + `. The label network is "" for what belongs to none: services and drops of the host's own, and drops of
-slaves, which are refused at their parent. Counters of drops begin with the maps (usually at boot), those of a backend with its
-service's entry, all others with the daemon.
+slaves, which are refused at their parent. The label direction is from-container, to-container, socket, or nftables with ebpf=off, where
+no bytes are counted. Counters of drops and of lost events begin with the maps (usually at boot), those of a backend with its service's
+entry, all others with the daemon.
 
 Besides these there are ` + "`go_…` and `process_…`" + ` of the daemon.
 

@@ -41,10 +41,11 @@ func churn(_ *scenario, _ string, args []string) result {
 	return failure("churn %s: choose endpoints or containers", args[0])
 }
 
-// rounds runs a round again and again as far as there is time, three times at least, and judges what is held after each. A first one, which is not
-// judged, is for what is opened at its first use.
+// rounds runs a round again and again as far as there is time, four times at least, and judges what is held after each but the first, which is for
+// what is opened at its first use.
 func (f *figures) rounds(wanted int, round func(i int) error) error {
-	if err := round(-1); err != nil {
+	begin := time.Now()
+	if err := round(0); err != nil {
 		return fmt.Errorf("the first round: %w", err)
 	}
 	base, err := rested()
@@ -52,8 +53,7 @@ func (f *figures) rounds(wanted int, round func(i int) error) error {
 		return err
 	}
 	var after []held
-	begin := time.Now()
-	for i := 0; i < wanted && (i < 3 || !outOfTime()); i++ {
+	for i := 1; i < wanted && (i < 4 || !outOfTime()); i++ {
 		if err := round(i); err != nil {
 			return fmt.Errorf("round %d: %w", i+1, err)
 		}
@@ -63,11 +63,10 @@ func (f *figures) rounds(wanted int, round func(i int) error) error {
 		}
 		after = append(after, now)
 	}
-	text := fmt.Sprintf("%d in %s", len(after), time.Since(begin).Round(time.Second))
-	if len(after) < wanted {
-		text += fmt.Sprintf("; the time did not suffice for %d", wanted)
+	f.state("rounds", fmt.Sprintf("%d in %s, the first of which is not judged", 1+len(after), time.Since(begin).Round(time.Second)))
+	if 1+len(after) < wanted {
+		f.state("unfinished", fmt.Sprintf("the time did not suffice for %d rounds", wanted))
 	}
-	f.state("rounds", text)
 	f.flat(base, after)
 	return f.collected(base)
 }
@@ -76,7 +75,7 @@ func churnContainers(network string) result {
 	n := number("SOAK_CONTAINERS", 8)
 	f := &figures{promise: "churn of containers"}
 	f.state("docker run and docker rm a round, at most 32 at once", fmt.Sprint(n))
-	err := f.rounds(number("SOAK_CONTAINER_ROUNDS", 3), func(round int) error {
+	err := f.rounds(number("SOAK_CONTAINER_ROUNDS", 4), func(round int) error {
 		return inCrowd(n, func(i int) error {
 			name := fmt.Sprintf("churn-%d-%d", round, i)
 			r := run("/", "docker", "run", "--detach", "--init", "--name", name, "--network", network, "--network-alias", "crowd", "mustang-test", "sleep", "infinity")
@@ -101,7 +100,7 @@ func churnEndpoints(network string) result {
 	}
 	defer unix.Close(e.home)
 	f.state("endpoints a round, at most 32 calls at once", fmt.Sprint(n))
-	err = f.rounds(number("SOAK_ROUNDS", 3), func(int) error {
+	err = f.rounds(number("SOAK_ROUNDS", 4), func(int) error {
 		attached := make([]*attachment, n)
 		err := inCrowd(n, func(i int) (err error) {
 			attached[i], err = e.attach(i)
