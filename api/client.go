@@ -59,7 +59,7 @@ func (c *client) call(ctx context.Context, method, path string, body, result any
 		if errors.As(err, &at) {
 			err = at.Err
 		}
-		return fmt.Errorf("ask the mustang daemon: %w", err)
+		return ended(fmt.Errorf("ask the mustang daemon: %w", err))
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode >= http.StatusBadRequest {
@@ -69,9 +69,25 @@ func (c *client) call(ctx context.Context, method, path string, body, result any
 		return nil
 	}
 	if err := json.NewDecoder(resp.Body).Decode(result); err != nil {
-		return fmt.Errorf("read the mustang daemon's answer: %w", err)
+		return ended(fmt.Errorf("read the mustang daemon's answer: %w", err))
 	}
 	return nil
+}
+
+// unanswered is of a call under which the daemon has ended. Nobody knows what it has done of it.
+type unanswered struct{ error }
+
+func (unanswered) Unanswered()     {}
+func (e unanswered) Unwrap() error { return e.error }
+
+// ended marks what a client sees of a daemon that has ended.
+func ended(err error) error {
+	for _, sign := range []error{unix.ECONNREFUSED, unix.ENOENT, unix.ECONNRESET, unix.EPIPE, io.EOF, io.ErrUnexpectedEOF} {
+		if errors.Is(err, sign) {
+			return unanswered{err}
+		}
+	}
+	return err
 }
 
 func refusal(resp *http.Response) error {

@@ -32,16 +32,18 @@ func (c cniClient) Add(ctx context.Context, a cni.Attachment) (done cni.Attached
 	return done, err
 }
 
-func (c cniClient) Delete(ctx context.Context, d cni.Detachment) error {
-	return c.call(ctx, http.MethodPost, "/v1/cni/del", d, nil)
+func (c cniClient) Delete(ctx context.Context, d cni.Detachment) (done cni.Detached, err error) {
+	err = c.call(ctx, http.MethodPost, "/v1/cni/del", d, &done)
+	return done, err
 }
 
 func (c cniClient) Check(ctx context.Context, a cni.Attachment) error {
 	return c.call(ctx, http.MethodPost, "/v1/cni/check", a, nil)
 }
 
-func (c cniClient) Collect(ctx context.Context, network string, valid []cni.Attachee) error {
-	return c.call(ctx, http.MethodPost, "/v1/cni/gc", collectRequest{network, valid}, nil)
+func (c cniClient) Collect(ctx context.Context, network string, valid []cni.Attachee) (done cni.Collected, err error) {
+	err = c.call(ctx, http.MethodPost, "/v1/cni/gc", collectRequest{network, valid}, &done)
+	return done, err
 }
 
 func (c cniClient) CanAdd(ctx context.Context, n cni.Network) error {
@@ -60,12 +62,12 @@ func cniRoutes(h Host) map[string]func(*http.Request) (any, error) {
 			return struct{}{}, h.CNI().RemoveNetwork(r.Context(), ref)
 		},
 		"POST /v1/cni/add":    on(h, cni.Host.Add),
-		"POST /v1/cni/del":    on(h, silent(cni.Host.Delete)),
+		"POST /v1/cni/del":    on(h, cni.Host.Delete),
 		"POST /v1/cni/check":  on(h, silent(cni.Host.Check)),
 		"POST /v1/cni/status": on(h, silent(cni.Host.CanAdd)),
-		"POST /v1/cni/gc": on(h, silent(func(host cni.Host, ctx context.Context, r collectRequest) error {
+		"POST /v1/cni/gc": on(h, func(host cni.Host, ctx context.Context, r collectRequest) (cni.Collected, error) {
 			return host.Collect(ctx, r.Network, r.Valid)
-		})),
+		}),
 	}
 }
 

@@ -107,13 +107,16 @@ func (r checkedRuntimes) Add(_ context.Context, a cni.Attachment) (cni.Attached,
 	r.h.calls++
 	return cni.Attached{IPs: a.Given}, nil
 }
-func (r checkedRuntimes) Delete(context.Context, cni.Detachment) error { r.h.calls++; return nil }
-func (r checkedRuntimes) Check(context.Context, cni.Attachment) error  { r.h.calls++; return nil }
-func (r checkedRuntimes) RemoveNetwork(context.Context, string) error  { r.h.calls++; return nil }
-func (r checkedRuntimes) CanAdd(context.Context, cni.Network) error    { r.h.calls++; return nil }
-func (r checkedRuntimes) Collect(context.Context, string, []cni.Attachee) error {
+func (r checkedRuntimes) Delete(context.Context, cni.Detachment) (done cni.Detached, err error) {
 	r.h.calls++
-	return nil
+	return done, nil
+}
+func (r checkedRuntimes) Check(context.Context, cni.Attachment) error { r.h.calls++; return nil }
+func (r checkedRuntimes) RemoveNetwork(context.Context, string) error { r.h.calls++; return nil }
+func (r checkedRuntimes) CanAdd(context.Context, cni.Network) error   { r.h.calls++; return nil }
+func (r checkedRuntimes) Collect(context.Context, string, []cni.Attachee) (done cni.Collected, err error) {
+	r.h.calls++
+	return done, nil
 }
 func (r checkedRuntimes) CreateNetwork(_ context.Context, n cni.Network) (cni.Network, error) {
 	r.h.calls++

@@ -171,8 +171,11 @@ func networkRemove(e env) verb {
 					if err != nil && !cni.Declared(cfg.CNIConfDir, name) {
 						return err
 					}
-					if err == nil && n.ID != cni.NetworkID(name) {
+					if err == nil && n.ID != cni.NetworkID(n.Name) {
 						return fmt.Errorf("network %s is Docker's: remove it with docker network rm", name)
+					}
+					if err == nil {
+						name = n.Name
 					}
 					if err := h.CNI().RemoveNetwork(ctx, name); err != nil {
 						return err

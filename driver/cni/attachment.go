@@ -18,11 +18,11 @@ type Host interface {
 	// Add attaches a container. Repeating it is an error, as the specification wants.
 	Add(ctx context.Context, a Attachment) (Attached, error)
 	// Delete undoes Add. What is missing is no error.
-	Delete(ctx context.Context, d Detachment) error
+	Delete(ctx context.Context, d Detachment) (Detached, error)
 	// Check tells whether an attachment is as Add made it.
 	Check(ctx context.Context, a Attachment) error
 	// Collect deletes the attachments of a network that are not valid.
-	Collect(ctx context.Context, network string, valid []Attachee) error
+	Collect(ctx context.Context, network string, valid []Attachee) (Collected, error)
 	// CreateNetwork makes a network before there is a container for it, and returns it with the subnets that it has.
 	CreateNetwork(ctx context.Context, n Network) (Network, error)
 	// RemoveNetwork removes a network, by name, unless a container is on it. A missing one is no error.
@@ -105,6 +105,17 @@ type Detachment struct {
 	Key
 	// Sandbox is empty where the runtime ends the container later, which then keeps its device until it has ended.
 	Sandbox string `json:"sandbox,omitempty"`
+}
+
+// Detached is what came of DEL.
+type Detached struct {
+	// Stays says that the container still runs, and keeps its device and addresses until it has ended.
+	Stays bool `json:"stays,omitempty"`
+}
+
+// Collected is what GC deleted.
+type Collected struct {
+	Removed []Attachee `json:"removed,omitempty"`
 }
 
 // Attached is what ADD made.

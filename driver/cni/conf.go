@@ -4,6 +4,7 @@ package cni
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -339,7 +340,11 @@ func (p portMapping) parse() (driver.PortBinding, error) {
 // lenient reads a configuration as far as it can be read.
 func lenient(args *skel.CmdArgs) *conf {
 	c := &conf{}
-	if json.Unmarshal(args.StdinData, c) != nil { // a value of another type: the name is there, as skel has seen
+	err := json.Unmarshal(args.StdinData, c)
+	if wrong := (*json.UnmarshalTypeError)(nil); errors.As(err, &wrong) {
+		return c // all but that one value
+	}
+	if err != nil { // the name is there, as skel has seen
 		var some struct {
 			Name string `json:"name"`
 		}

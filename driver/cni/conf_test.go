@@ -3,6 +3,7 @@
 package cni
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"net/netip"
@@ -124,6 +125,8 @@ func TestWhatDeleteReadsOfABadConfiguration(t *testing.T) {
 	for _, text := range []string{`{"name":"web","mod":"bridge"}`, `{"name":"web","ipam":[],"runtimeConfig":7}`} {
 		require.Equal(t, "web", lenient(&skel.CmdArgs{StdinData: []byte(text)}).Name)
 	}
+	c := lenient(&skel.CmdArgs{StdinData: []byte(`{"name":"web","internal":"true","ipam":{"type":"host-local"}}`)})
+	require.Equal(t, "host-local", c.IPAM.Type, "whose address goes back, whatever is wrong beside it")
 }
 
 func TestFilesOfNetworks(t *testing.T) {
@@ -196,6 +199,14 @@ func TestHostsOfNerdctl(t *testing.T) {
 		require.NoError(t, err)
 		require.Equal(t, tt.block+tt.want, string(got))
 	}
+
+	// its container may write to it what it likes
+	require.NoError(t, os.Truncate(file, 1<<40))
+	require.ErrorContains(t, hosts{block: []byte("10.96.1.7 web\n"), vips: vips}.write(file), "has more than 1048576 bytes")
+	info, err := os.Stat(file)
+	require.NoError(t, err)
+	require.EqualValues(t, 1<<40, info.Size())
+
 	held, err := os.Open(filepath.Dir(filepath.Dir(file)))
 	require.NoError(t, err)
 	defer held.Close()
@@ -203,6 +214,34 @@ func TestHostsOfNerdctl(t *testing.T) {
 	require.ErrorIs(t, hosts{vips: vips}.write(file), errHeld)
 	a := &attachment{Labels: map[string]string{labelState: "/var/lib/nerdctl/1935db59/containers/default/one"}}
 	require.Equal(t, "/var/lib/nerdctl/1935db59/etchosts/default/one/hosts", a.hostsFile())
+}
+
+// A call outlives the daemon that has it: the next one does the work again. An ADD, of which nobody knows how far it came, begins anew.
+func TestADaemonThatEndsUnderACall(t *testing.T) {
+	w := newWorld(t)
+	w.declared["web"] = true
+	w.add("one", w.sandbox("/run/netns/a"))
+	config := []byte(`{"cniVersion":"1.1.0","name":"web","type":"mustang"}`)
+	for _, command := range []string{"STATUS", "GC", "DEL"} {
+		w.deaths = 2
+		require.Equal(t, called{}, w.call(t, command, "", "", config), command)
+		require.Zero(t, w.deaths)
+	}
+	require.Empty(t, w.endpoints)
+
+	began := 0
+	add := func(_ context.Context, h Host, _ *skel.CmdArgs) error { // as far as it can be had without a namespace
+		began++
+		_, err := h.Add(ctx, ask("one", "/run/netns/a"))
+		return err
+	}
+	again := func(ctx context.Context, h Host, args *skel.CmdArgs) error {
+		return errors.Join(deleteFirst(ctx, h, args), add(ctx, h, args))
+	}
+	w.deaths = 2
+	require.NoError(t, Plugin{Open: w.open}.with(ctx, &skel.CmdArgs{ContainerID: "one", IfName: "eth0", Netns: "/run/netns/a", StdinData: config}, add, again))
+	require.Equal(t, 3, began)
+	require.Len(t, w.endpoints, 1)
 }
 
 // The examples are what a runtime can hand over, and what nerdctl takes for its own.

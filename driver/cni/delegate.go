@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"path/filepath"
 
 	"github.com/containernetworking/cni/pkg/invoke"
 	"github.com/containernetworking/cni/pkg/skel"
@@ -58,6 +59,17 @@ func delegate(ctx context.Context, c *conf, args *skel.CmdArgs, a *Attachment) e
 	}
 	a.hopsOf(r.Routes)
 	return nil
+}
+
+// delegateDelFor is a DEL of the IPAM plugin for another attachment than the call is about, whose sandbox is gone.
+func delegateDelFor(ctx context.Context, c *conf, args *skel.CmdArgs, a Attachee) error {
+	plugin, err := invoke.FindInPath(c.IPAM.Type, filepath.SplitList(args.Path))
+	if err != nil {
+		return err
+	}
+	return invoke.ExecPluginWithoutResult(ctx, plugin, args.StdinData, &invoke.Args{
+		Command: "DEL", ContainerID: a.Container, IfName: a.IfName, Path: args.Path,
+	}, nil)
 }
 
 // hopsOf takes the routes of an IPAM plugin; without a router they go by the gateway of their family.

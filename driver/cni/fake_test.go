@@ -47,6 +47,7 @@ type world struct {
 	down       bool           // devices inside of sandboxes
 	calls      int
 	failAt     int // the call that fails, and those after it until it is 0
+	deaths     int // calls of the plugin's under which the daemon ends
 }
 
 func newWorld(t *testing.T) *world {
@@ -58,6 +59,34 @@ func newWorld(t *testing.T) *world {
 	w.restart()
 	return w
 }
+
+func (w *world) mustDelete(d Detachment) Detached {
+	done, err := w.Delete(ctx, d)
+	require.NoError(w.t, err)
+	return done
+}
+
+func (w *world) mustCollect(network string, valid []Attachee) []Attachee {
+	done, err := w.Collect(ctx, network, valid)
+	require.NoError(w.t, err)
+	return done.Removed
+}
+
+// open is [Plugin.Open].
+func (w *world) open(context.Context) (Host, func() error, error) {
+	release := func() error { return nil }
+	if w.deaths > 0 {
+		w.deaths--
+		release = func() error { return unanswered{} }
+	}
+	return w.Manager, release, nil
+}
+
+// unanswered is what a client of the daemon says that has ended.
+type unanswered struct{}
+
+func (unanswered) Error() string { return "ask the daemon: EOF" }
+func (unanswered) Unanswered()   {}
 
 // restart is what a new process finds.
 func (w *world) restart() {

@@ -4,7 +4,6 @@ package cni
 
 import (
 	"bytes"
-	"context"
 	"encoding/json"
 	"io"
 	"net/netip"
@@ -47,8 +46,7 @@ func (w *world) call(t *testing.T, command, sandbox, args string, config []byte)
 	stdin, stdout := os.Stdin, os.Stdout
 	os.Stdin, os.Stdout = in, out
 	defer func() { os.Stdin, os.Stdout = stdin, stdout }()
-	plugin := Plugin{Open: func(context.Context) (Host, func() error, error) { return w.Manager, func() error { return nil }, nil }}
-	exit := plugin.Run(ctx, "")
+	exit := Plugin{Open: w.open}.Run(ctx, "")
 	text, err := os.ReadFile(out.Name())
 	require.NoError(t, err)
 	return called{exit, string(text)}

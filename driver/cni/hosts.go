@@ -7,7 +7,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
+	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -56,6 +58,9 @@ func (m *Manager) writeHosts(network string) {
 	if len(keys) == 0 {
 		return
 	}
+	if network == "" {
+		maps.DeleteFunc(m.unwritten, func(file, _ string) bool { return keys[file] == nil })
+	}
 	services := m.Containers.List()
 	for file, of := range keys {
 		if network != "" && !slices.ContainsFunc(of, func(k Key) bool { return k.Network == network }) {
@@ -64,13 +69,23 @@ func (m *Manager) writeHosts(network string) {
 		h := hosts{vips: m.VIPs, own: m.addressesOf(of)}
 		h.block, h.names = hostsBlock(services, networksOf(of))
 		err := h.write(file)
-		if err != nil {
-			m.Log.WithError(err).Warn("write the services of a container into its /etc/hosts")
-		}
+		m.tellOnce(file, err)
 		if errors.Is(err, errHeld) {
 			return // the other files have the same lock
 		}
 	}
+}
+
+// tellOnce logs why a file could not be written, unless that was so before. The caller holds writing.
+func (m *Manager) tellOnce(file string, err error) {
+	if err == nil {
+		delete(m.unwritten, file)
+		return
+	}
+	if m.unwritten[file] != err.Error() {
+		m.Log.WithError(err).Warn("write the services of a container into its /etc/hosts")
+	}
+	m.unwritten[file] = err.Error()
 }
 
 func networksOf(keys []Key) (out []string) {
@@ -131,10 +146,15 @@ func (h hosts) write(file string) error {
 	if err := lockSoon(dir); err != nil {
 		return fmt.Errorf("lock %s: %w", dir.Name(), err)
 	}
-	had, err := os.ReadFile(file)
+	f, err := os.OpenFile(file, os.O_RDWR|unix.O_NOFOLLOW, 0)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil // of a container that has its own, or is going
 	}
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	had, err := io.ReadAll(io.LimitReader(f, maxHosts+1))
 	if err != nil {
 		return err
 	}
@@ -145,7 +165,30 @@ func (h hosts) write(file string) error {
 	if bytes.Equal(now, had) {
 		return nil
 	}
-	return os.WriteFile(file, now, 0o644)
+	if max(len(had), len(now)) > maxHosts {
+		return fmt.Errorf("%s has more than %d bytes: what its container has written there is in the way", file, maxHosts)
+	}
+	return replace(f, now, len(had))
+}
+
+// maxHosts is how large a file is that we read: the container may write what it likes, and it is read every second.
+const maxHosts = 1 << 20
+
+// replace gives a file of some length another content. At no moment does it lack the lines that stay: whoever is killed in between leaves
+// empty lines at most.
+func replace(f *os.File, text []byte, had int) error {
+	err := unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_KEEP_SIZE, 0, int64(len(text))) // where there is no room, nothing is written
+	if err != nil && !errors.Is(err, unix.EOPNOTSUPP) {
+		return err
+	}
+	whole := slices.Clone(text)
+	for len(whole) < had {
+		whole = append(whole, '\n')
+	}
+	if _, err := f.WriteAt(whole, 0); err != nil {
+		return err
+	}
+	return f.Truncate(int64(len(text)))
 }
 
 // How long nerdctl, which holds its lock for some milliseconds, is waited for: it may have been stopped meanwhile, and starts of

@@ -91,8 +91,9 @@ type Manager struct {
 	attached map[Key]*attachment
 	busy     map[Key]*work
 
-	making  sync.Mutex // held while a network is made or removed
-	writing sync.Mutex // held while /etc/hosts of containers are written
+	making    sync.Mutex        // held while a network is made or removed
+	writing   sync.Mutex        // held while /etc/hosts of containers are written
+	unwritten map[string]string // why some could not be; writing guards it
 }
 
 // work is what goes on with one attachment.
@@ -103,7 +104,7 @@ type work struct {
 
 // New reads the state.
 func New(o Options) (*Manager, error) {
-	m := &Manager{Options: o, networks: map[string]*network{}, attached: map[Key]*attachment{}, busy: map[Key]*work{}}
+	m := &Manager{Options: o, networks: map[string]*network{}, attached: map[Key]*attachment{}, busy: map[Key]*work{}, unwritten: map[string]string{}}
 	if err := o.Store.View(m.load); err != nil {
 		return nil, fmt.Errorf("read the attachments: %w", err)
 	}
@@ -272,12 +273,12 @@ func routesOf(j driver.Join) (out []RouteTo) {
 }
 
 // Delete implements [Host].
-func (m *Manager) Delete(ctx context.Context, d Detachment) error {
+func (m *Manager) Delete(ctx context.Context, d Detachment) (Detached, error) {
 	unlock := m.lock(d.Key)
 	defer unlock()
 	had := m.get(d.Key)
 	if d.Sandbox == "" && had != nil && m.alive(had) {
-		return m.letGo(ctx, had)
+		return Detached{Stays: true}, m.letGo(ctx, had)
 	}
 	var err error
 	switch {
@@ -289,7 +290,7 @@ func (m *Manager) Delete(ctx context.Context, d Detachment) error {
 	if !m.Swept {
 		m.sweep(ctx, func(k Key) bool { return k != d.Key })
 	}
-	return errors.Join(err, m.removeIdle(ctx, d.Network))
+	return Detached{}, errors.Join(err, m.removeIdle(ctx, d.Network))
 }
 
 // letGo takes a container that still runs out of its services. Its device goes when it has ended.
@@ -309,6 +310,14 @@ func (m *Manager) letGo(ctx context.Context, a *attachment) error {
 
 // remove undoes Add, whichever of its steps were done.
 func (m *Manager) remove(ctx context.Context, k Key) error {
+	if err := m.detach(ctx, k); err != nil {
+		return err
+	}
+	return m.forget(k)
+}
+
+// detach is remove but for the record.
+func (m *Manager) detach(ctx context.Context, k Key) error {
 	id := k.endpoint()
 	if a := m.get(k); a != nil && m.alive(a) {
 		if err := m.Links.RemoveInside(a.Sandbox, id); err != nil {
@@ -323,7 +332,7 @@ func (m *Manager) remove(ctx context.Context, k Key) error {
 			return err
 		}
 	}
-	return m.forget(k)
+	return nil
 }
 
 // alive tells whether the attachment's sandbox exists, or may do.
@@ -354,7 +363,7 @@ func (m *Manager) sweep(ctx context.Context, meant func(Key) bool) {
 	m.mu.Lock()
 	var idle []*attachment
 	for k, a := range m.attached {
-		if m.busy[k] == nil && meant(k) {
+		if m.busy[k] == nil && !a.Swept && meant(k) {
 			idle = append(idle, a)
 		}
 	}
@@ -372,26 +381,46 @@ func (m *Manager) sweep(ctx context.Context, meant func(Key) bool) {
 func (m *Manager) sweepOne(ctx context.Context, k Key) error {
 	unlock := m.lock(k)
 	defer unlock()
-	if a := m.get(k); a == nil || m.alive(a) {
+	a := m.get(k)
+	if a == nil || a.Swept || m.alive(a) {
 		return nil // another was faster, or it has come back
 	}
-	return m.remove(ctx, k)
+	m.mu.Lock()
+	n := m.networks[k.Network]
+	m.mu.Unlock()
+	if n == nil || !n.Delegated {
+		return m.remove(ctx, k)
+	}
+	if err := m.detach(ctx, k); err != nil {
+		return err
+	}
+	swept := *a // its address is another plugin's, which the runtime's DEL or GC asks to take it back
+	swept.Leaving, swept.Swept = true, true
+	if err := m.put(&swept); err != nil {
+		return err
+	}
+	m.tellContainer(k.Container)
+	return nil
 }
 
 // Collect implements [Host].
-func (m *Manager) Collect(ctx context.Context, name string, valid []Attachee) error {
+func (m *Manager) Collect(ctx context.Context, name string, valid []Attachee) (done Collected, err error) {
 	keep := map[string]bool{}
 	for _, a := range valid {
 		keep[a.String()] = true
 	}
 	var errs []error
-	for _, k := range m.keysOf(name) {
+	for _, k := range append(m.keysOf(name), m.sweptOf(name)...) {
 		if keep[k.String()] {
 			continue
 		}
 		unlock := m.lock(k)
-		errs = append(errs, m.remove(ctx, k))
+		err := m.remove(ctx, k)
 		unlock()
+		if err == nil {
+			done.Removed = append(done.Removed, k.Attachee)
+		}
+		errs = append(errs, err)
 	}
 	for _, p := range m.poolsOf(name) {
 		for _, l := range m.Pools.Leases(p.ID) {
@@ -400,5 +429,5 @@ func (m *Manager) Collect(ctx context.Context, name string, valid []Attachee) er
 			}
 		}
 	}
-	return errors.Join(errs...)
+	return done, errors.Join(errs...)
 }

@@ -54,7 +54,7 @@ func TestAddAndDelete(t *testing.T) {
 
 	d := Detachment{Key: check.Key, Sandbox: box}
 	for range 3 {
-		require.NoError(t, w.Delete(ctx, d))
+		w.mustDelete(d)
 		require.Empty(t, cmp.Diff(nothing, w.lines()), "with the network, which nothing declares")
 	}
 	require.ErrorContains(t, w.Check(ctx, check), "no such attachment")
@@ -65,7 +65,7 @@ func TestTheNetworkStaysWhileAFileDeclaresIt(t *testing.T) {
 	w.declared["web"] = true
 	a := ask("one", w.sandbox("/run/netns/a"))
 	w.add("one", a.Sandbox)
-	require.NoError(t, w.Delete(ctx, Detachment{Key: a.Key, Sandbox: a.Sandbox}))
+	w.mustDelete(Detachment{Key: a.Key, Sandbox: a.Sandbox})
 	require.Len(t, w.networks, 1)
 	w.declared["web"] = false
 	w.Sweep(ctx)
@@ -91,9 +91,9 @@ func TestDeleteOfWhatALostStateKnew(t *testing.T) {
 	_, err = w.Add(ctx, two)
 	require.Error(t, err)
 	require.NotContains(t, err.Error(), "in the way")
-	require.NoError(t, w.Delete(ctx, Detachment{Key: a.Key}))
+	w.mustDelete(Detachment{Key: a.Key})
 	require.Contains(t, w.lines(), "device /run/netns/a eth0", "its container still runs")
-	require.NoError(t, w.Delete(ctx, Detachment{Key: a.Key, Sandbox: a.Sandbox}))
+	w.mustDelete(Detachment{Key: a.Key, Sandbox: a.Sandbox})
 	require.NotContains(t, w.lines(), "device /run/netns/a eth0")
 }
 
@@ -103,11 +103,11 @@ func TestWhatNerdctlCalls(t *testing.T) {
 	box := w.sandbox("/proc/1/ns/net")
 	a := ask("default-one", box)
 	d := Detachment{Key: a.Key}
-	require.NoError(t, w.Delete(ctx, d))
+	w.mustDelete(d)
 	w.add("default-one", box)
 	var overlapping sync.WaitGroup
 	for range 5 {
-		overlapping.Go(func() { require.NoError(t, w.Delete(ctx, d)) })
+		overlapping.Go(func() { w.mustDelete(d) })
 	}
 	overlapping.Wait()
 	require.True(t, w.gone[a.endpoint()], "no service leads there any more")
@@ -118,14 +118,14 @@ func TestWhatNerdctlCalls(t *testing.T) {
 	w.Sweep(ctx)
 	require.Contains(t, w.lines(), "device /proc/1/ns/net eth0")
 	w.end(box)
-	require.NoError(t, w.Delete(ctx, d))
-	require.NoError(t, w.Delete(ctx, d))
+	w.mustDelete(d)
+	w.mustDelete(d)
 	require.Empty(t, w.lines())
 
 	// started again, with another sandbox
 	again := w.sandbox("/proc/2/ns/net")
 	w.add("default-one", again)
-	require.NoError(t, w.Delete(ctx, d))
+	w.mustDelete(d)
 	third := w.sandbox("/proc/3/ns/net")
 	w.add("default-one", third)
 	require.NotContains(t, w.lines(), "device /proc/2/ns/net eth0")
@@ -185,11 +185,98 @@ func TestCollect(t *testing.T) {
 	for _, name := range []string{"a", "b", "c"} {
 		w.add(name, w.sandbox("/run/netns/"+name))
 	}
-	require.NoError(t, w.Collect(ctx, "other", nil))
+	w.mustCollect("other", nil)
 	require.Len(t, w.endpoints, 3)
-	require.NoError(t, w.Collect(ctx, "web", []Attachee{{"b", "eth0"}, {"c", "eth1"}}))
+	w.mustCollect("web", []Attachee{{"b", "eth0"}, {"c", "eth1"}})
 	require.Len(t, w.endpoints, 1)
 	require.Len(t, w.Pools.Leases(w.poolsOf("web")[0].ID), 2, "with the gateway")
+}
+
+// Of what was swept on a network whose addresses another plugin hands out, a record stays until that plugin is asked to take them back.
+func TestAddressesOfAnotherPluginAreGivenBackByGC(t *testing.T) {
+	w := newWorld(t)
+	w.declared["web"] = true
+	attach := func(name, address string) Attachment {
+		a := ask(name, w.sandbox("/run/netns/"+name))
+		a.Of.Delegated = true
+		a.Of.Ranges = []Range{{Subnet: netip.MustParsePrefix("10.44.0.0/24"), Gateway: netip.MustParseAddr("10.44.0.1")}}
+		a.Given = []Given{{Address: netip.MustParsePrefix(address)}}
+		_, err := w.Add(ctx, a)
+		require.NoError(t, err)
+		return a
+	}
+	a := attach("a", "10.44.0.2/24")
+	attach("b", "10.44.0.3/24")
+	attach("c", "10.44.0.4/24")
+	w.end("/run/netns/a")
+	w.end("/run/netns/b")
+	for range 2 {
+		w.Sweep(ctx)
+		require.Len(t, w.endpoints, 1)
+		w.restart()
+	}
+	require.Equal(t, Detached{}, w.mustDelete(Detachment{Key: a.Key}), "its runtime is late, and the plugin told")
+	require.Equal(t, []Attachee{{"b", "eth0"}}, w.mustCollect("web", []Attachee{{"c", "eth0"}}))
+	require.Empty(t, w.mustCollect("web", []Attachee{{"c", "eth0"}}))
+
+	require.Equal(t, Detached{Stays: true}, w.mustDelete(Detachment{Key: Key{"web", Attachee{"c", "eth0"}}}), "whose process still runs with the address")
+	w.end("/run/netns/c")
+	w.Sweep(ctx)
+	require.NoError(t, w.RemoveNetwork(ctx, "web"), "nobody is on it")
+	require.Empty(t, w.attached)
+}
+
+func TestTwoAddressesOfOneFamilyByAnotherPlugin(t *testing.T) {
+	w := newWorld(t)
+	a := ask("one", w.sandbox("/run/netns/a"))
+	nothing := w.lines()
+	a.Of.Delegated = true
+	a.Given = []Given{{Address: netip.MustParsePrefix("10.44.0.2/24")}, {Address: netip.MustParsePrefix("10.45.0.2/24")}}
+	_, err := w.Add(ctx, a)
+	require.ErrorContains(t, err, "the addresses 10.44.0.2 and 10.45.0.2 are of one family: an interface gets one of each")
+	w.Sweep(ctx)
+	require.Empty(t, cmp.Diff(nothing, w.lines()))
+}
+
+// Between the making of a network and the writing of its file nobody takes it for idle; once the file was there, it goes with it.
+func TestANetworkWaitsForItsFile(t *testing.T) {
+	w := newWorld(t)
+	_, err := w.CreateNetwork(ctx, Network{Name: "web"})
+	require.NoError(t, err)
+	w.Sweep(ctx)
+	require.Len(t, w.networks, 1)
+	w.declared["web"] = true
+	w.Sweep(ctx)
+	w.declared["web"] = false
+	w.Sweep(ctx)
+	require.Empty(t, w.networks)
+}
+
+func TestANetworkThatSomebodyIsAttachingToIsNotRemoved(t *testing.T) {
+	w := newWorld(t)
+	n, err := w.ensure(ctx, Network{Name: "web"}, nil)
+	require.NoError(t, err)
+	require.ErrorContains(t, w.RemoveNetwork(ctx, "web"), "1 containers are on it: end them first")
+	n.release(w.Manager)
+	require.NoError(t, w.RemoveNetwork(ctx, "web"))
+}
+
+func TestRoomInOneOfTwoSubnets(t *testing.T) {
+	w := newWorld(t)
+	want := Network{Name: "web", Ranges: []Range{{Subnet: netip.MustParsePrefix("10.44.0.0/30")}, {Subnet: netip.MustParsePrefix("10.45.0.0/30")}}}
+	w.declared["web"] = true
+	for i, room := range []bool{true, true, false} {
+		err := w.CanAdd(ctx, want)
+		if !room {
+			require.ErrorContains(t, err, "has no free address")
+			break
+		}
+		require.NoError(t, err)
+		a := ask(fmt.Sprint("c", i), w.sandbox(fmt.Sprint("/run/netns/", i)))
+		a.Of, a.Ports = want, nil
+		_, err = w.Add(ctx, a)
+		require.NoError(t, err)
+	}
 }
 
 func TestFiftyInParallel(t *testing.T) {
@@ -211,7 +298,7 @@ func TestFiftyInParallel(t *testing.T) {
 	require.Len(t, w.networks, 1)
 	for i := range 50 {
 		a := ask(fmt.Sprint("c", i), "")
-		all.Go(func() { require.NoError(t, w.Delete(ctx, Detachment{a.Key, "/run/netns/" + a.Container})) })
+		all.Go(func() { w.mustDelete(Detachment{a.Key, "/run/netns/" + a.Container}) })
 	}
 	all.Wait()
 	require.Empty(t, w.endpoints)
@@ -249,7 +336,7 @@ func TestAConfigurationThatChanges(t *testing.T) {
 	b.Of.Options = map[string]string{"mode": "bridge"}
 	_, err := w.Add(ctx, b)
 	require.ErrorContains(t, err, "has changed while 1 containers are on it")
-	require.NoError(t, w.Delete(ctx, Detachment{a.Key, a.Sandbox}))
+	w.mustDelete(Detachment{a.Key, a.Sandbox})
 	_, err = w.Add(ctx, b)
 	require.NoError(t, err)
 	require.Equal(t, "bridge", w.networks[NetworkID("web")].Options["mode"])

@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"reflect"
 	"slices"
+	"time"
 
 	"github.com/mustang-net/mustang/driver"
 	"github.com/mustang-net/mustang/ipam"
@@ -21,7 +22,12 @@ type network struct {
 	subnets []driver.Subnet
 	made    bool // by this process, which need not look again
 	users   *int // who are attaching to it
+	// await is until when a network that was made for a configuration is kept although there is none yet.
+	await time.Time
 }
+
+// awaitConf is how long whoever asked for a network is given to write its configuration.
+const awaitConf = 10 * time.Second
 
 func (n *network) id() string { return NetworkID(n.Name) }
 
@@ -240,15 +246,22 @@ func (m *Manager) addresses(ctx context.Context, n *network, a Attachment) ([]Gi
 }
 
 func (m *Manager) lease(n *network, a Attachment) ([]Given, error) {
+	asked := a.IPs
 	if n.Delegated {
-		return a.Given, nil
+		asked = nil
+		for _, g := range a.Given {
+			asked = append(asked, g.Address.Addr())
+		}
 	}
 	wanted := map[bool]netip.Addr{} // by IPv6
-	for _, ip := range a.IPs {
+	for _, ip := range asked {
 		if had, twice := wanted[ip.Is6()]; twice {
 			return nil, invalidf("the addresses %s and %s are of one family: an interface gets one of each, leave one away", had, ip)
 		}
 		wanted[ip.Is6()] = ip
+	}
+	if n.Delegated {
+		return a.Given, nil
 	}
 	var out []Given
 	for _, v6 := range []bool{false, true} {
@@ -305,25 +318,37 @@ func refusal(err error) error {
 
 // removeIdle removes a network on which nobody is and that no configuration on the host names.
 func (m *Manager) removeIdle(ctx context.Context, name string) error {
+	declared := m.Declared(name)
 	m.mu.Lock()
-	_, known := m.networks[name]
+	n, known := m.networks[name]
+	if known && declared {
+		n.await = time.Time{}
+	}
+	awaited := known && time.Now().Before(n.await)
 	m.mu.Unlock()
-	if !known || len(m.keysOf(name)) > 0 || m.Declared(name) {
+	if !known || declared || awaited || len(m.keysOf(name)) > 0 {
 		return nil
 	}
 	m.making.Lock()
 	defer m.making.Unlock()
-	m.mu.Lock()
-	n := m.networks[name]
-	used := n == nil || *n.users > 0
-	if !used {
-		n.made = false // who comes now makes it again
-	}
-	m.mu.Unlock()
-	if used || len(m.keysOf(name)) > 0 {
+	if m.takeIdle(name) > 0 {
 		return nil
 	}
 	return m.removeNetwork(ctx, name)
+}
+
+// takeIdle keeps others from attaching to a network that is to be removed, unless somebody is on it: it returns how many. They make it
+// again. The caller holds making.
+func (m *Manager) takeIdle(name string) int {
+	m.mu.Lock()
+	used := 0
+	if n := m.networks[name]; n != nil {
+		if used = *n.users; used == 0 {
+			n.made = false
+		}
+	}
+	m.mu.Unlock()
+	return max(used, len(m.keysOf(name)))
 }
 
 // removeNetwork removes a network with its pools; a missing one is no error.
@@ -333,6 +358,11 @@ func (m *Manager) removeNetwork(ctx context.Context, name string) error {
 	}
 	for _, p := range m.poolsOf(name) {
 		if err := m.Pools.ReleasePool(p.ID); err != nil {
+			return err
+		}
+	}
+	for _, k := range m.sweptOf(name) {
+		if err := m.forget(k); err != nil {
 			return err
 		}
 	}
@@ -374,7 +404,7 @@ func (m *Manager) CreateNetwork(ctx context.Context, want Network) (Network, err
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	n.Network = made
+	n.Network, n.await = made, time.Now().Add(awaitConf)
 	return made, nil
 }
 
@@ -383,8 +413,12 @@ func (m *Manager) RemoveNetwork(ctx context.Context, name string) error {
 	m.Sweep(ctx)
 	m.making.Lock()
 	defer m.making.Unlock()
-	if keys := m.keysOf(name); len(keys) > 0 {
-		return conflictf("remove the network %s: %d containers are on it, such as %s: end them first", name, len(keys), nameOf(keys[0].Container))
+	if used := m.takeIdle(name); used > 0 {
+		such := ""
+		if keys := m.keysOf(name); len(keys) > 0 {
+			such = ", such as " + nameOf(keys[0].Container)
+		}
+		return conflictf("remove the network %s: %d containers are on it%s: end them first", name, used, such)
 	}
 	return m.removeNetwork(ctx, name)
 }
@@ -401,9 +435,18 @@ func (m *Manager) CanAdd(ctx context.Context, want Network) error {
 		return nil
 	}
 	m.Sweep(ctx)
+	full := map[bool]netip.Prefix{} // by IPv6
+	room := map[bool]bool{}
 	for _, p := range m.poolsOf(want.Name) {
-		if p.Full {
-			return unavailable{fmt.Errorf("the subnet %s of the network %s has no free address: end containers on it, or make a network with a larger one", p.Subnet, want.Name)}
+		if v6 := p.Subnet.Addr().Is6(); p.Full {
+			full[v6] = p.Subnet
+		} else {
+			room[v6] = true
+		}
+	}
+	for v6, subnet := range full {
+		if !room[v6] {
+			return unavailable{fmt.Errorf("the subnet %s of the network %s has no free address: end containers on it, or make a network with a larger one", subnet, want.Name)}
 		}
 	}
 	return nil

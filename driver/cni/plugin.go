@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"time"
 
 	"github.com/containernetworking/cni/pkg/invoke"
 	"github.com/containernetworking/cni/pkg/skel"
@@ -28,11 +29,11 @@ type Plugin struct {
 
 // Run does what CNI_COMMAND asks for and returns the exit code. Results and errors go to standard output.
 func (p Plugin) Run(ctx context.Context, about string) int {
-	on := func(verb func(context.Context, Host, *skel.CmdArgs) error) func(*skel.CmdArgs) error {
-		return func(args *skel.CmdArgs) error { return p.with(ctx, args, verb) }
+	on := func(do, again verb) func(*skel.CmdArgs) error {
+		return func(args *skel.CmdArgs) error { return p.with(ctx, args, do, again) }
 	}
 	err := skel.PluginMainFuncsWithError(skel.CNIFuncs{
-		Add: on(add), Del: on(del), Check: on(check), GC: on(collect), Status: on(status),
+		Add: on(add, addAgain), Del: on(del, del), Check: on(check, check), GC: on(collect, collect), Status: on(status, status),
 	}, version.VersionsStartingFrom("0.4.0"), about)
 	if err == nil {
 		return 0
@@ -43,17 +44,37 @@ func (p Plugin) Run(ctx context.Context, about string) int {
 	return 1
 }
 
-// with runs a verb and gives its error the code of the specification.
-func (p Plugin) with(ctx context.Context, args *skel.CmdArgs, verb func(context.Context, Host, *skel.CmdArgs) error) error {
-	h, release, err := p.Open(ctx)
-	if err == nil {
-		err = errors.Join(verb(ctx, h, args), release())
+type verb func(context.Context, Host, *skel.CmdArgs) error
+
+// with runs a verb and gives its error the code of the specification. Where the daemon has ended under it, another does the work again.
+func (p Plugin) with(ctx context.Context, args *skel.CmdArgs, do, again verb) error {
+	err := p.once(ctx, args, do)
+	for cutOff(err) && ctx.Err() == nil {
+		time.Sleep(cutOffPause)
+		err = p.once(ctx, args, again)
 	}
 	var coded *types.Error
 	if err == nil || errors.As(err, &coded) {
 		return err
 	}
 	return types.NewError(code(err), err.Error(), "")
+}
+
+func (p Plugin) once(ctx context.Context, args *skel.CmdArgs, do verb) error {
+	h, release, err := p.Open(ctx)
+	if err != nil {
+		return err
+	}
+	return errors.Join(do(ctx, h, args), release())
+}
+
+// cutOffPause is how long a daemon that has ended is given to let go of its socket and its state.
+const cutOffPause = 50 * time.Millisecond
+
+// cutOff tells whether a daemon was there, and ended before it had answered.
+func cutOff(err error) bool {
+	var end interface{ Unanswered() }
+	return errors.As(err, &end)
 }
 
 // errOurs are those from 100 on.
@@ -141,6 +162,19 @@ func add(ctx context.Context, h Host, args *skel.CmdArgs) error {
 	return types.PrintResult(r, c.CNIVersion)
 }
 
+// addAgain is add where nobody knows how far another has come with it.
+func addAgain(ctx context.Context, h Host, args *skel.CmdArgs) error {
+	if err := deleteFirst(ctx, h, args); err != nil {
+		return err
+	}
+	return add(ctx, h, args)
+}
+
+func deleteFirst(ctx context.Context, h Host, args *skel.CmdArgs) error {
+	_, err := h.Delete(ctx, Detachment{Key: keyOf(lenient(args), args), Sandbox: args.Netns})
+	return err
+}
+
 // resultOf is what the runtime and the plugins after us learn, with what those before us made.
 func resultOf(c *conf, a Attachment, done Attached) (*types100.Result, error) {
 	r := &types100.Result{CNIVersion: types100.ImplementedSpecVersion}
@@ -162,12 +196,11 @@ func resultOf(c *conf, a Attachment, done Attached) (*types100.Result, error) {
 	for _, route := range done.Routes {
 		r.Routes = append(r.Routes, &types.Route{Dst: *ipNet(route.To), GW: route.Via.AsSlice()})
 	}
-	r.DNS = c.DNS
-	if r.DNS.IsEmpty() {
-		r.DNS = c.fromIPAM
-	}
-	if !c.RuntimeConfig.DNS.IsEmpty() {
-		r.DNS = c.RuntimeConfig.DNS
+	for _, dns := range []types.DNS{c.RuntimeConfig.DNS, c.DNS, c.fromIPAM} { // or that of the plugins before us
+		if !dns.IsEmpty() {
+			r.DNS = dns
+			break
+		}
 	}
 	return r, nil
 }
@@ -179,16 +212,18 @@ func ipNet(p netip.Prefix) *net.IPNet {
 // del reads no more of the configuration than it needs: whatever is wrong with the rest, the container goes.
 func del(ctx context.Context, h Host, args *skel.CmdArgs) error {
 	c := lenient(args)
-	var err error
-	if c.IPAM.Type == ipamDHCP { // which gives the address back on the device
-		err = c.ofDelegate("take addresses back", invoke.DelegateDel(ctx, c.IPAM.Type, args.StdinData, nil))
-		if args.Netns != "" {
-			err = errors.Join(err, link.Host{}.RemoveInside(args.Netns, keyOf(c, args).standIn())) // of an ADD that was killed
-		}
+	giveBack := func() error {
+		return c.ofDelegate("take addresses back", invoke.DelegateDel(ctx, c.IPAM.Type, args.StdinData, nil))
 	}
-	err = errors.Join(err, h.Delete(ctx, Detachment{Key: keyOf(c, args), Sandbox: args.Netns}))
-	if c.delegated() && c.IPAM.Type != ipamDHCP {
-		err = errors.Join(err, c.ofDelegate("take addresses back", invoke.DelegateDel(ctx, c.IPAM.Type, args.StdinData, nil)))
+	var err error
+	before := c.IPAM.Type == ipamDHCP && args.Netns != "" // on the device
+	if before {
+		err = errors.Join(giveBack(), link.Host{}.RemoveInside(args.Netns, keyOf(c, args).standIn())) // of an ADD that was killed
+	}
+	done, failed := h.Delete(ctx, Detachment{Key: keyOf(c, args), Sandbox: args.Netns})
+	err = errors.Join(err, failed)
+	if c.delegated() && !before && !done.Stays {
+		err = errors.Join(err, giveBack())
 	}
 	return err
 }
@@ -252,11 +287,14 @@ func collect(ctx context.Context, h Host, args *skel.CmdArgs) error {
 	for _, a := range c.ValidAttachments {
 		valid = append(valid, Attachee{Container: a.ContainerID, IfName: a.IfName})
 	}
-	err := h.Collect(ctx, c.Name, valid)
-	if c.delegated() {
-		err = errors.Join(err, c.ofDelegate("collect addresses", invoke.DelegateGC(ctx, c.IPAM.Type, args.StdinData, nil)))
+	done, err := h.Collect(ctx, c.Name, valid)
+	if !c.delegated() {
+		return err
 	}
-	return err
+	for _, a := range done.Removed { // plugins that know no GC do not find those themselves
+		err = errors.Join(err, c.ofDelegate("take addresses back", delegateDelFor(ctx, c, args, a)))
+	}
+	return errors.Join(err, c.ofDelegate("collect addresses", invoke.DelegateGC(ctx, c.IPAM.Type, args.StdinData, nil)))
 }
 
 func status(ctx context.Context, h Host, args *skel.CmdArgs) error {

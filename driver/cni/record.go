@@ -30,6 +30,8 @@ type attachment struct {
 	Labels  map[string]string `json:"labels,omitempty"` // of the container, as far as they are of use
 	// Leaving says that the runtime has ended it while the container was still running.
 	Leaving bool `json:"leaving,omitempty"`
+	// Swept says that nothing of it is left but its address of a delegated network, which Collect or Delete give back.
+	Swept bool `json:"swept,omitempty"`
 }
 
 func (m *Manager) load(tx state.Tx) error {
@@ -83,12 +85,15 @@ func (m *Manager) forget(k Key) error {
 	return nil
 }
 
-// keysOf are the attachments of a network, of all networks without a name.
-func (m *Manager) keysOf(network string) (keys []Key) {
+// keysOf are the attachments of a network, sweptOf those that were swept.
+func (m *Manager) keysOf(network string) []Key  { return m.keysWhere(network, false) }
+func (m *Manager) sweptOf(network string) []Key { return m.keysWhere(network, true) }
+
+func (m *Manager) keysWhere(network string, swept bool) (keys []Key) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	for k := range m.attached {
-		if network == "" || k.Network == network {
+	for k, a := range m.attached {
+		if k.Network == network && a.Swept == swept {
 			keys = append(keys, k)
 		}
 	}
