@@ -202,11 +202,7 @@ func (m *Manager) unguardParent(n *Network, name string) error {
 	if _, leadsOut := m.uplinks[name]; leadsOut || m.isParent(name, n) {
 		return nil
 	}
-	err := m.datapath.DetachLXC(name)
-	if m.noTCX {
-		err = errors.Join(err, m.links.DetachClsact(name))
-	}
-	return err
+	return errors.Join(m.datapath.DetachLXC(name), m.links.DetachClsact(name)) // filters also of another process
 }
 
 // isParent tells whether a network, other than without, has programs on the device that its slaves share with the host.

@@ -26,11 +26,11 @@ func (m *Manager) Restore() error {
 	for _, p := range m.pools {
 		errs = append(errs, m.links.Refuse(p))
 	}
-	now, err := m.lookOutside(m.uplinkNames)
-	if err == nil {
-		err = m.syncUplinks(now)
+	now, blind := m.lookOutside(m.uplinkNames)
+	if blind == nil {
+		errs = append(errs, m.syncUplinks(now))
 	}
-	errs = append(errs, err)
+	errs = append(errs, blind)
 	if m.anyOff() { // before anything else is made: the tables are never less than all
 		errs = append(errs, m.setEnds())
 	}
@@ -46,9 +46,9 @@ func (m *Manager) Restore() error {
 			errs = append(errs, fmt.Errorf("restore the endpoint %s: %w", e.ID, err))
 		}
 	}
-	err = m.findOrphans()
+	err := m.findOrphans()
 	switch {
-	case err != nil: // nobody knows what may go
+	case err != nil || blind != nil: // nobody knows what may go
 		errs = append(errs, err)
 	case m.orphaned:
 		errs = append(errs, m.tellOfOrphans())
@@ -216,7 +216,11 @@ func (m *Manager) pruneMaps() error {
 	errs := []error{err1, err2, err3}
 	for _, e := range endpoints {
 		if !addrs[e.Addr] {
-			errs = append(errs, m.datapath.DeleteEndpoint(e.Addr))
+			if e.Host {
+				errs = append(errs, m.datapath.DeleteHostAddr(e.Addr))
+			} else {
+				errs = append(errs, m.datapath.DeleteEndpoint(e.Addr))
+			}
 		}
 	}
 	for _, i := range interfaces {

@@ -108,11 +108,14 @@ func (m *Manager) renewSlaves() error {
 	var errs []error
 	for _, n := range m.networks {
 		s, ok := m.mode(n).(slave)
-		if !ok || n.Partial || n.Options.Parent == "" || !s.hostReaches(n) {
+		if !ok || n.Partial || n.Options.Parent == "" {
 			continue
 		}
 		if _, err := m.links.Find(n.Options.Parent); errors.Is(err, link.ErrNoDevice) && s.raiseParent(n) != nil {
 			continue // it may come back
+		}
+		if !s.hostReaches(n) {
+			continue // only the LAN does
 		}
 		if err := m.renewLAN(s, n); err != nil {
 			errs = append(errs, fmt.Errorf("renew the addresses of %s: %w", s.host(n), err))

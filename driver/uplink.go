@@ -109,7 +109,7 @@ func (m *Manager) setUplinks(uplinks []link.Uplink) error {
 		names[u.Name], indexes[u.Index] = true, u.Name
 	}
 	errs := []error{m.renameUplinks(indexes)}
-	for name, u := range m.uplinks {
+	for name := range m.uplinks {
 		if names[name] {
 			continue
 		}
@@ -118,9 +118,6 @@ func (m *Manager) setUplinks(uplinks []link.Uplink) error {
 			continue
 		}
 		errs = append(errs, m.datapath.DetachLXC(name))
-		if m.noTCX && indexes[u.IfIndex] == "" { // of a renamed device filters stay
-			errs = append(errs, m.links.DetachClsact(name))
-		}
 		delete(m.uplinks, name)
 	}
 	had, err := m.datapath.Uplinks()
@@ -129,7 +126,7 @@ func (m *Manager) setUplinks(uplinks []link.Uplink) error {
 	for _, u := range had {
 		before[u.IfIndex] = u
 		if indexes[u.IfIndex] == "" {
-			errs = append(errs, m.datapath.DeleteUplink(u.IfIndex))
+			errs = append(errs, m.unguardUplink(u.IfIndex), m.datapath.DeleteUplink(u.IfIndex))
 		}
 	}
 	for _, u := range uplinks {
@@ -138,6 +135,15 @@ func (m *Manager) setUplinks(uplinks []link.Uplink) error {
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// unguardUplink takes filters, which unlike links no pin tells of, from a device that does not lead out any more, or not since a start.
+func (m *Manager) unguardUplink(index int) error {
+	name, err := m.links.Name(index)
+	if err != nil || m.isParent(name, nil) { // it is gone, or guarded for a network
+		return nil
+	}
+	return m.links.DetachClsact(name)
 }
 
 // renameUplinks keeps the programs of devices that have another name now, so that they miss no packet. Where the name

@@ -59,14 +59,21 @@ func (Host) raise(l netlink.Link, addrs []netip.Prefix) (Device, error) {
 	return Host{}.Find(name)
 }
 
-// create adds a device and marks it. One that exists is taken if it is marked as the same owner's.
+// create adds a device and marks it. One that exists is taken if it is marked as the same owner's, and made anew if it is half made.
 func create(l netlink.Link, owner string) error {
 	name := l.Attrs().Name
+	l.Attrs().Group = group
 	err := netlink.LinkAdd(l)
 	if errors.Is(err, unix.EEXIST) {
 		found, findErr := netlink.LinkByName(name)
 		if findErr != nil {
 			return findErr
+		}
+		if halfMade(found) {
+			if err := netlink.LinkDel(found); err != nil {
+				return err
+			}
+			return create(l, owner)
 		}
 		if found.Attrs().Alias != alias+owner || found.Type() != l.Type() {
 			return fmt.Errorf("there is a device of that name already: remove or rename it")

@@ -21,8 +21,8 @@ const alias = "mustang:"
 // listed in /etc/iproute2/rt_protos).
 const protocol = 205
 
-// group marks a device as ours from its first moment (IFLA_GROUP), when it has no alias yet.
-const group = 205
+// group marks a device as ours from its first moment (IFLA_GROUP), when it has no alias yet: "mst", which nobody else is likely to choose.
+const group = 0x6d7374
 
 // Host changes the network namespace that the process runs in.
 type Host struct{}
@@ -42,10 +42,7 @@ func ownedBy(l netlink.Link, owner string) bool {
 	return l.Attrs().Alias == alias+owner || halfMade(l)
 }
 
-func halfMade(l netlink.Link) bool {
-	a := l.Attrs()
-	return a.Alias == "" && a.Group == group && isPairType(l.Type()) && (strings.HasPrefix(a.Name, "mst") || strings.HasPrefix(a.Name, "mpa"))
-}
+func halfMade(l netlink.Link) bool { return l.Attrs().Alias == "" && l.Attrs().Group == group }
 
 func device(l netlink.Link) Device {
 	a := l.Attrs()

@@ -10,6 +10,8 @@ import (
 
 	"github.com/stretchr/testify/require"
 	"github.com/vishvananda/netlink"
+
+	"github.com/mustang-net/mustang/driver/link"
 )
 
 func TestAPairIsUpMarkedAndKeepsItsMAC(t *testing.T) {
@@ -67,6 +69,42 @@ func TestAPairThatADyingDaemonLeftHalfMadeIsFinished(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, "mustang:"+owner, l.Attrs().Alias)
 	require.NotZero(t, l.Attrs().RawFlags&1, "up")
+}
+
+func TestDevicesOfAnyKindThatADyingDaemonLeftHalfMadeAreMadeAnew(t *testing.T) {
+	begin(t)
+	run(t, "ip link add parent type veth")
+	const mine = "br-of-mine" // also by a name of the user's
+	slave := link.Slave{Owner: owner, Name: "mshslave", Parent: "parent", Type: "macvlan", Mode: "bridge", MAC: mac}
+	bridge := link.Bridge{Owner: owner, Name: mine, MAC: mac}
+	made := func() {
+		_, err := host.CreateSlave(slave)
+		require.NoError(t, err)
+		_, err = host.CreateBridge(bridge)
+		require.NoError(t, err)
+	}
+	unmark := func() {
+		for _, name := range []string{slave.Name, mine} {
+			l, err := netlink.LinkByName(name)
+			require.NoError(t, err)
+			require.NoError(t, netlink.LinkSetAlias(l, ""))
+		}
+	}
+	made()
+	unmark()
+	owned, err := host.Owned()
+	require.NoError(t, err)
+	require.Equal(t, map[string]string{slave.Name: "", mine: ""}, owned, "whoever cleans up after it finds them")
+	made()
+	owned, err = host.Owned()
+	require.NoError(t, err)
+	require.Equal(t, map[string]string{slave.Name: owner, mine: owner}, owned)
+	unmark()
+	for _, name := range []string{slave.Name, mine} {
+		require.NoError(t, host.Delete(name, owner))
+		_, err := host.Find(name)
+		require.ErrorIs(t, err, link.ErrNoDevice)
+	}
 }
 
 func TestForeignDevicesOfOurNamesAreLeftAlone(t *testing.T) {

@@ -61,8 +61,8 @@ func (e *exits) add(pid int, container string, gone func()) (stop func(), err er
 		return nil, fmt.Errorf("open pidfd of process %d: %w", pid, err)
 	}
 	// Asked after opening, and the process is not reaped even after that: so no other process with the
-	// same pid can have come in between.
-	if !e.owns(pid, container) || unix.PidfdSendSignal(fd, 0, nil, 0) != nil {
+	// same pid can have come in between. A process of another user's may not be sent signals (EPERM), and is there.
+	if !e.owns(pid, container) || errors.Is(unix.PidfdSendSignal(fd, 0, nil, 0), unix.ESRCH) {
 		unix.Close(fd)
 		return nil, fmt.Errorf("process %d is not of container %s", pid, container)
 	}
