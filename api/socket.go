@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -20,6 +21,9 @@ const probeTimeout = 2 * time.Second
 
 // maxSocketPath is what fits into a sockaddr_un, less its final zero.
 const maxSocketPath = 107
+
+// Aside are the names, as a pattern, under which Listen makes a socket before it has its own.
+const Aside = ".mst*"
 
 // Listen makes the API's socket at path, for its owner only (mode 0600); a missing directory is made
 // for its owner only as well. A socket on which nobody answers is replaced, anything else at path is
@@ -35,7 +39,7 @@ func Listen(path string) (net.Listener, error) {
 	}
 	// Made aside and renamed: nobody can reach the socket before it has its mode, and a stale one
 	// is replaced in one step.
-	aside := filepath.Join(dir, ".mst"+strconv.Itoa(os.Getpid()))
+	aside := filepath.Join(dir, strings.Replace(Aside, "*", strconv.Itoa(os.Getpid()), 1))
 	if len(path) > maxSocketPath || len(aside) > maxSocketPath {
 		return nil, fmt.Errorf("%s: a unix socket's path has at most %d bytes: set a shorter one", what, maxSocketPath)
 	}

@@ -69,17 +69,12 @@ func (d *Datapath) AttachSock(cgroup string) error {
 	for name, at := range sockHooks {
 		prog := d.sock.Programs[name]
 		pin := filepath.Join(d.dir, "mst_link_"+name)
-		if replaced, err := replace(pin, prog, target{cgroup: id}); err != nil {
-			return err
-		} else if replaced {
-			continue
+		attach := func() (link.Link, error) {
+			l, err := link.AttachCgroup(link.CgroupOptions{Path: cgroup, Attach: at, Program: prog})
+			return l, explain(err)
 		}
-		l, err := link.AttachCgroup(link.CgroupOptions{Path: cgroup, Attach: at, Program: prog})
-		if err != nil {
-			return fmt.Errorf("attach %s to the cgroup %s: %w", name, cgroup, explain(err))
-		}
-		if err := pinLink(l, pin); err != nil {
-			return err
+		if err := d.keepLink(pin, prog, target{cgroup: id}, attach); err != nil {
+			return fmt.Errorf("attach %s to the cgroup %s: %w", name, cgroup, err)
 		}
 	}
 	return nil
@@ -137,19 +132,31 @@ func (d *Datapath) AttachLXC(ifname string, ifindex int, end End) error {
 	for name, at := range lxcHooks[end] {
 		prog := d.program(name)
 		pin := d.lxcPin(ifname, name)
-		if replaced, err := replace(pin, prog, target{ifindex: ifindex}); err != nil {
-			return err
-		} else if replaced {
-			continue
-		}
-		l, err := attachDevice(ifindex, prog, at)
-		if err != nil {
+		attach := func() (link.Link, error) { return attachDevice(ifindex, prog, at) }
+		if err := d.keepLink(pin, prog, target{ifindex: ifindex}, attach); err != nil {
 			return fmt.Errorf("attach %s to %s: %w", name, ifname, err)
+		}
+	}
+	return nil
+}
+
+// keepLink updates the program of a pinned link, or attaches it and pins the link.
+func (d *Datapath) keepLink(pin string, prog *ebpf.Program, at target, attach func() (link.Link, error)) error {
+	d.linked.forget(pin)
+	replaced, err := replace(pin, prog, at)
+	if err != nil {
+		return err
+	}
+	if !replaced {
+		l, err := attach()
+		if err != nil {
+			return err
 		}
 		if err := pinLink(l, pin); err != nil {
 			return err
 		}
 	}
+	d.linked.note(pin)
 	return nil
 }
 
@@ -178,8 +185,12 @@ var ErrNoTCX = errors.New("this kernel has no TCX links")
 // RenameLXC keeps the links of a device that has another name now: the kernel takes no program twice.
 func (d *Datapath) RenameLXC(from, to string) error {
 	for _, name := range lxcPrograms {
+		was := d.linked.forget(d.lxcPin(from, name))
 		if err := os.Rename(d.lxcPin(from, name), d.lxcPin(to, name)); err != nil && !errors.Is(err, os.ErrNotExist) {
 			return fmt.Errorf("keep %s on %s, which was %s: %w", name, to, from, err)
+		}
+		if was {
+			d.linked.note(d.lxcPin(to, name))
 		}
 	}
 	return nil
@@ -191,6 +202,7 @@ var lxcPrograms = []string{"lxc_ingress", "lxc_netkit", "lxc_egress", "host_ingr
 // DetachLXC undoes AttachLXC; nothing attached is no error.
 func (d *Datapath) DetachLXC(ifname string) error {
 	for _, name := range lxcPrograms {
+		d.linked.forget(d.lxcPin(ifname, name))
 		if err := os.Remove(d.lxcPin(ifname, name)); err != nil && !errors.Is(err, os.ErrNotExist) {
 			return fmt.Errorf("detach %s from %s: %w", name, ifname, err)
 		}

@@ -40,6 +40,7 @@ type Datapath struct {
 	host *ebpf.Collection
 
 	sources sources
+	linked  linked
 
 	settings sync.Mutex // held while mst_config is read and written
 }

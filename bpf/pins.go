@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 
 	"github.com/cilium/ebpf"
@@ -95,14 +96,53 @@ func (d *Datapath) unknownPins() ([]string, error) {
 	return out, nil
 }
 
-// Pinned tells whether the maps have their pins: somebody may have emptied the BPF file system, and detached all programs by that.
+// Pinned tells whether the maps, and the links that this process has attached, have their pins: somebody may have emptied the BPF file
+// system, and detached programs by that.
 func (d *Datapath) Pinned() bool {
-	for m := range d.pins {
-		if _, err := os.Lstat(d.mapPin(m)); errors.Is(err, os.ErrNotExist) {
+	d.linked.Lock()
+	defer d.linked.Unlock()
+	entries, err := os.ReadDir(d.dir)
+	if err != nil {
+		return !errors.Is(err, os.ErrNotExist)
+	}
+	there := make(map[string]bool, len(entries))
+	for _, e := range entries {
+		there[e.Name()] = true
+	}
+	for _, name := range d.pins {
+		if !there[name] {
+			return false
+		}
+	}
+	for pin := range d.linked.pins {
+		if !there[filepath.Base(pin)] {
 			return false
 		}
 	}
 	return true
+}
+
+// linked are the pins of links that this process has attached. Each is noted once it is there, and until before it goes.
+type linked struct {
+	sync.Mutex
+	pins map[string]bool // paths
+}
+
+func (l *linked) note(pin string) {
+	l.Lock()
+	defer l.Unlock()
+	if l.pins == nil {
+		l.pins = map[string]bool{}
+	}
+	l.pins[pin] = true
+}
+
+func (l *linked) forget(pin string) (was bool) {
+	l.Lock()
+	defer l.Unlock()
+	was = l.pins[pin]
+	delete(l.pins, pin)
+	return was
 }
 
 // adopt pins the map again that programs of our pinned links use under that name, where somebody has removed its pin: a new one would

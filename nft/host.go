@@ -132,30 +132,49 @@ func hasTable(t *nftables.Table) (bool, error) {
 	return slices.ContainsFunc(all, func(o *nftables.Table) bool { return o.Name == t.Name }), err
 }
 
-// endsStand tells whether the tables have a chain for each network, and the engine lets them through.
+// endsStand tells whether the tables have the chains that setEnds makes, with rules in them, and the engine lets the ends through.
 func (netlink) endsStand(ends []End) (bool, error) {
+	inet, bridge := hostTables()
+	wanted := map[*nftables.Table][]string{inet: {"forward", "input", "prerouting", "sources"}}
+	for _, e := range ends {
+		if e.Kind == Port {
+			wanted[bridge] = []string{"prerouting", "sources"}
+		} else if name := networkName(e.Network); !slices.Contains(wanted[inet], name) {
+			wanted[inet] = append(wanted[inet], name)
+		}
+	}
+	for table, names := range wanted {
+		if stand, err := chainsStand(table, names); err != nil || !stand {
+			return false, err
+		}
+	}
+	return isLetThrough(ends)
+}
+
+// chainsStand tells whether a table has the chains, none of which is empty: a firewall that is loaded anew may flush them.
+func chainsStand(table *nftables.Table, names []string) (bool, error) {
 	c, err := nftables.New()
 	if err != nil {
 		return false, err
 	}
-	chains, err := c.ListChainsOfTableFamily(nftables.TableFamilyINet)
+	chains, err := c.ListChainsOfTableFamily(table.Family)
 	if err != nil {
 		return false, err
 	}
-	ours := map[string]bool{}
+	there := map[string]bool{}
 	for _, ch := range chains {
-		ours[ch.Name] = ours[ch.Name] || ch.Table.Name == tableName
+		there[ch.Name] = there[ch.Name] || ch.Table.Name == table.Name
 	}
-	for _, e := range ends {
-		if e.Kind == Port {
-			if has, err := hasTable(&nftables.Table{Name: tableName, Family: nftables.TableFamilyBridge}); err != nil || !has {
-				return false, err
-			}
-		} else if !ours[networkName(e.Network)] {
+	for _, name := range names {
+		if !there[name] {
 			return false, nil
 		}
+		rules, err := c.GetRules(table, &nftables.Chain{Name: name, Table: table})
+		if err != nil || len(rules) == 0 {
+			return false, err
+		}
 	}
-	return isLetThrough(ends)
+	return true, nil
 }
 
 func networkName(n uint32) string { return fmt.Sprintf("network-%d", n) }

@@ -26,6 +26,9 @@ type layoutRecord struct {
 	Layout int `json:"layout"`
 }
 
+// Aside are the names, as a pattern, under which a state file is made before it has its own.
+const Aside = ".new-state-*"
+
 // createFile makes a complete, empty state file under another name and then links it to path, so that
 // neither a crash nor a full disk leaves half a file there. If another process wins the race its file
 // stays: link(2), unlike rename(2), does not replace.
@@ -34,7 +37,7 @@ func createFile(path string) (err error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
 	}
-	aside, err := os.CreateTemp(dir, "."+filepath.Base(path)+".new-*")
+	aside, err := os.CreateTemp(dir, Aside)
 	if err != nil {
 		return err
 	}

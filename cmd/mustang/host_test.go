@@ -6,11 +6,16 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
 	"testing"
 	"time"
 
+	"github.com/sirupsen/logrus"
 	"github.com/stretchr/testify/require"
 
+	"github.com/mustang-net/mustang/config"
 	"github.com/mustang-net/mustang/state"
 )
 
@@ -39,4 +44,33 @@ func TestAStateThatAnotherProcessHasIsWaitedFor(t *testing.T) {
 			require.GreaterOrEqual(t, tries, tt.tries)
 		})
 	}
+}
+
+// What writers that were killed have made beside a file goes with the next start; what somebody may just be writing stays.
+func TestWhatIsLeftBesideFilesIsCleared(t *testing.T) {
+	dir := t.TempDir()
+	cfg := config.Config{
+		PluginSocket: filepath.Join(dir, "plugins", "mustang.sock"), Socket: filepath.Join(dir, "run", "mustang.sock"),
+		StateDir: filepath.Join(dir, "state"), CNIConfDir: filepath.Join(dir, "net.d"),
+	}
+	old := time.Now().Add(-2 * asideAge)
+	for name, at := range map[string]time.Time{
+		"plugins/.mustang-1/s": time.Now(), "run/.mst17": time.Now(), "state/.new-state-1": time.Now(), "net.d/.mustang-1": old, // go
+		"plugins/other.sock": old, "run/.hidden": old, "state/state.db": old, "net.d/.mustang-2": time.Now(), "net.d/web.conflist": old,
+	} {
+		path := filepath.Join(dir, name)
+		require.NoError(t, os.MkdirAll(filepath.Dir(path), 0o755))
+		require.NoError(t, os.WriteFile(path, nil, 0o600))
+		require.NoError(t, os.Chtimes(path, at, at))
+	}
+	(&host{cfg: cfg, log: logrus.New()}).clearAside()
+	var left []string
+	require.NoError(t, filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		if err == nil && !d.IsDir() {
+			name, _ := filepath.Rel(dir, path)
+			left = append(left, name)
+		}
+		return err
+	}))
+	require.Equal(t, []string{"net.d/.mustang-2", "net.d/web.conflist", "plugins/other.sock", "run/.hidden", "state/state.db"}, left)
 }

@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"slices"
 	"sync"
 	"time"
@@ -18,9 +20,11 @@ import (
 	"github.com/mustang-net/mustang/api"
 	"github.com/mustang-net/mustang/bpf"
 	"github.com/mustang-net/mustang/config"
+	"github.com/mustang-net/mustang/driver/cni"
 	"github.com/mustang-net/mustang/driver/docker"
 	"github.com/mustang-net/mustang/driver/docker/watch"
 	"github.com/mustang-net/mustang/service/dns"
+	"github.com/mustang-net/mustang/state"
 )
 
 // The datapath trusts our resolvers for 2 s after a beat.
@@ -57,6 +61,7 @@ func (d *door) run(ctx context.Context, cfg config.Config, log *logrus.Logger, r
 			log.WithError(err).Warn("close the state")
 		}
 	}()
+	h.clearAside()
 	if err := h.start(); err != nil {
 		return err
 	}
@@ -68,6 +73,31 @@ func (d *door) run(ctx context.Context, cfg config.Config, log *logrus.Logger, r
 	control := last(cfg.Socket, socket, api.Listen, log)
 	defer func() { _ = control.Close() }() // who served has closed it
 	return h.serve(ctx, control, d, r)
+}
+
+// asideAge is how old a file is that nobody is about to give its name.
+const asideAge = time.Minute
+
+// clearAside removes what was made beside a file to take its place, by who was killed before it did. Only networks of CNI are written by
+// others than a daemon, or who has the state.
+func (h *host) clearAside() {
+	for pattern, age := range map[string]time.Duration{
+		filepath.Join(filepath.Dir(h.cfg.PluginSocket), docker.Aside): 0,
+		filepath.Join(filepath.Dir(h.cfg.Socket), api.Aside):          0,
+		filepath.Join(h.cfg.StateDir, state.Aside):                    0,
+		filepath.Join(h.cfg.CNIConfDir, cni.Aside):                    asideAge,
+	} {
+		left, _ := filepath.Glob(pattern) // the patterns are well-formed
+		for _, path := range left {
+			info, err := os.Lstat(path)
+			if err == nil && time.Since(info.ModTime()) >= age {
+				err = os.RemoveAll(path)
+			}
+			if err != nil {
+				h.log.WithError(err).Warn("remove what was left beside a file")
+			}
+		}
+	}
 }
 
 // start makes the kernel agree with the state.

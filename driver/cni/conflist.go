@@ -71,12 +71,15 @@ func Write(dir string, n Network, labels map[string]string) (path string, err er
 	return path, nil
 }
 
+// Aside are the names, as a pattern, under which a file is made before it has its own.
+const Aside = ".mustang-*"
+
 // writeFile makes a whole file or none, under a name that runtimes do not read until it is complete.
 func writeFile(path string, text []byte) error {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return err
 	}
-	aside, err := os.CreateTemp(filepath.Dir(path), ".mustang-*")
+	aside, err := os.CreateTemp(filepath.Dir(path), Aside)
 	if err != nil {
 		return err
 	}

@@ -166,7 +166,7 @@ func (h hosts) write(file string) error {
 		return nil
 	}
 	if max(len(had), len(now)) > maxHosts {
-		return fmt.Errorf("%s has more than %d bytes: what its container has written there is in the way", file, maxHosts)
+		return fmt.Errorf("%s has more than %d bytes, which its container has written there: remove them, or make the container anew", file, maxHosts)
 	}
 	return replace(f, now, len(had))
 }

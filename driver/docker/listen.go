@@ -14,6 +14,9 @@ import (
 	"time"
 )
 
+// Aside are the names, as a pattern, under which Listen makes a socket before it has its own.
+const Aside = ".mustang-*"
+
 // Listen makes the plugin's socket, for root only (mode 0600), and its directory if that is missing.
 // A socket left behind by a dead process is replaced; one that is answered, and a file of any other
 // kind, is an error. Closing the listener removes the socket.
@@ -27,7 +30,7 @@ func Listen(path string) (net.Listener, error) {
 	}
 	// Bound in a private directory and then renamed: at its final name the socket never has a wider
 	// mode, and the engine, which lists the directory, never sees it half made.
-	tmp, err := os.MkdirTemp(dir, ".mustang-")
+	tmp, err := os.MkdirTemp(dir, Aside)
 	if err != nil {
 		return nil, fmt.Errorf("make the plugin socket %s: %w", path, err)
 	}

@@ -73,9 +73,10 @@ func TestAPairThatADyingDaemonLeftHalfMadeIsFinished(t *testing.T) {
 
 func TestDevicesOfAnyKindThatADyingDaemonLeftHalfMadeAreMadeAnew(t *testing.T) {
 	begin(t)
-	run(t, "ip link add parent type veth")
+	run(t, "ip link add lower type veth")
+	t.Cleanup(func() { run(t, "ip link del lower") })
 	const mine = "br-of-mine" // also by a name of the user's
-	slave := link.Slave{Owner: owner, Name: "mshslave", Parent: "parent", Type: "macvlan", Mode: "bridge", MAC: mac}
+	slave := link.Slave{Owner: owner, Name: "mshslave", Parent: "lower", Type: "macvlan", Mode: "bridge", MAC: mac}
 	bridge := link.Bridge{Owner: owner, Name: mine, MAC: mac}
 	made := func() {
 		_, err := host.CreateSlave(slave)

@@ -27,13 +27,14 @@ func snapshot() ([]string, error) {
 			all = append(all, kind+" "+line)
 		}
 	}
-	add("link", matching(`mustang:|\b(mst|msp)[0-9a-z]`, "ip", "-o", "link")...)
+	add("link", matching(`mustang:|group 7172980|\b(mst|msp|msb|msh|msd|mpa|mpb)[0-9a-z]`, "ip", "-o", "link")...)
 	add("netns", matching(`.`, "sh", "-c", "ip netns list | cut -d' ' -f1")...)
 	add("sandbox", matching(`/docker/netns/[0-9a-f]+$`, "findmnt", "-rn", "-t", "nsfs", "-o", "TARGET")...)
 	add("route", matching(`.`, "ip", "route", "show", "table", "all", "proto", "205")...)
 	add("route", matching(`.`, "ip", "-6", "route", "show", "table", "all", "proto", "205")...)
 	add("rule", matching(`205|mst`, "ip", "rule")...)
 	add("CNI", matching(`.`, "sh", "-c", "find /etc/cni/ -type f")...)
+	add("file", matching(`.`, "sh", "-c", "find /var/lib/mustang /run/mustang /run/docker/plugins /etc/cni -name '.?*' 2>/dev/null || true")...)
 	pins, _ := filepath.Glob("/sys/fs/bpf/tc/globals/*")
 	add("pin", pins...)
 	add("nft", matching(`mustang|mst`, "nft", "list", "tables")...)
