@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/sirupsen/logrus"
+	"golang.org/x/sys/unix"
 )
 
 // lookEvery is how long a socket, or a pin, that somebody has removed stays away.
@@ -32,7 +33,8 @@ type lasting struct {
 	open []net.Listener // the last is at the path
 }
 
-// last has a listener last. Without a first one, another process holds the socket at the path, and one is made when that has gone.
+// last has a listener last. Without a first one, another process holds the socket at the path, and one is made when that has gone, or at once
+// if nobody answers there: it is of a daemon that had made it so, and was killed.
 func last(path string, first net.Listener, listen func(path string) (net.Listener, error), log logrus.FieldLogger) *lasting {
 	ctx, stop := context.WithCancel(context.Background())
 	l := &lasting{path: path, listen: listen, log: log, accepted: make(chan net.Conn), closed: ctx.Done(), stop: stop}
@@ -40,8 +42,9 @@ func last(path string, first net.Listener, listen func(path string) (net.Listene
 		l.serve(first)
 	}
 	l.serving.Go(func() {
+		l.mend(first == nil)
 		_ = every(ctx, lookEvery, func() error { // it has none
-			l.mend()
+			l.mend(false)
 			return nil
 		})
 	})
@@ -76,11 +79,18 @@ func (l *lasting) serve(socket net.Listener) {
 	})
 }
 
-// mend makes the socket anew if nothing is at its path.
-func (l *lasting) mend() {
+// mend makes the socket anew if nothing is at its path, or if call is set and nobody answers there.
+func (l *lasting) mend(call bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if _, err := os.Lstat(l.path); !errors.Is(err, fs.ErrNotExist) || l.isClosed() {
+	_, err := os.Lstat(l.path)
+	if err == nil && call {
+		var conn net.Conn
+		if conn, err = net.DialTimeout("unix", l.path, time.Second); err == nil {
+			_ = conn.Close()
+		}
+	}
+	if l.isClosed() || !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ECONNREFUSED) {
 		return
 	}
 	socket, err := l.listen(l.path)

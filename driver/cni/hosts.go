@@ -162,11 +162,11 @@ func (h hosts) write(file string) error {
 	for line := range bytes.Lines(had) {
 		now = append(now, h.keep(line)...)
 	}
-	if bytes.Equal(now, had) {
-		return nil
-	}
 	if max(len(had), len(now)) > maxHosts {
 		return fmt.Errorf("%s has more than %d bytes, which its container has written there: remove them, or make the container anew", file, maxHosts)
+	}
+	if bytes.Equal(now, had) {
+		return nil
 	}
 	return replace(f, now, len(had))
 }
