@@ -128,6 +128,13 @@ type linked struct {
 	pins map[string]bool // paths
 }
 
+// ForgetLinks has Pinned ask for no link until it is attached again: what is not, its device may have gone.
+func (d *Datapath) ForgetLinks() {
+	d.linked.Lock()
+	defer d.linked.Unlock()
+	d.linked.pins = nil
+}
+
 func (l *linked) note(pin string) {
 	l.Lock()
 	defer l.Unlock()

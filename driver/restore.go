@@ -35,7 +35,9 @@ func (m *Manager) Restore() error {
 		errs = append(errs, m.setEnds())
 	}
 	for _, n := range m.networks {
-		if n.Partial {
+		if n.Partial && blind != nil {
+			continue // its parent may lead out
+		} else if n.Partial {
 			errs = append(errs, m.removeNetwork(n))
 		} else {
 			errs = append(errs, m.setUpNetwork(n))

@@ -71,7 +71,7 @@ var (
 // What there is, in the order of the documentation.
 var (
 	buildInfo = define(Gauge, "mustang_build_info", "What was built; always 1.", one, "version", "commit", "goversion")
-	ready     = define(Gauge, "mustang_ready", "1 if the daemon knows all containers and no part has failed, as `mustang status` says.", one)
+	ready     = define(Gauge, "mustang_ready", "1 if the daemon knows all containers, and what services should be is in the maps.", one)
 	sourceUp  = define(Gauge, "mustang_source_up", "0 if the metrics of this source could not be read for this scrape: drops, maps, services or daemon.", "4", "source")
 
 	drops        = define(Counter, "mustang_drops_total", "Packets, or connections where direction is socket, that were refused, by reason.", "one a reason, direction and network that had one", "reason", "direction", "network")

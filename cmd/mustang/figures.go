@@ -4,7 +4,6 @@ package main
 
 import (
 	"cmp"
-	"context"
 	"math"
 	"net/netip"
 	"runtime"
@@ -168,13 +167,9 @@ func (f figures) Daemon() (metrics.Daemon, error) {
 	if err != nil {
 		return metrics.Daemon{}, err
 	}
-	status, err := f.Status(context.Background())
-	if err != nil {
-		return metrics.Daemon{}, err
-	}
 	writes, last := f.services.Writes(), f.inForce.last.Load()
 	d := metrics.Daemon{
-		Ready: status.Ready, Queries: f.resolver.Queries(), Writes: writes.All, WritesFailed: writes.Failed, WriteFailing: f.services.Err() != nil,
+		Ready: f.ready(), Queries: f.resolver.Queries(), Writes: writes.All, WritesFailed: writes.Failed, WriteFailing: f.services.Err() != nil,
 		ReloadFailed: last.failed, LastReload: last.at, PublishedPorts: countPorts(f.driver.Ports()), EventsLost: lost,
 	}
 	if f.engine != nil {
@@ -189,6 +184,11 @@ func countPorts(list []driver.PublishedPort) (n int) {
 		n += int(max(p.Count, 1))
 	}
 	return n
+}
+
+// ready says that all containers are known, and what should be in the maps is there. Status looks at more, which a scrape shows by itself.
+func (h *host) ready() bool {
+	return h.knows() && h.services.Err() == nil
 }
 
 var _ metrics.Host = figures{}

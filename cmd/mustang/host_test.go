@@ -51,12 +51,12 @@ func TestWhatIsLeftBesideFilesIsCleared(t *testing.T) {
 	dir := t.TempDir()
 	cfg := config.Config{
 		PluginSocket: filepath.Join(dir, "plugins", "mustang.sock"), Socket: filepath.Join(dir, "run", "mustang.sock"),
-		StateDir: filepath.Join(dir, "state"), CNIConfDir: filepath.Join(dir, "net.d"),
+		StateDir: filepath.Join(dir, "state"),
 	}
 	old := time.Now().Add(-2 * asideAge)
 	for name, at := range map[string]time.Time{
-		"plugins/.mustang-1/s": time.Now(), "run/.mst17": time.Now(), "state/.new-state-1": time.Now(), "net.d/.mustang-1": old, // go
-		"plugins/other.sock": old, "run/.hidden": old, "state/state.db": old, "net.d/.mustang-2": time.Now(), "net.d/web.conflist": old,
+		"plugins/.mustang-1/s": time.Now(), "run/.mst17": time.Now(), "state/.new-state-1": old, // go
+		"plugins/other.sock": old, "run/.hidden": old, "state/state.db": old, "state/.new-state-2": time.Now(),
 	} {
 		path := filepath.Join(dir, name)
 		require.NoError(t, os.MkdirAll(filepath.Dir(path), 0o755))
@@ -72,5 +72,5 @@ func TestWhatIsLeftBesideFilesIsCleared(t *testing.T) {
 		}
 		return err
 	}))
-	require.Equal(t, []string{"net.d/.mustang-2", "net.d/web.conflist", "plugins/other.sock", "run/.hidden", "state/state.db"}, left)
+	require.Equal(t, []string{"plugins/other.sock", "run/.hidden", "state/.new-state-2", "state/state.db"}, left)
 }

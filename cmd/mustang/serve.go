@@ -20,7 +20,6 @@ import (
 	"github.com/mustang-net/mustang/api"
 	"github.com/mustang-net/mustang/bpf"
 	"github.com/mustang-net/mustang/config"
-	"github.com/mustang-net/mustang/driver/cni"
 	"github.com/mustang-net/mustang/driver/docker"
 	"github.com/mustang-net/mustang/driver/docker/watch"
 	"github.com/mustang-net/mustang/service/dns"
@@ -78,14 +77,12 @@ func (d *door) run(ctx context.Context, cfg config.Config, log *logrus.Logger, r
 // asideAge is how old a file is that nobody is about to give its name.
 const asideAge = time.Minute
 
-// clearAside removes what was made beside a file to take its place, by who was killed before it did. Only networks of CNI are written by
-// others than a daemon, or who has the state.
+// clearAside removes what was made beside a socket or the state to take its place, by who was killed before it did.
 func (h *host) clearAside() {
 	for pattern, age := range map[string]time.Duration{
 		filepath.Join(filepath.Dir(h.cfg.PluginSocket), docker.Aside): 0,
 		filepath.Join(filepath.Dir(h.cfg.Socket), api.Aside):          0,
-		filepath.Join(h.cfg.StateDir, state.Aside):                    0,
-		filepath.Join(h.cfg.CNIConfDir, cni.Aside):                    asideAge,
+		filepath.Join(h.cfg.StateDir, state.Aside):                    asideAge, // which commands make, too
 	} {
 		left, _ := filepath.Glob(pattern) // the patterns are well-formed
 		for _, path := range left {

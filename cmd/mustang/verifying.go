@@ -107,6 +107,7 @@ func (h *host) look() (out []drift.Difference, err error) {
 // repair does what a start does, as far as it can.
 func (h *host) repair() error {
 	h.tables.Doubt()
+	h.datapath.ForgetLinks()
 	if err := h.connect(); err != nil {
 		return err
 	}

@@ -113,9 +113,10 @@ type Detached struct {
 	Stays bool `json:"stays,omitempty"`
 }
 
-// Collected is what GC deleted.
+// Collected is what GC came to.
 type Collected struct {
-	Removed []Attachee `json:"removed,omitempty"`
+	// Swept are attachments whose addresses the network's IPAM plugin is to take back; Delete then forgets them.
+	Swept []Attachee `json:"swept,omitempty"`
 }
 
 // Attached is what ADD made.

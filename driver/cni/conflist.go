@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"time"
 
 	"github.com/containernetworking/cni/pkg/utils"
 )
@@ -71,24 +72,30 @@ func Write(dir string, n Network, labels map[string]string) (path string, err er
 	return path, nil
 }
 
-// Aside are the names, as a pattern, under which a file is made before it has its own.
-const Aside = ".mustang-*"
+// aside are the names, as a pattern, under which a file is made before it has its own.
+const aside = ".mustang-*"
 
 // writeFile makes a whole file or none, under a name that runtimes do not read until it is complete.
 func writeFile(path string, text []byte) error {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return err
 	}
-	aside, err := os.CreateTemp(filepath.Dir(path), Aside)
+	left, _ := filepath.Glob(filepath.Join(filepath.Dir(path), aside)) // the pattern is well-formed
+	for _, name := range left {
+		if info, err := os.Lstat(name); err == nil && time.Since(info.ModTime()) > time.Minute { // whose writer was killed
+			_ = os.Remove(name)
+		}
+	}
+	f, err := os.CreateTemp(filepath.Dir(path), aside)
 	if err != nil {
 		return err
 	}
-	defer os.RemoveAll(aside.Name())
-	_, err = aside.Write(text)
-	if err := errors.Join(err, aside.Chmod(0o644), aside.Sync(), aside.Close()); err != nil {
+	defer os.RemoveAll(f.Name())
+	_, err = f.Write(text)
+	if err := errors.Join(err, f.Chmod(0o644), f.Sync(), f.Close()); err != nil {
 		return err
 	}
-	return os.Rename(aside.Name(), path)
+	return os.Rename(f.Name(), path)
 }
 
 // pluginOf writes what conf.network reads.

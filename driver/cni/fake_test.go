@@ -69,17 +69,49 @@ func (w *world) mustDelete(d Detachment) Detached {
 func (w *world) mustCollect(network string, valid []Attachee) []Attachee {
 	done, err := w.Collect(ctx, network, valid)
 	require.NoError(w.t, err)
-	return done.Removed
+	return done.Swept
 }
 
 // open is [Plugin.Open].
 func (w *world) open(context.Context) (Host, func() error, error) {
-	release := func() error { return nil }
-	if w.deaths > 0 {
-		w.deaths--
-		release = func() error { return unanswered{} }
+	return dyingHost{w.Manager, w}, func() error { return nil }, nil
+}
+
+// dyingHost does what it is asked for, and ends before it says so.
+type dyingHost struct {
+	Host
+	w *world
+}
+
+func (d dyingHost) end(err error) error {
+	if d.w.deaths == 0 {
+		return err
 	}
-	return w.Manager, release, nil
+	d.w.deaths--
+	return unanswered{}
+}
+
+func (d dyingHost) Add(ctx context.Context, a Attachment) (Attached, error) {
+	done, err := d.Host.Add(ctx, a)
+	return done, d.end(err)
+}
+
+func (d dyingHost) Delete(ctx context.Context, a Detachment) (Detached, error) {
+	done, err := d.Host.Delete(ctx, a)
+	if err = d.end(err); err != nil {
+		done = Detached{}
+	}
+	return done, err
+}
+
+func (d dyingHost) CanAdd(ctx context.Context, n Network) error { return d.end(d.Host.CanAdd(ctx, n)) }
+
+func (d dyingHost) Collect(ctx context.Context, network string, valid []Attachee) (Collected, error) {
+	done, err := d.Host.Collect(ctx, network, valid)
+	if err = d.end(err); err != nil {
+		done = Collected{}
+	}
+	return done, err
 }
 
 // unanswered is what a client of the daemon says that has ended.

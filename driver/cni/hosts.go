@@ -146,15 +146,10 @@ func (h hosts) write(file string) error {
 	if err := lockSoon(dir); err != nil {
 		return fmt.Errorf("lock %s: %w", dir.Name(), err)
 	}
-	f, err := os.OpenFile(file, os.O_RDWR|unix.O_NOFOLLOW, 0)
+	had, err := readHosts(file)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil // of a container that has its own, or is going
 	}
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	had, err := io.ReadAll(io.LimitReader(f, maxHosts+1))
 	if err != nil {
 		return err
 	}
@@ -168,7 +163,16 @@ func (h hosts) write(file string) error {
 	if bytes.Equal(now, had) {
 		return nil
 	}
-	return replace(f, now, len(had))
+	return replace(file, now, len(had))
+}
+
+func readHosts(file string) ([]byte, error) {
+	f, err := os.Open(file)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return io.ReadAll(io.LimitReader(f, maxHosts+1))
 }
 
 // maxHosts is how large a file is that we read: the container may write what it likes, and it is read every second.
@@ -176,10 +180,17 @@ const maxHosts = 1 << 20
 
 // replace gives a file of some length another content. At no moment does it lack the lines that stay: whoever is killed in between leaves
 // empty lines at most.
-func replace(f *os.File, text []byte, had int) error {
-	err := unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_KEEP_SIZE, 0, int64(len(text))) // where there is no room, nothing is written
-	if err != nil && !errors.Is(err, unix.EOPNOTSUPP) {
+func replace(file string, text []byte, had int) error {
+	f, err := os.OpenFile(file, os.O_WRONLY, 0)
+	if err != nil {
 		return err
+	}
+	defer f.Close()
+	if len(text) > had { // where there is no room, nothing is written
+		err := unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_KEEP_SIZE, 0, int64(len(text)))
+		if err != nil && !errors.Is(err, unix.EOPNOTSUPP) {
+			return fmt.Errorf("make room in %s: %w", file, err)
+		}
 	}
 	whole := slices.Clone(text)
 	for len(whole) < had {

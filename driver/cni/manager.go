@@ -277,7 +277,7 @@ func (m *Manager) Delete(ctx context.Context, d Detachment) (Detached, error) {
 	unlock := m.lock(d.Key)
 	defer unlock()
 	had := m.get(d.Key)
-	if d.Sandbox == "" && had != nil && m.alive(had) {
+	if d.Sandbox == "" && had != nil && !had.Swept && m.alive(had) {
 		return Detached{Stays: true}, m.letGo(ctx, had)
 	}
 	var err error
@@ -385,21 +385,27 @@ func (m *Manager) sweepOne(ctx context.Context, k Key) error {
 	if a == nil || a.Swept || m.alive(a) {
 		return nil // another was faster, or it has come back
 	}
+	return m.sweepAway(ctx, a)
+}
+
+// sweepAway removes an attachment. Of a delegated network's the record stays: its address is another plugin's, which DEL or GC asks to take it
+// back. The caller has its lock.
+func (m *Manager) sweepAway(ctx context.Context, a *attachment) error {
 	m.mu.Lock()
-	n := m.networks[k.Network]
+	n := m.networks[a.Network]
 	m.mu.Unlock()
 	if n == nil || !n.Delegated {
-		return m.remove(ctx, k)
+		return m.remove(ctx, a.Key)
 	}
-	if err := m.detach(ctx, k); err != nil {
+	if err := m.detach(ctx, a.Key); err != nil {
 		return err
 	}
-	swept := *a // its address is another plugin's, which the runtime's DEL or GC asks to take it back
+	swept := *a
 	swept.Leaving, swept.Swept = true, true
 	if err := m.put(&swept); err != nil {
 		return err
 	}
-	m.tellContainer(k.Container)
+	m.tellContainer(a.Container)
 	return nil
 }
 
@@ -410,17 +416,19 @@ func (m *Manager) Collect(ctx context.Context, name string, valid []Attachee) (d
 		keep[a.String()] = true
 	}
 	var errs []error
-	for _, k := range append(m.keysOf(name), m.sweptOf(name)...) {
-		if keep[k.String()] {
-			continue
+	for _, k := range m.keysOf(name) {
+		if !keep[k.String()] {
+			unlock := m.lock(k)
+			if a := m.get(k); a != nil {
+				errs = append(errs, m.sweepAway(ctx, a))
+			}
+			unlock()
 		}
-		unlock := m.lock(k)
-		err := m.remove(ctx, k)
-		unlock()
-		if err == nil {
-			done.Removed = append(done.Removed, k.Attachee)
+	}
+	for _, k := range m.sweptOf(name) {
+		if !keep[k.String()] {
+			done.Swept = append(done.Swept, k.Attachee)
 		}
-		errs = append(errs, err)
 	}
 	for _, p := range m.poolsOf(name) {
 		for _, l := range m.Pools.Leases(p.ID) {

@@ -318,15 +318,20 @@ func refusal(err error) error {
 
 // removeIdle removes a network on which nobody is and that no configuration on the host names.
 func (m *Manager) removeIdle(ctx context.Context, name string) error {
-	declared := m.Declared(name)
 	m.mu.Lock()
 	n, known := m.networks[name]
-	if known && declared {
-		n.await = time.Time{}
-	}
 	awaited := known && time.Now().Before(n.await)
 	m.mu.Unlock()
-	if !known || declared || awaited || len(m.keysOf(name)) > 0 {
+	if !known || !awaited && len(m.keysOf(name)) > 0 {
+		return nil
+	}
+	if m.Declared(name) {
+		m.mu.Lock()
+		n.await = time.Time{}
+		m.mu.Unlock()
+		return nil
+	}
+	if awaited {
 		return nil
 	}
 	m.making.Lock()

@@ -49,7 +49,7 @@ type verb func(context.Context, Host, *skel.CmdArgs) error
 // with runs a verb and gives its error the code of the specification. Where the daemon has ended under it, another does the work again.
 func (p Plugin) with(ctx context.Context, args *skel.CmdArgs, do, again verb) error {
 	err := p.once(ctx, args, do)
-	for cutOff(err) && ctx.Err() == nil {
+	for i := 0; i < cutOffTries && cutOff(err) && ctx.Err() == nil; i++ {
 		time.Sleep(cutOffPause)
 		err = p.once(ctx, args, again)
 	}
@@ -68,8 +68,12 @@ func (p Plugin) once(ctx context.Context, args *skel.CmdArgs, do verb) error {
 	return errors.Join(do(ctx, h, args), release())
 }
 
-// cutOffPause is how long a daemon that has ended is given to let go of its socket and its state.
-const cutOffPause = 50 * time.Millisecond
+// A daemon that has ended is given a moment to let go of its socket and its state. One that ends under this very call again and again
+// shall not be asked for ever.
+const (
+	cutOffPause = 50 * time.Millisecond
+	cutOffTries = 5
+)
 
 // cutOff tells whether a daemon was there, and ended before it had answered.
 func cutOff(err error) bool {
@@ -222,7 +226,7 @@ func del(ctx context.Context, h Host, args *skel.CmdArgs) error {
 	}
 	done, failed := h.Delete(ctx, Detachment{Key: keyOf(c, args), Sandbox: args.Netns})
 	err = errors.Join(err, failed)
-	if c.delegated() && !before && !done.Stays {
+	if failed == nil && c.delegated() && !before && !done.Stays {
 		err = errors.Join(err, giveBack())
 	}
 	return err
@@ -291,8 +295,12 @@ func collect(ctx context.Context, h Host, args *skel.CmdArgs) error {
 	if !c.delegated() {
 		return err
 	}
-	for _, a := range done.Removed { // plugins that know no GC do not find those themselves
-		err = errors.Join(err, c.ofDelegate("take addresses back", delegateDelFor(ctx, c, args, a)))
+	for _, a := range done.Swept { // plugins that know no GC do not find those themselves
+		failed := c.ofDelegate("take addresses back", delegateDelFor(ctx, c, args, a))
+		if failed == nil {
+			_, failed = h.Delete(ctx, Detachment{Key: Key{Network: c.Name, Attachee: a}})
+		}
+		err = errors.Join(err, failed)
 	}
 	return errors.Join(err, c.ofDelegate("collect addresses", invoke.DelegateGC(ctx, c.IPAM.Type, args.StdinData, nil)))
 }
@@ -305,8 +313,8 @@ func status(ctx context.Context, h Host, args *skel.CmdArgs) error {
 	if err == nil && c.delegated() {
 		err = invoke.DelegateStatus(ctx, c.IPAM.Type, args.StdinData, nil)
 	}
-	if err != nil {
+	if err != nil && !cutOff(err) {
 		return types.NewError(types.ErrPluginNotAvailable, "no container can be added to the network", err.Error())
 	}
-	return nil
+	return err
 }

@@ -41,7 +41,7 @@ func perSecond(metric, by string) []line {
 // rows is the dashboard.
 var rows = []row{
 	{"Overview", []panel{
-		{"Ready", "0 where the daemon does not know all containers, or a part has failed", "none", true, []line{{"mustang_ready" + on, "{{instance}}"}}},
+		{"Ready", "0 where the daemon does not know all containers, or services are not in the maps as they should be", "none", true, []line{{"mustang_ready" + on, "{{instance}}"}}},
 		{"Engine", "0 where the engine does not answer", "none", true, []line{{"mustang_engine_up" + on, "{{instance}}"}}},
 		{"Endpoints", "Containers' attachments to networks", "none", true, []line{{"sum(mustang_network_endpoints" + on + ")", "endpoints"}}},
 		{"Services without a backend", "They refuse connections", "none", true, []line{{"count(mustang_service_active_backends" + on + " == 0) or vector(0)", "services"}}},

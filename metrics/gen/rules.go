@@ -25,7 +25,7 @@ var alerts = []alert{
 	{"MustangServiceWritesFail", `mustang_service_write_failing == 1`, "1m", "critical",
 		"Services on {{ $labels.instance }} cannot be written to the maps: new and ended replicas are not followed.", "services-cannot-be-written"},
 	{"MustangNotReady", `mustang_ready == 0`, "2m", "warning",
-		"mustang on {{ $labels.instance }} is not ready: it does not know all containers, or a part has failed.", "mustang-is-not-ready"},
+		"mustang on {{ $labels.instance }} is not ready: it does not know all containers, or services are not in the maps as they should be.", "mustang-is-not-ready"},
 	{"MustangEngineLost", `mustang_engine_up == 0`, "2m", "warning",
 		"mustang on {{ $labels.instance }} does not hear of the engine's containers.", "the-engine-is-lost"},
 	{"MustangCallsFail", `sum by (instance, method) (rate(mustang_plugin_call_duration_seconds_count{result="error"}[5m])) > 0.05`, "10m", "warning",
