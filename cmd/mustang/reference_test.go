@@ -17,7 +17,7 @@ const referencePath = "../../docs/cli.md"
 // TestReference compares docs/cli.md with what the commands say of themselves; UPDATE=1 writes it.
 func TestReference(t *testing.T) {
 	var b strings.Builder
-	b.WriteString("# Command line\n\nMade from what the commands say of themselves (`UPDATE=1 go test ./cmd/mustang -run TestReference`); `man mustang` has the same.\n\nFlags for every command, before it:\n\n")
+	b.WriteString("# Command line\n\nMade from what the commands say of themselves (`UPDATE=1 go test ./cmd/mustang -run TestReference`); `man mustang` has the same.\n\nThe exit code is 0 if all was done, 1 if something failed or was refused, and 2 for a mistake in the command line itself; `status`, `verify` and `daemon --check` say below what theirs means.\n\nFlags for every command, before it:\n\n")
 	app := newApp(env{})
 	describeFlags(&b, app.Flags)
 	for _, c := range app.Commands {
