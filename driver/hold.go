@@ -18,7 +18,7 @@ func (m *Manager) hold(e *Endpoint, protocol bpf.Protocol, host netip.AddrPort, 
 	}
 	p := ports.Port{Addr: host, Protocol: transport(protocol)}
 	m.ports.Restrict(p, m.sources(e))
-	err := m.ports.Hold(p, e.via(host, port))
+	err := m.ports.Hold(p, e.via(host, port, e.publishes4(protocol, host.Port(), port)))
 	if e.Source == SourceCNI && errors.Is(err, ports.ErrReserved) {
 		return nil // by its runtime, for it
 	}
@@ -34,7 +34,7 @@ func (m *Manager) holdBoth(e *Endpoint, protocol bpf.Protocol, number, port uint
 	for _, at := range []netip.AddrPort{at4, at6} {
 		m.ports.Restrict(ports.Port{Addr: at, Protocol: transport(protocol)}, m.sources(e))
 	}
-	return m.ports.HoldEvery(transport(protocol), number, e.via(at4, port), e.via(at6, port))
+	return m.ports.HoldEvery(transport(protocol), number, e.via(at4, port, true), e.via(at6, port, true))
 }
 
 // holdAgain keeps what the endpoint has published, past errors: the programs lead there all the same.
@@ -121,12 +121,19 @@ func (m *Manager) heirs(e *Endpoint, had []Published) map[frontend]heir {
 	return out
 }
 
-// via is where a socket of the host's is translated for a port: the port itself, or the endpoint where that has
-// no address of the family.
-func (e *Endpoint) via(host netip.AddrPort, port uint16) netip.AddrPort {
+// publishes4 tells whether a port of every IPv4 address of the host leads to the endpoint's.
+func (e *Endpoint) publishes4(protocol bpf.Protocol, number, port uint16) bool {
+	return slices.ContainsFunc(e.Published, func(p Published) bool {
+		return p.Protocol == protocol && p.Host.Addr() == netip.IPv4Unspecified() && p.includes(number) && p.Port+number-p.Host.Port() == port
+	})
+}
+
+// via is where a socket of the host's is translated for a port: the port itself, or where the endpoint has no address of the family, the
+// same of IPv4, if every4 says that it leads there as well, or else the endpoint.
+func (e *Endpoint) via(host netip.AddrPort, port uint16, every4 bool) netip.AddrPort {
 	own := e.addrs()
 	if !slices.ContainsFunc(own, func(a netip.Addr) bool { return a.Is6() == host.Addr().Is6() }) {
-		if host.Addr().IsUnspecified() && own[0].Is4() {
+		if host.Addr().IsUnspecified() && own[0].Is4() && every4 {
 			return netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), host.Port())
 		}
 		return netip.AddrPortFrom(own[0], port)

@@ -239,8 +239,9 @@ func (m *Manager) hostsOf(n *Network, e *Endpoint, b PortBinding) []netip.Addr {
 			hosts = []netip.Addr{n.Options.HostBinding}
 		}
 	}
+	only4 := b.IPv4Only || !b.Host.IsValid() && n.Options.routed(false) && !e.IPv6.IsValid() // what it is asked for at its own address, no other leads to
 	return slices.DeleteFunc(hosts, func(host netip.Addr) bool {
-		if b.IPv4Only && host.Is6() {
+		if only4 && host.Is6() {
 			return true
 		}
 		if !n.Options.routed(host.Is6()) {

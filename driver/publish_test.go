@@ -4,6 +4,7 @@ package driver
 
 import (
 	"context"
+	"fmt"
 	"maps"
 	"net/netip"
 	"slices"
@@ -373,6 +374,32 @@ func TestAPortOfAFamilyThatItsEndpointLacksIsTakenAllTheSame(t *testing.T) {
 	six.Host = netip.IPv6Unspecified()
 	require.ErrorContains(t, w.Publish(ctx, net1, ep1, []PortBinding{six}), "port 8080/tcp is published by the endpoint e4e4e4e4e4e4e4e4 already")
 	require.Empty(t, cmp.Diff(before, w.lines()))
+}
+
+// Nothing of the host's own is behind a port of IPv6 whose endpoint has none: the same port of IPv4 may be anybody's.
+func TestAPortOfIPv6AloneLeadsToItsEndpoint(t *testing.T) {
+	w := publishing(t)
+	four := network("net4", 4, nil)
+	four.IPv6 = nil
+	require.NoError(t, w.CreateNetwork(ctx, four))
+	routed := network("net5", 5, map[string]string{"com.docker.network.bridge.gateway_mode_ipv4": "routed"})
+	routed.IPv6 = nil
+	require.NoError(t, w.CreateNetwork(ctx, routed))
+	for i, id := range []string{"net4", "net5"} {
+		cfg := endpoint(fmt.Sprintf("e%de4e4e4e4e4e4e4", i), id, 4+i, 2)
+		cfg.IPv6 = netip.Prefix{}
+		_, err := w.CreateEndpoint(ctx, cfg)
+		require.NoError(t, err)
+	}
+	six := tcp(80, 8080, 8080)
+	six.Host = netip.IPv6Unspecified()
+	require.NoError(t, w.Publish(ctx, "net4", "e0e4e4e4e4e4e4e4", []PortBinding{six}))
+	require.NoError(t, w.Publish(ctx, "net5", "e1e4e4e4e4e4e4e4", []PortBinding{tcp(80, 8081, 8081)}))
+	for range 2 {
+		require.Contains(t, strings.Join(w.portLines(), "\n"), "port [::]:8080/tcp held via 10.4.0.2:80")
+		require.NotContains(t, strings.Join(w.portLines(), "\n"), ":8081/tcp held", "whoever wants it asks at its own address")
+		w.restart()
+	}
 }
 
 func TestSourcesAreKeptWhereTheDaemonPassesOn(t *testing.T) {

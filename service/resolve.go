@@ -23,17 +23,21 @@ func (m *Manager) Resolve(cookie uint64, name string) Answer {
 	if len(endpoints) == 0 || name == "" {
 		return Answer{}
 	}
+	var idle Answer // of a name that nobody has now, unless another network knows somebody by it
 	for cut := len(name); cut > 0; cut = strings.LastIndexByte(name[:cut], '.') {
 		for _, ep := range endpoints {
 			if cut < len(name) && !strings.EqualFold(ep.net.Name, name[cut+1:]) {
 				continue
 			}
-			if answer, found := ep.lookup(name[:cut]); found {
+			switch answer, found, used := ep.lookup(name[:cut]); {
+			case used:
 				return answer
+			case found && !idle.Known:
+				idle = answer
 			}
 		}
 	}
-	return Answer{}
+	return idle
 }
 
 // sandbox returns the endpoints of a sandbox whose networks are known, in the engine's order: higher
@@ -70,31 +74,32 @@ func (n *network) order() int {
 
 func (ep *endpoint) unread() bool { return ep.container == nil && ep.gone.IsZero() }
 
-// lookup finds a name in the network of ep. found ends the search, also where the name is a
+// lookup finds a name in the network of ep. used says that somebody has it, and ends the search, also where the name is a
 // container's own and so the engine's to answer.
-func (ep *endpoint) lookup(name string) (answer Answer, found bool) {
+func (ep *endpoint) lookup(name string) (answer Answer, found, used bool) {
 	n := ep.net
 	if s := n.names[name]; s != nil && n.VIP {
 		if len(s.members) == 1 && s.members[0].Cookie == ep.Cookie {
-			return answerWith([]netip.Addr{s.members[0].IPv4, s.members[0].IPv6}), true
+			return answerWith([]netip.Addr{s.members[0].IPv4, s.members[0].IPv6}), true, true
 		}
 		if len(s.members) > 0 || !n.engineNames(name) {
-			return answerWith(s.vips[:]), true
+			return answerWith(s.vips[:]), true, len(s.members) > 0
 		}
 	}
 	if service, ok := strings.CutPrefix(name, tasksPrefix); ok && n.VIP {
 		if s := n.names[service]; s != nil && (len(s.members) > 0 || !n.engineNames(service)) {
-			return answerWith(s.tasks()), true
+			return answerWith(s.tasks()), true, len(s.members) > 0
 		}
 	}
-	return Answer{}, n.engineNames(name)
+	used = n.engineNames(name)
+	return Answer{}, used, used
 }
 
 // engineNames reports whether the engine has an answer of its own for a name: a container is called
-// so, or has the alias with its VIP off.
+// so, or has the alias and no VIP.
 func (n *network) engineNames(name string) bool {
 	for _, ep := range n.endpoints {
-		if ep.alive() && (strings.EqualFold(ep.container.Name, name) || ep.options.off && slices.Contains(ep.claims(), name)) {
+		if ep.alive() && (strings.EqualFold(ep.container.Name, name) || (ep.options.off || !n.VIP) && slices.Contains(ep.claims(), name)) {
 			return true
 		}
 	}

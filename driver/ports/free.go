@@ -30,7 +30,12 @@ func (*Holder) Free(protocol string, addrs []netip.Addr) (uint16, error) {
 		var err error
 		for _, a := range addrs {
 			var fd int
-			if fd, err = probe(Port{netip.AddrPortFrom(a, port), protocol}); err != nil {
+			fd, err = probe(Port{netip.AddrPortFrom(a, port), protocol})
+			if errors.Is(err, unix.EAFNOSUPPORT) && port != 0 {
+				err = nil // a host without IPv6, of which no port is taken
+				continue
+			}
+			if err != nil {
 				break
 			}
 			busy = append(busy, fd)

@@ -54,9 +54,10 @@ const (
 	maxIdle     = 4   // upstream UDP sockets kept for the next query
 )
 
-// The times of a query. Clients give up after 5 s, so the answer that there is none comes before.
+// The times of a query. The engine asks up to three name servers, 4 s each, and says when none of them answers: whoever gives up before it
+// never hears of the second one's answer.
 const (
-	upstreamTimeout = 4 * time.Second
+	upstreamTimeout = 13 * time.Second
 	unreadTimeout   = 500 * time.Millisecond
 	idleTimeout     = 10 * time.Second // of a TCP connection
 )

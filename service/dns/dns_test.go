@@ -137,7 +137,7 @@ func serve(t testing.TB, names *fakeNames, engine string) (server *Server, addr 
 
 func ask(t testing.TB, network, addr string, q *dns.Msg) *dns.Msg {
 	t.Helper()
-	c := dns.Client{Net: network, Timeout: 6 * time.Second}
+	c := dns.Client{Net: network, Timeout: upstreamTimeout + 2*time.Second}
 	reply, _, err := c.Exchange(q, addr)
 	require.NoError(t, err)
 	return reply
