@@ -101,13 +101,14 @@ func (m *model) toHost(ifindex int, in, got []byte) judgement {
 		return passes(in)
 	}
 	w.sender = src
-	linkAlone := src.Is6() && src.IsLinkLocalUnicast() || src.IsUnspecified()
+	linkAlone := linkOnly(src)
+	beyond := m.endpoints[dst].Host && dst != i.Gateway4 && dst != i.Gateway6
 	switch {
 	case !i.Private && (src.IsLoopback() || dst.IsLoopback()):
 		return dropped("off-host" + w.direction)
 	case i.Private && isMany(dst) && !findsNeighbours(&p):
 		return dropped("multicast" + w.direction)
-	case linkAlone && i.Private && !i.Egress && w.publishedAtAll(&p):
+	case linkAlone && i.Private && !i.Egress && (beyond || w.publishedAtAll(&p)):
 		return dropped("isolated" + w.direction)
 	case linkAlone, isMany(dst):
 		return w.stack(&p)

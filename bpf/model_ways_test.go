@@ -230,11 +230,17 @@ func (m *model) fromUplink(ifindex int, in, got []byte) judgement {
 	return w.open(&p)
 }
 
+// linkOnly are sources that no router passes on.
+func linkOnly(src netip.Addr) bool {
+	return src.Is6() && src.IsLinkLocalUnicast() || src.IsUnspecified()
+}
+
 // open lets in what is for a container that all outside may reach, or ping.
 func (w *place) open(p *packet) judgement {
 	e, known := w.endpoints[p.t.dst.Addr()]
 	tcpOrUDP := p.t.proto == protoTCP || p.t.proto == protoUDP
-	if !known || e.Host || tcpOrUDP || !e.Open && !(e.Ping && p.isEcho()) {
+	forged := w.inside(p.t.src.Addr()) || linkOnly(p.t.src.Addr()) || findsNeighbours(p)
+	if !known || e.Host || tcpOrUDP || forged || !e.Open && !(e.Ping && p.isEcho()) {
 		return passes(p.raw)
 	}
 	w.follow(p, p.t, 0)

@@ -4,6 +4,7 @@ package bpf
 
 import (
 	"net/netip"
+	"slices"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -208,6 +209,16 @@ func TestContainersAtTheirOwnAddress(t *testing.T) {
 				w.send(fromOutside(), f[0]).toBackend(f[0])
 			}
 			w.send(fromBackend(), tcp(w.backend, 5000, w.outside, 443, syn)).leftAs(func(p uint16) frame { return tcp(w.host, p, w.outside, 443, syn) })
+		}},
+		{"nothing that is forged reaches an open container past the stack", func(w *world) {
+			w.leaves(true)
+			open(w)
+			w.send(fromOutside(), echo(w.client, w.backend, false, "ping")).untouched()
+			w.send(fromOutside(), echo(w.host, w.backend, false, "ping")).untouched()
+			if w.v6 {
+				w.send(fromOutside(), icmp(w.router, w.backend, 136, 0, 0, slices.Concat(w.gateway.AsSlice(), []byte{2, 1, 2, 1, 2, 3, 4, 5})).hops(255)).untouched()
+				w.send(fromOutside(), echo(netip.MustParseAddr("fe80::9"), w.backend, false, "ping")).untouched()
+			}
 		}},
 		{"fragments for an open container follow their head, and its stray segments are the stack's", func(w *world) {
 			w.leaves(true)

@@ -418,6 +418,8 @@ func TestEgressOfSlaves(t *testing.T) {
 				near, host := netip.MustParseAddr("fe80::2"), netip.MustParseAddr("fe80::1")
 				w.send(toHost(), asSlave(tcp(near, 5000, host, 80, syn))).dropped("isolated")
 				w.send(toHost(), asSlave(tcp(near, 5000, host, 22, syn))).untouched()
+				w.send(toHost(), asSlave(tcp(near, 5000, w.gateway, 22, syn))).untouched()
+				w.send(toHost(), asSlave(tcp(near, 5000, w.host, 22, syn))).dropped("isolated")
 			}
 			w.send(toHost(), asSlave(tcp(w.backend, 5000, w.gateway, 22, syn))).untouched()
 			w.send(toHost(), asSlave(tcp(w.backend, 5000, w.host, 22, syn))).dropped("isolated")

@@ -29,7 +29,7 @@ static __always_inline bool at_ingress(const struct __sk_buff *skb)
 	return skb->ingress_ifindex == skb->ifindex;
 }
 
-/* Sends the packet out by the host's slave via. */
+/* Sends the packet out by the host's slave or netkit device via. */
 static __always_inline int send_by(struct __sk_buff *skb, __u32 via)
 {
 	skb->cb[0] = VOUCHED;
@@ -46,9 +46,9 @@ static __always_inline int send_back(struct __sk_buff *skb)
 	switch (w->place) {
 	case PLACE_HOST:
 		return bpf_redirect_peer(skb->ifindex, 0);
-	case PLACE_NETKIT:
 	case PLACE_UPLINK:
 		return bpf_redirect(skb->ifindex, 0);
+	case PLACE_NETKIT:
 	case PLACE_SLAVE:
 		return send_by(skb, w->via);
 	}

@@ -29,8 +29,8 @@ static __always_inline int deliver(struct __sk_buff *skb, __u32 place,
 		return TC_PASS;
 	if (dst->via)
 		return send_by(skb, dst->via);
-	if (place == PLACE_NETKIT)
-		return bpf_redirect(dst->ifindex, 0);
+	if (place == PLACE_NETKIT) /* where it has come in nowhere yet */
+		return send_by(skb, dst->ifindex);
 	return bpf_redirect_peer(dst->ifindex, 0);
 }
 

@@ -148,10 +148,8 @@ static __always_inline int egress(struct __sk_buff *skb, struct work *w,
 			return drop(skb, reason, MST_FROM_CONTAINER);
 	}
 	nh.nh_family = fib.family;
-	if (p->v6)
-		__builtin_memcpy(nh.ipv6_nh, fib.ipv6_dst, 16);
-	else
-		nh.ipv4_nh = fib.ipv4_dst;
+	/* IPv4 may go by IPv6 (RFC 8950): either is first in both unions */
+	__builtin_memcpy(nh.ipv6_nh, fib.ipv6_dst, 16);
 	return bpf_redirect_neigh(fib.ifindex, &nh, sizeof(nh), 0);
 }
 

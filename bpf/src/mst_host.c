@@ -105,6 +105,13 @@ static __always_inline int answered_outside(struct __sk_buff *skb,
 	return verdict == SVC_UNTOUCHED ? SVC_TRANSLATED : verdict;
 }
 
+/* Is it a question for, or an answer of, a neighbour? */
+static __always_inline bool finds_neighbours(const struct pkt *p)
+{
+	return p->v6 && p->t.proto == IPPROTO_ICMPV6 && p->frag != FRAG_LATER &&
+	       (p->icmp_type == ICMP6_NS || p->icmp_type == ICMP6_NA);
+}
+
 /*
  * Is what has no ports for a container nonetheless? All else at a container's
  * own address is the stack's to forward, and lxc_egress's to stop.
@@ -115,6 +122,9 @@ static __always_inline bool is_open(const struct work *w)
 
 	if (w->p.t.proto == IPPROTO_TCP || w->p.t.proto == IPPROTO_UDP)
 		return false; /* publish() has judged */
+	if (is_inside(&w->p.t.saddr) || on_link_only(&w->p.t.saddr) ||
+	    finds_neighbours(&w->p))
+		return false; /* forged: the stack and lxc_egress say so */
 	dst = bpf_map_lookup_elem(&mst_endpoints_v1, &w->p.t.daddr);
 	if (!dst || dst->flags & MST_EP_HOST)
 		return false;
@@ -244,17 +254,6 @@ static __always_inline bool lan_asks(struct __sk_buff *skb, struct work *w,
 }
 
 /*
- * Is a packet for many what a container may say to the host on a private link?
- * As pairs do, it asks for neighbours; the host's sockets would take the rest
- * from any source.
- */
-static __always_inline bool finds_neighbours(const struct pkt *p)
-{
-	return p->v6 && p->t.proto == IPPROTO_ICMPV6 && p->frag != FRAG_LATER &&
-	       (p->icmp_type == ICMP6_NS || p->icmp_type == ICMP6_NA);
-}
-
-/*
  * Does a frame for many bring what it should not? The stack would take a packet
  * for one alone unjudged. A subnet's own broadcast address counts as one: no
  * map has subnets. On a LAN others may have what is not the host's.
@@ -274,6 +273,15 @@ static __always_inline bool abuses_broadcast(struct __sk_buff *skb,
 		return private && !finds_neighbours(&w->p);
 	return private || evades(w) || lb_in_pool(&w->p.t.daddr) ||
 	       is_martian(w);
+}
+
+/* Is it for an address of the host's that is not the network's gateway? */
+static __always_inline bool is_beyond(const struct work *w,
+				      const struct mst_interface *iface)
+{
+	return lb_is_host(&w->p.t.daddr) &&
+	       !addr_eq(&w->p.t.daddr,
+			w->p.v6 ? &iface->gateway6 : &iface->gateway4);
 }
 
 /* Where a packet of an endpoint on a private parent may go. */
@@ -365,9 +373,11 @@ int slave_ingress(struct __sk_buff *skb)
 	if (iface->flags & MST_IF_PRIVATE && is_multicast(&w->p) &&
 	    !finds_neighbours(&w->p))
 		return drop(skb, MST_REASON_MULTICAST, MST_FROM_CONTAINER);
-	/* what is for the link alone is the stack's, but not by a port */
+	/* what is for the link alone is the stack's, but no way around
+	 * shut_in() */
 	if (on_link_only(&w->p.t.saddr) && iface->flags & MST_IF_PRIVATE &&
-	    !(iface->flags & MST_IF_EGRESS) && published_at_all(skb))
+	    !(iface->flags & MST_IF_EGRESS) &&
+	    (published_at_all(skb) || is_beyond(w, iface)))
 		return drop(skb, MST_REASON_ISOLATED, MST_FROM_CONTAINER);
 	verdict = SVC_UNTOUCHED;
 	if (!is_multicast(&w->p) && !on_link_only(&w->p.t.saddr))

@@ -195,6 +195,8 @@ static __always_inline int from_container(struct __sk_buff *skb, __u32 place)
 	if (!w)
 		return TC_DROP;
 	w->place = place;
+	if (place == PLACE_NETKIT)
+		w->via = skb->ifindex;
 	if (place == PLACE_SANDBOX && skb->cb[0] == RESOLVED) {
 		skb->cb[0] = 0;
 		return TC_PASS;

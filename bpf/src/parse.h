@@ -140,8 +140,8 @@ struct work {
 	__u32 place;		/* enum place */
 	__u32 mtu;		/* of the way out, for too large packets */
 	__u32 uplink;		/* of the flow that p is an answer of */
-	__u32 via;		/* PLACE_SLAVE: ifindex of the host's slave */
-	__u32 reply;		/* p answers a flow to a service */
+	__u32 via;   /* ifindex of the host's slave, or netkit device */
+	__u32 reply; /* p answers a flow to a service */
 };
 
 struct {
