@@ -26,7 +26,7 @@ func (m *Manager) desired(f bpf.Frontend) (desired, bool) {
 	if p := m.published[f]; p != nil {
 		return desired{
 			service: bpf.Service{Frontend: f, ID: p.id, Published: true, Sources: p.sources()},
-			members: p.backends(f),
+			members: m.sharing(f, p),
 			strict:  p.strict(),
 		}, true
 	}

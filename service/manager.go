@@ -83,6 +83,7 @@ type Manager struct {
 	dirty   map[bpf.Frontend]struct{}
 	found   map[bpf.Frontend][]uint32 // slots at start; nil once in sync
 	synced  bool
+	begun   time.Time // when this process did
 }
 
 // New loads the desired state from store and adopts the ids it finds there and in maps. It writes
@@ -105,6 +106,7 @@ func New(store state.Store, maps Maps, opts Options) (*Manager, error) {
 	}
 	m := newManager()
 	m.store, m.maps, m.pools, m.hostAddr, m.log = store, maps, pools, opts.HostAddr, opts.Log
+	m.begun = m.now()
 	if err := m.load(); err != nil {
 		return nil, fmt.Errorf("load the services: %w", err)
 	}

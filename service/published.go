@@ -271,19 +271,25 @@ func (m *Manager) unpublish(ep *endpoint) {
 	}
 }
 
-// backends are the members as a port of a family reaches them.
-func (p *published) backends(f bpf.Frontend) []member {
+// sharing are the members of a port as a family reaches them. Of one that the maps had at start, those of whose containers nobody has told yet
+// are as the maps have them ([Manager.undecided]), well or not.
+func (m *Manager) sharing(f bpf.Frontend, p *published) []member {
 	var out []member
+	found := m.found[f]
 	port := p.port
 	if port == f.Port {
 		port = 0 // of the frontend: a thousand of them have one backend
 	}
 	for i, ep := range p.members {
-		if i > 0 && !p.members[0].shares(ep) {
+		if found != nil && ep.unread() && ep.PortsSince.Before(m.begun) {
+			continue
+		}
+		had := found != nil && p.members[0].unread() && m.leads(found, ep.addr(familyOf(f.Addr)))
+		if i > 0 && !had && !p.members[0].shares(ep) {
 			continue // it is not known to be a replica, or known not to be one
 		}
 		phase := ep.phase()
-		if ep.container == nil && ep.gone.IsZero() {
+		if ep.unread() {
 			phase = PhaseReady // it is being started, and nobody has told of it yet
 		}
 		if a := ep.addr(familyOf(f.Addr)); a.IsValid() {
@@ -291,6 +297,14 @@ func (p *published) backends(f bpf.Frontend) []member {
 		}
 	}
 	return out
+}
+
+// leads tells whether one of the backends has the address.
+func (m *Manager) leads(ids []uint32, a netip.Addr) bool {
+	return slices.ContainsFunc(ids, func(id uint32) bool {
+		b, known := m.backends.byID[id]
+		return known && b.key.address() == a
+	})
 }
 
 // sources are who may reach the port: the same for all members.

@@ -201,6 +201,53 @@ func TestWhoSharesAPort(t *testing.T) {
 	})
 }
 
+// After a start a port leads where it has led, whoever is told of first, until all are told of.
+func TestASharedPortOverAStart(t *testing.T) {
+	for _, first := range []Phase{PhaseReady, PhaseUnhealthy} {
+		w := newWorld(t)
+		_, err := w.AddNetwork(shop)
+		require.NoError(t, err)
+		one, c1 := publishing(1)
+		two, c2 := publishing(2)
+		one.PortsSince, two.PortsSince = time.Unix(2, 0), time.Unix(3, 0)
+		c1.Phase = first
+		w.run(t, one, c1)
+		w.run(t, two, c2)
+		want := []netip.Addr{one.IPv4, two.IPv4}
+		if first != PhaseReady {
+			want = want[1:]
+		}
+		require.Equal(t, want, w.led(t))
+		port := bpf.Frontend{Addr: netip.IPv4Unspecified(), Port: 8080, Protocol: bpf.ProtocolTCP}
+		ids := unique(w.maps.services[port].Slots)
+
+		w.restart(t)
+		_, err = w.AddNetwork(shop)
+		require.NoError(t, err)
+		require.NoError(t, w.PutEndpoint(one))
+		require.Equal(t, want, w.led(t), "the engine has told of nobody")
+		require.NoError(t, w.PutEndpoint(two))
+		require.Equal(t, want, w.led(t))
+		w.PutContainer(c2)
+		require.Equal(t, want, w.led(t), "of the second alone")
+		w.PutContainer(c1)
+		require.Equal(t, want, w.led(t))
+		require.NoError(t, w.Sync())
+		require.Equal(t, want, w.led(t))
+		require.Equal(t, ids, unique(w.maps.services[port].Slots), "under their ids, which flows of datagrams know")
+
+		// who publishes it after the start is served before the engine tells
+		three, _ := publishing(3)
+		three.Ports[0].Host = netip.MustParseAddrPort("0.0.0.0:8081")
+		three.PortsSince = time.Now()
+		w.restart(t)
+		_, err = w.AddNetwork(shop)
+		require.NoError(t, err)
+		require.NoError(t, w.PutEndpoint(three))
+		require.Contains(t, w.maps.services, bpf.Frontend{Addr: netip.IPv4Unspecified(), Port: 8081, Protocol: bpf.ProtocolTCP})
+	}
+}
+
 func TestPublishedNames(t *testing.T) {
 	w := newWorld(t)
 	_, all := w.PublishedNames(shop.ID)

@@ -91,7 +91,7 @@ func (m *Manager) Published() []View {
 	defer m.mu.RUnlock()
 	views := make([]View, 0, len(m.published))
 	for f, p := range m.published {
-		v := View{ID: p.id, Name: portText(f), Frontends: []bpf.Frontend{f}, Backends: m.viewMembers(p.backends(f), p.strict())}
+		v := View{ID: p.id, Name: portText(f), Frontends: []bpf.Frontend{f}, Backends: append(m.viewMembers(m.sharing(f, p), p.strict()), m.viewUndecided(f)...)}
 		if first := p.members[0]; first.net != nil {
 			v.Network = first.net.label()
 		}
@@ -130,7 +130,7 @@ func (m *Manager) Replica(endpoint string, f bpf.Frontend) BackendView {
 	}
 	var v BackendView
 	if p := m.published[f]; p != nil {
-		for _, b := range m.viewMembers(p.backends(f), p.strict()) {
+		for _, b := range m.viewMembers(m.sharing(f, p), p.strict()) {
 			if b.Addr.Addr() == ep.addr(familyOf(f.Addr)) {
 				v = b
 			}

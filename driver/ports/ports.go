@@ -56,6 +56,9 @@ type Holder struct {
 	sources map[key][]netip.Prefix // that are passed on, of ports which not everybody may reach
 	splices int
 	flows   flows
+
+	host   map[netip.Addr]bool // addresses of the host's own,
+	hostAt time.Time           // as they were then
 }
 
 // limits bound what clients can make the daemon spend.

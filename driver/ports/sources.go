@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"time"
 )
 
 // Restrict lets only some sources be passed on from a port that is held, or will be; nil lets everybody. The host
@@ -32,14 +33,22 @@ func (h *Holder) admits(s *socket, client netip.Addr) bool {
 	sources, restricted := h.sources[k]
 	client = client.Unmap().WithZone("")
 	return !restricted || client.IsLoopback() ||
-		slices.ContainsFunc(sources, func(p netip.Prefix) bool { return p.Contains(client) }) || isHost(client)
+		slices.ContainsFunc(sources, func(p netip.Prefix) bool { return p.Contains(client) }) || h.isHost(client)
 }
 
-// isHost tells whether an address is one of the host's own.
-func isHost(a netip.Addr) bool {
-	addrs, err := net.InterfaceAddrs()
-	return err == nil && slices.ContainsFunc(addrs, func(own net.Addr) bool {
-		p, err := netip.ParsePrefix(own.String())
-		return err == nil && p.Addr().WithZone("") == a
-	})
+// hostAge is how long the host's addresses are known for: anybody may ask, and listing them costs more than he does.
+const hostAge = time.Second
+
+// isHost tells whether an address is one of the host's own. It is called with the lock held.
+func (h *Holder) isHost(a netip.Addr) bool {
+	if now := time.Now(); now.Sub(h.hostAt) > hostAge {
+		h.hostAt, h.host = now, map[netip.Addr]bool{}
+		addrs, _ := net.InterfaceAddrs()
+		for _, own := range addrs {
+			if p, err := netip.ParsePrefix(own.String()); err == nil {
+				h.host[p.Addr().WithZone("")] = true
+			}
+		}
+	}
+	return h.host[a]
 }
