@@ -237,6 +237,10 @@ func (m *Manager) attach(ctx context.Context, n *network, a Attachment) (out Att
 	for _, h := range j.Hops {
 		in.Hops = append(in.Hops, link.Hop(h))
 	}
+	// Networks of one container, which runtimes ask for at once, come one after another from here: whose default route stands publishes its ports,
+	// or its answers to datagrams would leave with another address than was asked.
+	unlock := m.lock(Key{Attachee: Attachee{Container: a.Container}})
+	defer unlock()
 	if err := m.Links.SetUpInside(a.Sandbox, in); err != nil {
 		return out, err
 	}
