@@ -31,7 +31,7 @@ import (
 func main() {
 	log.SetFlags(0)
 	device := flag.String("i", "eth0", "the `DEVICE` to send by")
-	count := flag.Int("n", 1, "how many frames")
+	count := flag.Int("n", 1, "how often to send each frame")
 	qdisc := flag.Bool("qdisc", false, "go by the device's egress, as other packets do")
 	mark := flag.Int("mark", 0, "the `MARK` of the frames, which takes CAP_NET_ADMIN")
 	flag.Parse()
