@@ -133,9 +133,9 @@ func TestTimeouts(t *testing.T) {
 	}
 	table := []expiry{
 		{"a SYN without answer", ProtocolTCP, nil, 20},
-		{"an established stream", ProtocolTCP, []segment{ack}, 3600},
-		{"a stream that is closing", ProtocolTCP, []segment{ack, fin}, 30},
-		{"a datagram flow", ProtocolUDP, nil, 60},
+		{"an established stream", ProtocolTCP, []segment{ack}, 7440},
+		{"a stream that is closing", ProtocolTCP, []segment{ack, fin}, 240},
+		{"a datagram flow", ProtocolUDP, nil, 300},
 	}
 	var scenarios []scenario
 	for _, e := range table {

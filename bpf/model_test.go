@@ -214,12 +214,12 @@ func (w *place) follow(p *packet, t tuple, uplink int) {
 // over tells whether a direction has not been heard of for too long: it is remembered, so that errors about it are known
 // for what they are, and begins anew.
 func (m *model) over(f *flow, proto uint8) bool {
-	limit := time.Hour
+	limit := longest
 	switch {
 	case proto == protoUDP:
-		limit = time.Minute
+		limit = 5 * time.Minute
 	case f.closed:
-		limit = 30 * time.Second
+		limit = 4 * time.Minute
 	case !f.spoken:
 		limit = 20 * time.Second
 	}
@@ -255,9 +255,12 @@ func (m *model) goesOnWith(flows map[tuple]*flow, p *packet) *flow {
 	return f
 }
 
-// inUse tells whether any flow to a service may be alive: an hour later none is looked for in what comes back from outside, nor
+// longest is how long a stream may be silent that nobody has closed.
+const longest = 124 * time.Minute
+
+// inUse tells whether any flow to a service may be alive: where not, none is looked for in what comes back from outside, nor
 // in what goes straight to another container of the network.
-func (m *model) inUse() bool { return m.used != 0 && m.clock()-m.used <= time.Hour }
+func (m *model) inUse() bool { return m.used != 0 && m.clock()-m.used <= longest }
 
 // answer gives what answers a flow to a service its frontend's name.
 func (w *place) answer(p *packet) {

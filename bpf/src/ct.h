@@ -8,19 +8,27 @@
 
 #define SEC_NS 1000000000ULL
 
-#define CT_LONGEST (3600 * SEC_NS) /* time-out of the longest-lived flows */
+/*
+ * How long a flow may be silent: what RFC 5382 (REQ-5) and RFC 4787 (REQ-5)
+ * ask for, so that a stream lives from one keepalive of Linux' to the next,
+ * which is two hours. The map is an LRU one: who waits holds nobody up.
+ */
+#define CT_NEW	       (20 * SEC_NS)  /* a SYN is repeated sooner */
+#define CT_CLOSING     (240 * SEC_NS) /* half-closed as well */
+#define CT_ESTABLISHED (7440 * SEC_NS)
+#define CT_DATAGRAMS   (300 * SEC_NS)
 
 static __always_inline __u64 ct_timeout(const struct mst_ct *ct, __u8 proto)
 {
 	if (proto == IPPROTO_UDP)
-		return 60 * SEC_NS;
+		return CT_DATAGRAMS;
 	switch (ct->state) {
 	case MST_CT_NEW:
-		return 20 * SEC_NS;
+		return CT_NEW;
 	case MST_CT_CLOSING:
-		return 30 * SEC_NS;
+		return CT_CLOSING;
 	}
-	return CT_LONGEST;
+	return CT_ESTABLISHED;
 }
 
 /* May any flow be alive? */
@@ -29,7 +37,7 @@ static __always_inline bool ct_in_use(void)
 	__u32 zero = 0;
 	const __u64 *last = bpf_map_lookup_elem(&mst_translated_v1, &zero);
 
-	return !last || (*last && !older(*last, CT_LONGEST + SEC_NS));
+	return !last || (*last && !older(*last, CT_ESTABLISHED + SEC_NS));
 }
 
 /* Remembers that a flow is alive, to the second: the line is shared. */
