@@ -134,6 +134,9 @@ func endpointConfig(req createEndpointRequest) (driver.EndpointConfig, error) {
 			}
 		}
 	}
+	if disablesIPv6(req.Options) && c.IPv4.IsValid() {
+		c.IPv6 = netip.Prefix{}
+	}
 	c.Options, err = endpointOptions(req.Options)
 	return c, err
 }

@@ -140,6 +140,22 @@ func endpointOptions(o options) (map[string]string, error) {
 	return out, nil
 }
 
+// disablesIPv6 tells whether the engine will turn IPv6 off on the interface, by a driver-opt. It then has its IPAM give
+// the address to the next endpoint (moby, Endpoint.Join), and fails to set routes of IPv6.
+func disablesIPv6(o options) (off bool) {
+	list, err := text(keySysctls, o[keySysctls])
+	if err != nil { // there is none
+		return false
+	}
+	for setting := range strings.SplitSeq(list, ",") {
+		key, value, _ := strings.Cut(setting, "=")
+		if strings.EqualFold(key, "net.ipv6.conf.IFNAME.disable_ipv6") { // the command lines of older engines write it small
+			off = value != "0"
+		}
+	}
+	return off
+}
+
 // portMap reads what -p asked for. A range of host ports for as many of the container's comes as single entries.
 func portMap(o options) ([]driver.PortBinding, error) {
 	raw, ok := o[keyPortMap]

@@ -13,6 +13,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -407,4 +408,26 @@ func TestBeforeItBegins(t *testing.T) {
 	status, answer = post(p, "IpamDriver.RequestPool", pool)
 	assert.Equal(t, http.StatusInternalServerError, status)
 	assert.Contains(t, answer, NotReady+": it could not start: unexpected EOF")
+}
+
+func TestAnInterfaceWithoutIPv6(t *testing.T) {
+	for sysctls, off := range map[string]bool{
+		"net.ipv6.conf.IFNAME.disable_ipv6=1":                                     true,
+		"net.ipv4.conf.IFNAME.log_martians=1,net.ipv6.conf.ifname.disable_ipv6=1": true,
+		"net.ipv6.conf.IFNAME.disable_ipv6=0":                                     false,
+		"net.ipv6.conf.IFNAME.disable_ipv6=1,net.ipv6.conf.IFNAME.disable_ipv6=0": false,
+		"net.ipv6.conf.IFNAME.accept_ra=1":                                        false,
+		"":                                                                        false,
+	} {
+		c, err := endpointConfig(createEndpointRequest{NetworkID: "n1", EndpointID: "e1",
+			Interface: &endpointInterface{Address: "10.0.0.2/24", AddressIPv6: "fd00::2/64"},
+			Options:   options{keySysctls: json.RawMessage(strconv.Quote(sysctls))}})
+		require.NoError(t, err)
+		assert.Equal(t, off, !c.IPv6.IsValid(), sysctls)
+		assert.True(t, c.IPv4.IsValid())
+	}
+	c, err := endpointConfig(createEndpointRequest{NetworkID: "n1", EndpointID: "e1", Interface: &endpointInterface{AddressIPv6: "fd00::2/64"},
+		Options: options{keySysctls: json.RawMessage(`"net.ipv6.conf.IFNAME.disable_ipv6=1"`)}})
+	require.NoError(t, err)
+	assert.True(t, c.IPv6.IsValid(), "it would have no address at all")
 }
