@@ -145,14 +145,15 @@ func countHeld() (held, error) {
 	} {
 		h[what] = float64(len(matching(".", argv...)))
 	}
-	engines := engineConnections()
-	h["fds"] -= engines
-	h["goroutines"] -= engines
+	accepted, opened := engineConnections()
+	h["fds"] -= accepted + opened
+	h["goroutines"] -= accepted + 2*opened
 	return h, nil
 }
 
-// engineConnections counts what engines keep open to the plugin's socket: each is a descriptor and a goroutine of the daemon's.
-func engineConnections() (n float64) {
+// engineConnections counts what is open between engines and the daemon, some of it idle for a while: to the plugin's socket, each a descriptor and a
+// goroutine of the daemon's, and to the engine's, each a descriptor and two goroutines (net/http reads and writes in one each).
+func engineConnections() (accepted, opened float64) {
 	connections := matching("ESTAB", "ss", "-Hxp") // type, state, queues, name, inode, name and inode of the peer, users; only an accepted one has a name
 	peers := map[string]bool{}
 	for _, line := range connections {
@@ -161,11 +162,16 @@ func engineConnections() (n float64) {
 		}
 	}
 	for _, line := range connections {
-		if f := strings.Fields(line); strings.Contains(line, `"mustang"`) && f[4] != "*" && peers[f[7]] {
-			n++
+		f := strings.Fields(line)
+		switch {
+		case !strings.Contains(line, `"mustang"`) || !peers[f[7]]:
+		case f[4] == "*":
+			opened++
+		default:
+			accepted++
 		}
 	}
-	return n
+	return accepted, opened
 }
 
 // beyond tells where a count lies above another. Memory, and what is made and collected by itself, are left out.
