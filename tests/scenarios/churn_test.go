@@ -118,7 +118,7 @@ func churnEndpoints(network string) result {
 		if strings.HasPrefix(method, own) {
 			f.state(method, text)
 		} else {
-			f.hold(method, text, "< 5 s each", longest < 5*time.Second)
+			f.soaked(method, text, "< 5 s each", longest < 5*time.Second)
 		}
 	}
 	return f.result(err)
