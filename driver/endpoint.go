@@ -63,7 +63,7 @@ func (m *Manager) CreateEndpoint(_ context.Context, cfg EndpointConfig) (Endpoin
 	defer m.mu.Unlock()
 	n, ok := m.networks[cfg.NetworkID]
 	if !ok {
-		return Endpoint{}, fmt.Errorf("network %s: %w", cfg.NetworkID, ErrNotFound)
+		return Endpoint{}, fmt.Errorf("network %s: %w: remove it (docker network rm) and make it anew", cfg.NetworkID, ErrNotFound)
 	}
 	if n.Partial {
 		return Endpoint{}, fmt.Errorf("network %s: %w: it is half removed, remove it again", cfg.NetworkID, ErrNotFound)
@@ -172,7 +172,7 @@ func (m *Manager) makeRoom(e *Endpoint) error {
 func newEndpoint(n *Network, cfg EndpointConfig) (*Endpoint, error) {
 	e := &Endpoint{
 		ID: cfg.ID, NetworkID: cfg.NetworkID, Source: cmp.Or(cfg.Source, SourceDocker), IPv4: cfg.IPv4, IPv6: cfg.IPv6,
-		MAC: cfg.MAC, Shaped: cfg.Shaped, Options: cfg.Options, IfName: cfg.Options["com.docker.network.endpoint.ifname"],
+		MAC: cfg.MAC, Shaped: cfg.Shaped, Options: cfg.Options, IfName: cfg.Options[optionIfName],
 	}
 	if len(e.ID) < idBytes {
 		return nil, fmt.Errorf("create endpoint %q: its id must have at least %d characters", e.ID, idBytes)

@@ -201,9 +201,11 @@ func (m *Manager) checkOnLink(n *Network) error {
 	if err != nil {
 		return err
 	}
-	if route := n.overlap(onLink); route.IsValid() {
-		return conflict{fmt.Errorf("the network's subnets %v overlap %s, a network that the host is on: choose another subnet",
-			n.Subnets(), route)}
+	for _, p := range n.Subnets() {
+		if i := slices.IndexFunc(onLink, p.Overlaps); i >= 0 {
+			return conflict{fmt.Errorf("subnet %s overlaps %s, a network that the host is on: choose another subnet, "+
+				"or, for containers on that network, mode=macvlan or ipvlan with its device as parent", p, onLink[i])}
+		}
 	}
 	return nil
 }

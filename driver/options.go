@@ -261,9 +261,12 @@ func (o *Options) checkIsolated() error {
 
 // endpointOptions are the driver-opts of an endpoint: --network name=n,driver-opt=k=v.
 var endpointOptions = []string{
-	"com.docker.network.endpoint.ifname",
+	optionIfName,
 	"mustang.service", "mustang.vip", "mustang.health", "mustang.weight", optionSources,
 }
+
+// optionIfName is the wanted name of the device inside.
+const optionIfName = "com.docker.network.endpoint.ifname"
 
 // optionSources is publish_sources of one endpoint.
 const optionSources = "mustang.publish_sources"
@@ -275,6 +278,11 @@ func checkEndpointOptions(raw map[string]string) error {
 			continue
 		}
 		return fmt.Errorf("unknown endpoint option %q: the options are %s", key, strings.Join(endpointOptions, ", "))
+	}
+	if name, ok := raw[optionIfName]; ok {
+		if err := link.CheckName(name); err != nil {
+			return fmt.Errorf("endpoint option %s=%q %w", optionIfName, name, err)
+		}
 	}
 	if text, ok := raw[optionSources]; ok {
 		if _, err := parseSources(text); err != nil {

@@ -116,7 +116,7 @@ func TestEndpointsThatAreRefused(t *testing.T) {
 		cfg EndpointConfig
 		err string
 	}{
-		"unknown network":    {change(func(c *EndpointConfig) { c.NetworkID = "net9" }), "network net9: not found"},
+		"unknown network":    {change(func(c *EndpointConfig) { c.NetworkID = "net9" }), "network net9: not found: remove it (docker network rm) and make it anew"},
 		"short id":           {change(func(c *EndpointConfig) { c.ID = "abc" }), `create endpoint "abc": its id must have at least 11 characters`},
 		"no address":         {change(func(c *EndpointConfig) { c.IPv4, c.IPv6 = netip.Prefix{}, netip.Prefix{} }), "create endpoint " + ep2 + ": it needs an address"},
 		"foreign address":    {change(func(c *EndpointConfig) { c.IPv4 = netip.MustParsePrefix("10.2.0.3/24") }), "create endpoint " + ep2 + ": its address 10.2.0.3 is in none of the network's subnets [10.1.0.0/24 fd00:1::/64]"},
@@ -125,6 +125,10 @@ func TestEndpointsThatAreRefused(t *testing.T) {
 		"group MAC":          {change(func(c *EndpointConfig) { c.MAC = "01:00:00:00:00:01" }), "create endpoint " + ep2 + `: "01:00:00:00:00:01" is no MAC address of an interface (six bytes, the first even)`},
 		"long MAC":           {change(func(c *EndpointConfig) { c.MAC = "02:00:00:00:00:00:00:01" }), "create endpoint " + ep2 + `: "02:00:00:00:00:00:00:01" is no MAC address of an interface (six bytes, the first even)`},
 		"the same beginning": {change(func(c *EndpointConfig) { c.ID = ep1[:idBytes] + "99999" }), "create endpoint e1e1e1e1e1e99999: its device msp" + ep1[:idBytes] + " belongs to the endpoint " + ep1},
+		"bad name inside": {change(func(c *EndpointConfig) {
+			c.Options = map[string]string{"com.docker.network.endpoint.ifname": "a/b"}
+		}),
+			`endpoint option com.docker.network.endpoint.ifname="a/b" must be a device name of 1 to 15 characters without blanks, colons and slashes`},
 		"unknown option": {change(func(c *EndpointConfig) { c.Options = map[string]string{"mustang.vips": "on"} }),
 			`unknown endpoint option "mustang.vips": the options are com.docker.network.endpoint.ifname, mustang.service, mustang.vip, mustang.health, mustang.weight, mustang.publish_sources`},
 	} {
@@ -190,8 +194,8 @@ func TestWhatIsUnknownIsNotFound(t *testing.T) {
 
 func TestSubnetsOfTheHostAreRefused(t *testing.T) {
 	for subnet, want := range map[string]string{
-		"192.0.2.0/24":   "overlap 192.0.2.0/24, a network that the host is on",
-		"192.0.2.128/25": "overlap 192.0.2.0/24, a network that the host is on",
+		"192.0.2.0/24":   "overlaps 192.0.2.0/24, a network that the host is on",
+		"192.0.2.128/25": "overlaps 192.0.2.0/24, a network that the host is on",
 		"127.0.0.0/24":   "is no range for hosts",
 		"169.254.0.0/16": "is no range for hosts",
 		"224.1.0.0/16":   "is no range for hosts",

@@ -168,5 +168,5 @@ func (i *IPAM) Lookup(addr netip.Addr) (Lease, bool) {
 }
 
 func noPool(id string) error {
-	return fmt.Errorf("pool %q: %w: request it again, or create the network again", id, ErrNoPool)
+	return fmt.Errorf("pool %q: %w: remove the network (docker network rm) and make it anew", id, ErrNoPool)
 }

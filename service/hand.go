@@ -132,6 +132,9 @@ func (m *Manager) find(ref string) (*handService, error) {
 	if h := m.byName[ref]; h != nil {
 		return h, nil
 	}
+	if s := m.namedByName(ref); s != nil {
+		return nil, conflictf("service %d (%s) comes from %s: it goes with its network", s.id, s.name, s.source)
+	}
 	f, exact, err := parseFrontend(ref)
 	if err != nil {
 		return nil, fmt.Errorf("service %q: %w: give its id, name or ADDR:PORT", ref, ErrNotFound)

@@ -4,6 +4,7 @@ package service
 
 import (
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -19,6 +20,8 @@ const (
 	optHealth  = "mustang.health"
 	optWeight  = "mustang.weight"
 )
+
+var labelKeys = []string{optService, optVIP, optHealth, optWeight}
 
 // options are what labels and driver-opts ask for an endpoint.
 type options struct {
@@ -67,6 +70,14 @@ func readOptions(labels, driverOpts map[string]string) (o options, problems []st
 		o.strict = true
 	default:
 		problems = append(problems, fmt.Sprintf("%s=%s: use tiers or strict", optHealth, v))
+	}
+	for _, key := range slices.Sorted(maps.Keys(labels)) {
+		switch {
+		case key == "mustang.publish_sources":
+			problems = append(problems, key+" as a label, which says nothing: give it as a driver-opt of the network's")
+		case strings.HasPrefix(key, "mustang.") && !slices.Contains(labelKeys, key):
+			problems = append(problems, fmt.Sprintf("%s: the labels are %s", key, strings.Join(labelKeys, ", ")))
+		}
 	}
 	o.weight = 1
 	if v := get(optWeight); v != "" {
@@ -269,6 +280,16 @@ func (s *named) asked(family int) (vip netip.Addr, by string) {
 		}
 	}
 	return vip, by
+}
+
+// namedByName finds a service by its name, on any network.
+func (m *Manager) namedByName(name string) *named {
+	for _, s := range m.nameVIPs {
+		if s.name == strings.ToLower(name) {
+			return s
+		}
+	}
+	return nil
 }
 
 // namedByID finds the service of a name by its id.

@@ -418,3 +418,13 @@ func TestLowerTiersAreInReserve(t *testing.T) {
 	require.Empty(t, reserve(members[:1], ids[:1], PhaseUnhealthy, false))
 	require.Empty(t, reserve(nil, nil, "", false))
 }
+
+func TestLabelsThatSayNothing(t *testing.T) {
+	_, problems := readOptions(map[string]string{
+		"com.docker.compose.project": "shop", "mustang.weight": "2", "mustang.halth": "strict", "mustang.publish_sources": "10.0.0.0/8",
+	}, nil)
+	require.Equal(t, []string{
+		"mustang.halth: the labels are mustang.service, mustang.vip, mustang.health, mustang.weight",
+		"mustang.publish_sources as a label, which says nothing: give it as a driver-opt of the network's",
+	}, problems)
+}

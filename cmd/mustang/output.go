@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"reflect"
 	"slices"
 	"strings"
 	"text/template"
@@ -125,10 +126,24 @@ func (o output) encode(v any) error {
 	return e.Encode(v)
 }
 
+// fieldsOf are what a template can name of an item.
+func fieldsOf(item any) (names []string) {
+	t := reflect.TypeOf(item)
+	if t.Kind() != reflect.Struct {
+		return nil
+	}
+	for _, f := range reflect.VisibleFields(t) {
+		if f.IsExported() && !f.Anonymous {
+			names = append(names, "."+f.Name)
+		}
+	}
+	return names
+}
+
 func (o output) execute(item any) error {
 	var line strings.Builder
 	if err := o.template.Execute(&line, item); err != nil {
-		return fmt.Errorf("print by --format: %w", err)
+		return fmt.Errorf("print by --format: %w: choose among %s", err, strings.Join(fieldsOf(item), ", "))
 	}
 	_, err := fmt.Fprintln(o.w, line.String())
 	return err

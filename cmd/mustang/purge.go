@@ -35,7 +35,7 @@ func purgeCommand(e env) *cli.Command {
 			"and a daemon that starts makes everything anew. The daemon must be stopped.",
 		flags: []cli.Flag{
 			&cli.BoolFlag{Name: "force", Usage: "also take their networks from containers that run", DisableDefaultText: true},
-			&cli.BoolFlag{Name: "state", Usage: "also forget networks, leases and services, and remove the files of CNI networks", DisableDefaultText: true},
+			&cli.BoolFlag{Name: "state", Usage: "also forget networks, leases and services, and remove the files of CNI networks that mustang network ls shows", DisableDefaultText: true},
 		},
 		run: func(c *cli.Context) error {
 			cfg, err := e.config(c)

@@ -55,7 +55,7 @@ func statusCommand(e env) *cli.Command {
 	return verb{
 		name: "status", usage: "say whether mustang is ready, and how its parts are",
 		about: "The exit code is 0 only if mustang is ready.",
-		flags: append(outputFlags(forms), quietFlag("print nothing"),
+		flags: append(outputFlags(forms), quietFlag("print no table: the exit code tells, and an error"),
 			&cli.GenericFlag{Name: "wait", Value: wait, Usage: "wait until ready: at most " + defaultWait.String() + ", or the `DURATION` after =, as in --wait=30s"}),
 		run: func(c *cli.Context) error {
 			o, err := outputOf(c, e, forms)

@@ -18,7 +18,7 @@ func verifyCommand(e env) *cli.Command {
 		name: "verify", usage: "tell every difference between what mustang wants and what the kernel has",
 		about: "The exit code is 0 if there is none, and 1 if there are some. --repair does what a start of the daemon does, looks\n" +
 			"again, and says what that has mended. Traffic goes on meanwhile.",
-		flags: append(outputFlags(forms), quietFlag("print nothing"),
+		flags: append(outputFlags(forms), quietFlag("print no table: the exit code tells, and an error"),
 			&cli.BoolFlag{Name: "repair", Usage: "make the kernel as it should be", DisableDefaultText: true}),
 		run: func(c *cli.Context) error {
 			o, err := outputOf(c, e, forms)

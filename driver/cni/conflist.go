@@ -54,7 +54,7 @@ func Write(dir string, n Network, labels map[string]string) (path string, err er
 	case err != nil:
 		return "", err
 	case file.path != "":
-		return "", conflictf("create the network %s: %s has one of this name: choose another, or remove that one with nerdctl network rm", n.Name, file.path)
+		return "", conflictf("create the network %s: %s has one of this name: choose another, or remove that one with mustang network rm", n.Name, file.path)
 	}
 	if labels == nil {
 		labels = map[string]string{}

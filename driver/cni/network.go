@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"reflect"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/mustang-net/mustang/driver"
@@ -30,6 +31,15 @@ type network struct {
 const awaitConf = 10 * time.Second
 
 func (n *network) id() string { return NetworkID(n.Name) }
+
+// pools are its subnets, for a person.
+func (n *network) pools() string {
+	var texts []string
+	for _, s := range n.subnets {
+		texts = append(texts, s.Pool.String())
+	}
+	return strings.Join(texts, ", ")
+}
 
 // release undoes the hold that ensure gives.
 func (n *network) release(m *Manager) {
@@ -272,7 +282,7 @@ func (m *Manager) lease(n *network, a Attachment) ([]Given, error) {
 		if found {
 			out = append(out, g)
 		} else if wanted[v6].IsValid() {
-			return nil, invalidf("the address %s lies in none of the subnets of the network %s: choose one of them", wanted[v6], n.Name)
+			return nil, invalidf("the address %s lies in none of the subnets %s of the network %s: choose one of them", wanted[v6], n.pools(), n.Name)
 		}
 	}
 	return out, nil

@@ -49,7 +49,7 @@ var kernelOptions = map[string]string{
 }
 
 func missing(kind string) error {
-	return fmt.Errorf("this kernel has no %s: it needs %s", kind, kernelOptions[kind])
+	return fmt.Errorf("this kernel has no %s: it needs %s, or choose another mode: mustang status tells which there are", kind, kernelOptions[kind])
 }
 
 // CreateSlave creates a slave and leaves it down, as engines want it. One of the same owner that is
@@ -57,7 +57,7 @@ func missing(kind string) error {
 func (Host) CreateSlave(s Slave) (Device, error) {
 	parent, err := netlink.LinkByName(s.Parent)
 	if err != nil {
-		return Device{}, fmt.Errorf("find the parent %s: %w", s.Parent, err)
+		return Device{}, fmt.Errorf("find the parent %s: %w: ip link lists the devices", s.Parent, err)
 	}
 	attrs := netlink.LinkAttrs{Name: s.Name, ParentIndex: parent.Attrs().Index, MTU: s.MTU}
 	var l netlink.Link

@@ -57,7 +57,7 @@ var silent = map[string]string{
 	"ifname and netns are needed": program, "read the request: more than one JSON value": program, "ref is missing": program,
 	"%s%s is missing": part, "%sunexpected argument %q": part, "%sunknown command %q: %sCommands: %s": part, "%sunknown flag %s": part,
 	"mustang is not ready%s": part, "bucket %q belongs to the store itself": program,
-	"another process reads the events of this host": sign, "read mst_events: an event of %d bytes is of another build: %w": program,
+	"read mst_events: an event of %d bytes is of another build: %w": program,
 	"%d %s between what mustang wants and what the kernel has": part, "no container on the network runs": sign,
 	"%w (layout %d, this one knows %d)": part, "%w: %d bytes of %d are left": part, "%w: it has no layout version, so it is not mustang's": part,
 	"%w: layout %d never existed": part, "%w: record %q/%q is not JSON": part, "%w: page %d %s": part, "--ifname %q %w": part, "%w: its checksum is another": part,
