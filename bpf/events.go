@@ -59,7 +59,7 @@ const (
 )
 
 // ErrWatched says that another process reads the events.
-var ErrWatched = errors.New("another process reads the events of this host: end that mustang monitor, or start the daemon, which serves many")
+var ErrWatched = errors.New("another process reads the events of this host: end that mustang monitor: with the daemon many can watch")
 
 // Events reads what happens. There is one reader on a host.
 type Events struct {

@@ -135,7 +135,7 @@ func TestTimeouts(t *testing.T) {
 		{"a SYN without answer", ProtocolTCP, nil, 20},
 		{"an established stream", ProtocolTCP, []segment{ack}, 7440},
 		{"a stream that is closing", ProtocolTCP, []segment{ack, fin}, 240},
-		{"a datagram flow", ProtocolUDP, nil, 300},
+		{"a datagram flow", ProtocolUDP, nil, 120},
 	}
 	var scenarios []scenario
 	for _, e := range table {
@@ -183,8 +183,8 @@ func TestTimeouts(t *testing.T) {
 			query, sent := udp(w.client, 5000, w.vip, 53, "q"), udp(w.client, 5000, w.backend, 5353, "q")
 			for range 3 {
 				w.send(fromClient(), query).toBackend(sent)
-				w.age(query, dirRequest, 50)
-				w.age(udp(w.backend, 5353, w.client, 5000, "a"), dirReply, 50)
+				w.age(query, dirRequest, 80)
+				w.age(udp(w.backend, 5353, w.client, 5000, "a"), dirReply, 80)
 			}
 			w.send(fromBackend(), udp(w.backend, 5353, w.client, 5000, "a")).toClient(udp(w.vip, 53, w.client, 5000, "a"))
 		}},
@@ -193,8 +193,8 @@ func TestTimeouts(t *testing.T) {
 			query, sent, answer := udp(w.client, 5000, w.vip, 53, "q"), udp(w.client, 5000, w.backend, 5353, "q"), udp(w.backend, 5353, w.client, 5000, "a")
 			w.send(fromClient(), query).toBackend(sent)
 			for range 3 {
-				w.age(query, dirRequest, 50)
-				w.age(answer, dirReply, 50)
+				w.age(query, dirRequest, 80)
+				w.age(answer, dirReply, 80)
 				w.send(fromBackend(), answer).toClient(udp(w.vip, 53, w.client, 5000, "a"))
 			}
 			w.putService(Service{Frontend: Frontend{Addr: w.vip, Port: 53, Protocol: ProtocolUDP}, ID: 1, Network: network1})

@@ -436,7 +436,7 @@ func (s *stage) least() int {
 func (s *stage) play() {
 	for n := 0; len(s.data) > 0 && n < 40; n++ {
 		if s.passing && s.pick(4) == 0 {
-			s.pass(pickOf(&s.script, 12800*time.Millisecond, 25600*time.Millisecond, 38400*time.Millisecond, 307200*time.Millisecond, 7500*time.Second))
+			s.pass(pickOf(&s.script, 12800*time.Millisecond, 140800*time.Millisecond, 38400*time.Millisecond, 307200*time.Millisecond, 7500*time.Second))
 		}
 		if s.hasSlaves() {
 			s.slaveStep(n)

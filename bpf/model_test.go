@@ -217,7 +217,7 @@ func (m *model) over(f *flow, proto uint8) bool {
 	limit := longest
 	switch {
 	case proto == protoUDP:
-		limit = 5 * time.Minute
+		limit = 2 * time.Minute
 	case f.closed:
 		limit = 4 * time.Minute
 	case !f.spoken:

@@ -3,6 +3,7 @@
 package service
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -118,6 +119,10 @@ func (m *Manager) Remove(ref string) error {
 	return m.finish(nil)
 }
 
+func goesWithNetwork(ref string, s *named) error {
+	return conflictf("service %s (%s) comes from %s: it goes with its network %s", ref, s.name, cmp.Or(s.source, SourceDocker), s.net.label())
+}
+
 // find looks a hand-made service up.
 func (m *Manager) find(ref string) (*handService, error) {
 	if id, err := strconv.ParseUint(ref, 10, 32); err == nil {
@@ -125,22 +130,22 @@ func (m *Manager) find(ref string) (*handService, error) {
 			return h, nil
 		}
 		if s := m.namedByID(uint32(id)); s != nil {
-			return nil, conflictf("service %d (%s) comes from %s: it goes with its network", id, s.name, s.source)
+			return nil, goesWithNetwork(ref, s)
 		}
 		return nil, fmt.Errorf("service %s: %w: `mustang svc ls` lists the ids", ref, ErrNotFound)
 	}
 	if h := m.byName[ref]; h != nil {
 		return h, nil
 	}
-	if s := m.namedByName(ref); s != nil {
-		return nil, conflictf("service %d (%s) comes from %s: it goes with its network", s.id, s.name, s.source)
-	}
 	f, exact, err := parseFrontend(ref)
 	if err != nil {
+		if s := m.namedByName(ref); s != nil {
+			return nil, goesWithNetwork(strconv.FormatUint(uint64(s.id), 10), s)
+		}
 		return nil, fmt.Errorf("service %q: %w: give its id, name or ADDR:PORT", ref, ErrNotFound)
 	}
 	if s := m.nameVIPs[f.Addr]; s != nil {
-		return nil, conflictf("service %s (%s) comes from %s: it goes with its network", ref, s.name, s.source)
+		return nil, goesWithNetwork(ref, s)
 	}
 	var hits []*handService
 	for _, p := range []bpf.Protocol{bpf.ProtocolAny, bpf.ProtocolTCP, bpf.ProtocolUDP} {

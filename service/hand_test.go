@@ -129,7 +129,8 @@ func TestAddRefuses(t *testing.T) {
 	require.Equal(t, writes, w.maps.writes)
 	require.ErrorContains(t, w.PutEndpoint(Endpoint{ID: "x", IPv4: addr("10.96.0.1")}), "VIP of a hand-made service")
 	require.ErrorContains(t, w.PutEndpoint(Endpoint{ID: "x", IPv4: addr("10.96.1.200")}), "VIPs of network shop")
-	require.ErrorContains(t, w.Remove(w.vip(t, "web")), "comes from docker")
+	require.ErrorContains(t, w.Remove(w.vip(t, "web")), "comes from docker: it goes with its network shop")
+	require.ErrorContains(t, w.Remove("Web"), "(web) comes from docker: it goes with its network shop")
 }
 
 func TestRefusalsHaveAClass(t *testing.T) {

@@ -74,7 +74,7 @@ func readOptions(labels, driverOpts map[string]string) (o options, problems []st
 	for _, key := range slices.Sorted(maps.Keys(labels)) {
 		switch {
 		case key == "mustang.publish_sources":
-			problems = append(problems, key+" as a label, which says nothing: give it as a driver-opt of the network's")
+			problems = append(problems, key+" as a label, which says nothing: give --network name=NETWORK,driver-opt="+key+"=…, or the network's option publish_sources")
 		case strings.HasPrefix(key, "mustang.") && !slices.Contains(labelKeys, key):
 			problems = append(problems, fmt.Sprintf("%s: the labels are %s", key, strings.Join(labelKeys, ", ")))
 		}
@@ -282,14 +282,14 @@ func (s *named) asked(family int) (vip netip.Addr, by string) {
 	return vip, by
 }
 
-// namedByName finds a service by its name, on any network.
-func (m *Manager) namedByName(name string) *named {
+// namedByName finds the oldest service of a name, on any network.
+func (m *Manager) namedByName(name string) (oldest *named) {
 	for _, s := range m.nameVIPs {
-		if s.name == strings.ToLower(name) {
-			return s
+		if s.name == strings.ToLower(name) && (oldest == nil || s.id < oldest.id) {
+			oldest = s
 		}
 	}
-	return nil
+	return oldest
 }
 
 // namedByID finds the service of a name by its id.

@@ -425,6 +425,6 @@ func TestLabelsThatSayNothing(t *testing.T) {
 	}, nil)
 	require.Equal(t, []string{
 		"mustang.halth: the labels are mustang.service, mustang.vip, mustang.health, mustang.weight",
-		"mustang.publish_sources as a label, which says nothing: give it as a driver-opt of the network's",
+		"mustang.publish_sources as a label, which says nothing: give --network name=NETWORK,driver-opt=mustang.publish_sources=…, or the network's option publish_sources",
 	}, problems)
 }

@@ -9,14 +9,15 @@
 #define SEC_NS 1000000000ULL
 
 /*
- * How long a flow may be silent: what RFC 5382 (REQ-5) and RFC 4787 (REQ-5)
- * ask for, so that a stream lives from one keepalive of Linux' to the next,
- * which is two hours. The map is an LRU one: who waits holds nobody up.
+ * How long a flow may be silent: the least that RFC 5382 (REQ-5) and RFC 4787
+ * (REQ-5) ask for, so that a stream lives from one keepalive of Linux' to the
+ * next, which is two hours. CT_NEW is less on purpose: a SYN that is repeated
+ * later may go to another backend.
  */
-#define CT_NEW	       (20 * SEC_NS)  /* a SYN is repeated sooner */
-#define CT_CLOSING     (240 * SEC_NS) /* half-closed as well */
+#define CT_NEW	       (20 * SEC_NS)
+#define CT_CLOSING     (240 * SEC_NS) /* of the direction that has closed */
 #define CT_ESTABLISHED (7440 * SEC_NS)
-#define CT_DATAGRAMS   (300 * SEC_NS)
+#define CT_DATAGRAMS   (120 * SEC_NS)
 
 static __always_inline __u64 ct_timeout(const struct mst_ct *ct, __u8 proto)
 {

@@ -143,7 +143,7 @@ func fieldsOf(item any) (names []string) {
 func (o output) execute(item any) error {
 	var line strings.Builder
 	if err := o.template.Execute(&line, item); err != nil {
-		return fmt.Errorf("print by --format: %w: choose among %s", err, strings.Join(fieldsOf(item), ", "))
+		return fmt.Errorf("print by --format: %w: an item has %s: use these, or see {{json .}}", err, strings.Join(fieldsOf(item), ", "))
 	}
 	_, err := fmt.Fprintln(o.w, line.String())
 	return err

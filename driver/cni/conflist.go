@@ -54,7 +54,7 @@ func Write(dir string, n Network, labels map[string]string) (path string, err er
 	case err != nil:
 		return "", err
 	case file.path != "":
-		return "", conflictf("create the network %s: %s has one of this name: choose another, or remove that one with mustang network rm", n.Name, file.path)
+		return "", conflictf("create the network %s: %s has one of this name: choose another, or remove that one with %s network rm", n.Name, file.path, file.tool())
 	}
 	if labels == nil {
 		labels = map[string]string{}
@@ -165,6 +165,14 @@ type inList struct {
 	Type         string
 	Capabilities map[string]bool
 	Limits       // of the plugin bandwidth
+}
+
+// tool is the command that removes the network.
+func (f found) tool() string {
+	if f.ours() {
+		return "mustang"
+	}
+	return "nerdctl"
 }
 
 // ours tells whether the network is one of mustang's.

@@ -149,7 +149,7 @@ func disablesIPv6(o options) (off bool) {
 	}
 	for setting := range strings.SplitSeq(list, ",") {
 		key, value, _ := strings.Cut(setting, "=")
-		if strings.EqualFold(key, "net.ipv6.conf.IFNAME.disable_ipv6") { // the command lines of older engines write it small
+		if strings.EqualFold(key, "net.ipv6.conf.IFNAME.disable_ipv6") { // docker's command line writes it small
 			off = value != "0"
 		}
 	}

@@ -58,7 +58,7 @@ var silent = map[string]string{
 	"%s%s is missing": part, "%sunexpected argument %q": part, "%sunknown command %q: %sCommands: %s": part, "%sunknown flag %s": part,
 	"mustang is not ready%s": part, "bucket %q belongs to the store itself": program,
 	"read mst_events: an event of %d bytes is of another build: %w": program,
-	"%d %s between what mustang wants and what the kernel has": part, "no container on the network runs": sign,
+	"%d %s between what mustang wants and what the kernel has":      part, "no container on the network runs": sign,
 	"%w (layout %d, this one knows %d)": part, "%w: %d bytes of %d are left": part, "%w: it has no layout version, so it is not mustang's": part,
 	"%w: layout %d never existed": part, "%w: record %q/%q is not JSON": part, "%w: page %d %s": part, "--ifname %q %w": part, "%w: its checksum is another": part,
 	"%w: record %q/%q is out of its place": part, "%w: it has %d records, not the %d that were written": part,

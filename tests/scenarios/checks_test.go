@@ -120,6 +120,9 @@ func spread(s *scenario, _ string, args []string) result {
 		if r.err != nil && !conditions["nft"]() { // ADR 13: there nobody knows whether a backend listens
 			return r
 		}
+		if r.err != nil {
+			counts = nil // an error has a line like a server's
+		}
 	}
 	ask(numbers[0])
 	if r.err == nil && len(counts) != numbers[1] {

@@ -146,6 +146,7 @@ func countHeld() (held, error) {
 		h[what] = float64(len(matching(".", argv...)))
 	}
 	accepted, opened := engineConnections()
+	opened = min(opened, 3) // two that are idle and the one of events: more would be lost ones
 	h["fds"] -= accepted + opened
 	h["goroutines"] -= accepted + 2*opened
 	return h, nil
