@@ -119,6 +119,7 @@ func (m *Manager) Remove(ref string) error {
 	return m.finish(nil)
 }
 
+// goesWithNetwork refuses to change by hand what a source tells of.
 func goesWithNetwork(ref string, s *named) error {
 	return conflictf("service %s (%s) comes from %s: it goes with its network %s", ref, s.name, cmp.Or(s.source, SourceDocker), s.net.label())
 }

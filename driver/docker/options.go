@@ -141,7 +141,7 @@ func endpointOptions(o options) (map[string]string, error) {
 }
 
 // disablesIPv6 tells whether the engine will turn IPv6 off on the interface, by a driver-opt. It then has its IPAM give
-// the address to the next endpoint (moby, Endpoint.Join), and fails to set routes of IPv6.
+// the address to the next endpoint, and fails to set routes of IPv6.
 func disablesIPv6(o options) (off bool) {
 	list, err := text(keySysctls, o[keySysctls])
 	if err != nil { // there is none
