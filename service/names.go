@@ -282,14 +282,14 @@ func (s *named) asked(family int) (vip netip.Addr, by string) {
 	return vip, by
 }
 
-// namedByName finds the oldest service of a name, on any network.
-func (m *Manager) namedByName(name string) (oldest *named) {
+// namedByName finds the service of a name, of those on several networks the one with the lowest id.
+func (m *Manager) namedByName(name string) (found *named) {
 	for _, s := range m.nameVIPs {
-		if s.name == strings.ToLower(name) && (oldest == nil || s.id < oldest.id) {
-			oldest = s
+		if s.name == strings.ToLower(name) && (found == nil || s.id < found.id) {
+			found = s
 		}
 	}
-	return oldest
+	return found
 }
 
 // namedByID finds the service of a name by its id.

@@ -49,7 +49,7 @@ var kernelOptions = map[string]string{
 }
 
 func missing(kind string) error {
-	return fmt.Errorf("this kernel has no %s: it needs %s, or choose another mode: mustang status tells which there are", kind, kernelOptions[kind])
+	return fmt.Errorf("this kernel has no %s: it needs %s: use another kernel, mode or parent", kind, kernelOptions[kind])
 }
 
 // CreateSlave creates a slave and leaves it down, as engines want it. One of the same owner that is
